@@ -1,0 +1,1 @@
+"""Measurements of jinaclip against what people run today."""

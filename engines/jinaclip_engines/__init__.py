@@ -1,0 +1,1 @@
+"""Graph to machine: precision and backend passes over a bundle's ONNX graphs. Never imports torch."""

@@ -1,0 +1,1 @@
+"""Checkpoint to bundle: the torch side of jinaclip."""

@@ -1,0 +1,97 @@
+"""Make a bundle from a checkpoint, or from random weights.
+
+CHECKPOINT is a directory with the published files of jina-clip-v2, or a hub id such as jinaai/jina-clip-v2
+(licence CC BY-NC 4.0, 1.7 GB). A full-size export needs the memory and time that the README states.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+from jinaclip.bundle import TOWERS
+
+EXTRA = "export"
+PRECISIONS = ("fp32",)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("checkpoint", metavar="CHECKPOINT", nargs="?", help="directory or hub id")
+    source.add_argument("--random", choices=("small", "full"), help="seeded random weights instead of a checkpoint")
+    parser.add_argument("--output", metavar="BUNDLE", required=True, help="directory to make")
+    parser.add_argument("--towers", type=_words(TOWERS), default="text,image", help="text, image or both")
+    parser.add_argument("--precision", type=_words(PRECISIONS), default="fp32", help="of the graphs: fp32")
+    parser.add_argument("--pixels", choices=("uint8", "float32"), default="uint8",
+                        help="image input: bytes [B, S, S, 3], or the published file's [B, 3, S, S]")  # fmt: skip
+    parser.add_argument("--revision", metavar="R", help="of the hub id (default: the one this version was made for)")
+    parser.add_argument("--adaptation", metavar="A", help="adapter to merge (default: the checkpoint's own)")
+    parser.add_argument("--seed", type=int, default=0, help="of --random")
+    parser.add_argument("--tokenizer", metavar="FILE", help="tokenizer.json for --random (default: a stand-in)")
+    parser.add_argument("--checkpoint-output", metavar="DIR", help="keep the checkpoint of --random there")
+
+
+def run(args: argparse.Namespace) -> int:
+    from jinaclip_export.checkpoint import Checkpoint
+    from jinaclip_export.write import Identity, check_output, export_bundle
+
+    if args.random is None:
+        for name in ("tokenizer", "checkpoint_output"):
+            if getattr(args, name) is not None:
+                args.usage_error(f"--{name.replace('_', '-')} goes with --random")
+    output = Path(args.output).absolute()
+    check_output(output)
+    with tempfile.TemporaryDirectory(prefix=".jinaclip-random-", dir=output.parent) as scratch:
+        if args.random is not None:
+            directory = Path(args.checkpoint_output or Path(scratch) / "checkpoint")
+            _make_random(args, directory)
+            identity = Identity(f"random-{args.random}", f"seed-{args.seed}", "none: random weights")
+        else:
+            directory, identity = _find(args)
+        bundle = export_bundle(
+            Checkpoint(directory, args.adaptation), output, identity=identity, towers=args.towers, pixels=args.pixels
+        )
+    size = sum(size for size, _ in bundle.files.values())
+    print(f"{args.output}: {', '.join(bundle.towers)}; {size / 1e6:,.0f} MB; {bundle.model['id']}, "
+          f"licence {bundle.model['licence'] or 'not stated'}", file=sys.stderr)  # fmt: skip
+    return 0
+
+
+def _make_random(args: argparse.Namespace, directory: Path) -> None:
+    from jinaclip.progress import say
+    from jinaclip_export.errors import ExportError
+    from jinaclip_export.random_checkpoint import SIZES, published_config, write_random_checkpoint
+
+    if directory.exists() and any(directory.iterdir()):
+        raise ExportError(f"--checkpoint-output {directory} exists already; choose another, or remove it first")
+    say("random checkpoint")
+    write_random_checkpoint(
+        directory, published_config(**SIZES[args.random]), seed=args.seed,
+        tokenizer=Path(args.tokenizer) if args.tokenizer else None,
+    )  # fmt: skip
+
+
+def _find(args: argparse.Namespace):  # type: ignore[no-untyped-def]
+    from jinaclip_export.hub import PUBLISHED_ID, PUBLISHED_LICENCE, fetch
+    from jinaclip_export.write import Identity
+
+    path = Path(args.checkpoint)
+    looks_like_id = args.checkpoint.count("/") == 1 and not args.checkpoint.startswith((".", "/", "~"))
+    if path.exists() or not looks_like_id:
+        return path, Identity(path.absolute().name, args.revision)
+    licence = PUBLISHED_LICENCE if args.checkpoint == PUBLISHED_ID else None
+    return fetch(args.checkpoint, args.revision), Identity(args.checkpoint, args.revision, licence)
+
+
+def _words(allowed: tuple[str, ...]):  # type: ignore[no-untyped-def]
+    """An argparse type: words of `allowed`, separated by commas."""
+
+    def parse(text: str) -> tuple[str, ...]:
+        words = tuple(dict.fromkeys(text.split(",")))
+        if not set(words) <= set(allowed):
+            raise argparse.ArgumentTypeError(f"{text!r}, expected some of {','.join(allowed)}")
+        return words
+
+    return parse

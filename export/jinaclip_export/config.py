@@ -1,0 +1,254 @@
+"""The published configuration of jina-clip-v2, read into two small dataclasses.
+
+config.json names only what differs from the base text model (jina-embeddings-v3), so its defaults stand
+here. A setting that this exporter does not implement is refused by name: a tower that quietly ignores one
+gives vectors that look right and are not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from jinaclip_export.errors import CheckpointError
+
+PUBLISHED_MATRYOSHKA = (32, 64, 128, 256, 512, 768, 1024)
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """XLM-RoBERTa with rotary positions; the defaults are jina-embeddings-v3's."""
+
+    vocab_size: int = 250002
+    hidden_size: int = 1024
+    num_hidden_layers: int = 24
+    num_attention_heads: int = 16
+    intermediate_size: int = 4096
+    max_position_embeddings: int = 8194
+    type_vocab_size: int = 1
+    layer_norm_eps: float = 1e-5
+    rotary_emb_base: float = 20000.0
+    pad_token_id: int = 1
+    bos_token_id: int = 0
+    eos_token_id: int = 2
+    lora_adaptations: tuple[str, ...] = ()
+    lora_rank: int = 4
+    lora_alpha: float = 1.0
+    default_lora_task: str | None = None
+    default_instruction_task: str | None = None
+    task_instructions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def head_size(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def max_tokens(self) -> int:
+        """Longest text in tokens, `<s>` and `</s>` included: RoBERTa keeps two of its positions unused."""
+        return self.max_position_embeddings - 2
+
+
+@dataclass(frozen=True)
+class ImageConfig:
+    """EVA02 with sub-LayerNorm, SwiGLU and 2-D rotary positions."""
+
+    width: int = 1024
+    layers: int = 24
+    head_width: int = 64
+    mlp_ratio: float = 2.6667
+    image_size: int = 512
+    patch_size: int = 14
+    pt_hw_seq_len: int = 16
+    layer_norm_eps: float = 1e-6
+
+    @property
+    def heads(self) -> int:
+        return self.width // self.head_width
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the SwiGLU layer."""
+        return int(self.width * self.mlp_ratio)
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side; what is left over of the picture is never read."""
+        return self.image_size // self.patch_size
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    text: TextConfig
+    image: ImageConfig
+    dim: int
+    matryoshka_dimensions: tuple[int, ...]
+    logit_scale_init_value: float
+
+
+# What a base text setting must be when it is named at all: other values change the network's form.
+_TEXT_FIXED: dict[str, tuple[Any, ...]] = {
+    "hidden_act": ("gelu",),
+    "position_embedding_type": ("rotary",),
+    "type_vocab_size": (1,),
+    "lora_main_params_trainable": (False, True),  # training only
+    "load_trained_adapters": (False,),  # True would fetch other weights than the checkpoint's
+    "use_flash_attn": (True, False, None),  # an implementation, not a network
+    "lora_dropout_p": None,  # type: ignore[dict-item]  # training only: any value
+}
+_TEXT_INT = (
+    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
+    "max_position_embeddings", "type_vocab_size", "pad_token_id", "bos_token_id", "eos_token_id", "lora_rank",
+)  # fmt: skip
+_TEXT_FLOAT = ("layer_norm_eps", "rotary_emb_base", "lora_alpha")
+_IMAGE_FIXED: dict[str, tuple[Any, ...]] = {
+    "qkv_bias": (True,),
+    "rope_embeddings": (True,),
+    "intp_freq": (True,),
+    "naive_swiglu": (True,),
+    "subln": (True,),
+    "post_norm": (False, None),
+    "ls_init_value": (None,),
+    "proj_type": (None,),
+}
+
+
+def read_config(config: Mapping[str, Any]) -> ModelConfig:
+    """ModelConfig of a published `config.json`.
+
+    Raises:
+        CheckpointError: not a jina_clip configuration, a setting of the wrong type, or one that this
+            exporter does not implement; the message names it.
+    """
+    if config.get("model_type") != "jina_clip":
+        raise CheckpointError(
+            f"config.json has model_type {config.get('model_type')!r}, expected 'jina_clip'; "
+            "this exporter reads checkpoints of jina-clip-v2's layout"
+        )
+    text, image = (_section(config, name) for name in ("text_config", "vision_config"))
+    if config.get("add_projections"):
+        raise _unsupported("add_projections", True, (False,))
+    result = ModelConfig(
+        text=_text(text),
+        image=_image(image),
+        dim=_number(config, "projection_dim", int, 1024),
+        matryoshka_dimensions=_dims(config),
+        logit_scale_init_value=_number(config, "logit_scale_init_value", float, 2.6592),
+    )
+    for name, found in (("text hidden_size", result.text.hidden_size), ("vision width", result.image.width)):
+        if found != result.dim:
+            raise CheckpointError(
+                f"config.json: {name} is {found} but projection_dim is {result.dim}; the towers have no "
+                "projection, so the three must be equal"
+            )
+    return result
+
+
+def _text(section: Mapping[str, Any]) -> TextConfig:
+    for key, allowed in {"pooler_type": ("mean_pooler",), "proj_type": (None,)}.items():
+        if section.get(key, allowed[0]) not in allowed:
+            raise _unsupported(f"text_config.{key}", section[key], allowed)
+    base = section.get("hf_model_name_or_path", "jinaai/jina-embeddings-v3")
+    if "jina-embeddings-v3" not in str(base) and "xlm-roberta-flash" not in str(base):
+        raise _unsupported("text_config.hf_model_name_or_path", base, ("jinaai/jina-embeddings-v3",))
+    overlay = _section(section, "hf_model_config_kwargs", default={})
+    for key, allowed in _TEXT_FIXED.items():
+        if key in overlay and allowed is not None and overlay[key] not in allowed:
+            raise _unsupported(f"text_config.hf_model_config_kwargs.{key}", overlay[key], allowed)
+    values: dict[str, Any] = {}
+    for names, kind in ((_TEXT_INT, int), (_TEXT_FLOAT, float)):
+        values |= {name: _number(overlay, name, kind, None) for name in names if name in overlay}
+    adaptations = overlay.get("lora_adaptations") or ()
+    if not isinstance(adaptations, (list, tuple)) or not all(isinstance(a, str) for a in adaptations):
+        raise CheckpointError(f"config.json: lora_adaptations is {adaptations!r}, expected a list of names")
+    instructions = overlay.get("task_instructions") or {}
+    if not isinstance(instructions, Mapping) or not all(isinstance(v, str) for v in instructions.values()):
+        raise CheckpointError(f"config.json: task_instructions is {instructions!r}, expected names and sentences")
+    default_task = section.get("default_instruction_task")
+    if default_task is not None and default_task not in instructions:
+        raise CheckpointError(
+            f"config.json: default_instruction_task {default_task!r} is not among task_instructions "
+            f"({', '.join(instructions) or 'none'})"
+        )
+    result = TextConfig(
+        **values,
+        lora_adaptations=tuple(adaptations),
+        default_lora_task=section.get("default_lora_task"),
+        default_instruction_task=default_task,
+        task_instructions=dict(instructions),
+    )
+    _check_heads("text", result.hidden_size, result.num_attention_heads)
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+        if not 0 <= getattr(result, name) < result.vocab_size:
+            raise CheckpointError(
+                f"config.json: {name} {getattr(result, name)} is outside the vocabulary of {result.vocab_size}"
+            )
+    if result.max_tokens < 8:
+        raise CheckpointError(
+            f"config.json: max_position_embeddings is {result.max_position_embeddings}, expected at least 10"
+        )
+    return result
+
+
+def _image(section: Mapping[str, Any]) -> ImageConfig:
+    for key, allowed in _IMAGE_FIXED.items():
+        if section.get(key, allowed[0]) not in allowed:
+            raise _unsupported(f"vision_config.{key}", section[key], allowed)
+    names = ("width", "layers", "head_width", "image_size", "patch_size", "pt_hw_seq_len")
+    values: dict[str, Any] = {n: _number(section, n, int, None) for n in names if n in section}
+    if "mlp_ratio" in section:
+        values["mlp_ratio"] = _number(section, "mlp_ratio", float, None)
+    result = ImageConfig(**values)
+    if section.get("embed_dim", result.width) != result.width:
+        raise CheckpointError(
+            f"config.json: vision embed_dim is {section['embed_dim']} but width is {result.width}; "
+            "the tower has no projection, so they must be equal"
+        )
+    _check_heads("vision", result.width, result.heads, multiple=4)
+    if result.width % result.head_width:
+        raise CheckpointError(f"config.json: vision width {result.width} is no multiple of head_width")
+    if result.grid < 1:
+        raise CheckpointError(
+            f"config.json: image_size {result.image_size} is smaller than patch_size {result.patch_size}"
+        )
+    return result
+
+
+def _check_heads(tower: str, width: int, heads: int, multiple: int = 2) -> None:
+    if heads < 1 or width % heads or (width // heads) % multiple:
+        raise CheckpointError(
+            f"config.json: {tower} width {width} does not divide into {heads} heads of a size that is a "
+            f"multiple of {multiple}, as rotary positions need"
+        )
+
+
+def _dims(config: Mapping[str, Any]) -> tuple[int, ...]:
+    full = _number(config, "projection_dim", int, 1024)
+    found = config.get("matryoshka_dimensions") or [d for d in PUBLISHED_MATRYOSHKA if d <= full]
+    if not isinstance(found, list) or not all(isinstance(d, int) and 0 < d <= full for d in found):
+        raise CheckpointError(
+            f"config.json: matryoshka_dimensions is {found!r}, expected whole numbers up to {full}"
+        )
+    return tuple(sorted({*found, full}))
+
+
+def _section(config: Mapping[str, Any], name: str, default: Any = None) -> Mapping[str, Any]:
+    section = config.get(name, default)
+    if not isinstance(section, Mapping):
+        raise CheckpointError(f"config.json has no {name} object; expected the published jina-clip-v2 file")
+    return section
+
+
+def _number(section: Mapping[str, Any], name: str, kind: type, default: Any) -> Any:
+    value = section.get(name, default)
+    good = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not good or (kind is int and value != int(value)) or (name != "logit_scale_init_value" and value < 0):
+        raise CheckpointError(f"config.json: {name} is {value!r}, expected a positive number")
+    return kind(value)
+
+
+def _unsupported(name: str, found: Any, allowed: tuple[Any, ...]) -> CheckpointError:
+    return CheckpointError(
+        f"config.json: {name} is {found!r}; this exporter implements only "
+        f"{' or '.join(repr(a) for a in allowed)}, as published for jina-clip-v2"
+    )

@@ -1,0 +1,243 @@
+"""Checkpoint to bundle: every step, in order, into a directory that appears only when all of it is right."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+
+from jinaclip.bundle import FORMAT, FORMAT_VERSION, MANIFEST, Bundle
+from jinaclip.errors import BundleError, InputError
+from jinaclip.image import ImagePreprocessing
+from jinaclip.model import ClipModel
+from jinaclip.progress import say
+from jinaclip.text import TextTokenizer
+from jinaclip_export.checkpoint import Checkpoint, image_shapes, text_shapes
+from jinaclip_export.errors import CheckpointError, ExportError
+from jinaclip_export.goldens import image_goldens, text_goldens
+from jinaclip_export.graphs import OPSET, export_image, export_text
+from jinaclip_export.hub import PUBLISHED_ID, PUBLISHED_LICENCE, PUBLISHED_SHA256
+
+PIXELS = ("uint8", "float32")
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a bundle says of the model it was made from."""
+
+    model_id: str
+    revision: str | None = None
+    licence: str | None = None
+
+
+def export_bundle(
+    checkpoint: Checkpoint,
+    output: Path,
+    *,
+    identity: Identity,
+    towers: Sequence[str] = ("text", "image"),
+    pixels: str = "uint8",
+) -> Bundle:
+    """Write a bundle.
+
+    Args:
+        output: directory that must not exist yet, or be empty.
+        towers: "text", "image" or both.
+        pixels: input of the image graph, "uint8" or the published "float32".
+
+    Raises:
+        CheckpointError: the checkpoint is wrong. ParityError: a graph differs from torch.
+        ExportError: `output` cannot be written. In every case nothing is left of it.
+    """
+    _check_disk(checkpoint, output, towers)
+    weights = checkpoint.weights_sha256()
+    published = weights == PUBLISHED_SHA256
+    manifest: dict[str, Any] = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "model": {
+            "id": PUBLISHED_ID if published else identity.model_id,
+            "revision": identity.revision,
+            "licence": PUBLISHED_LICENCE if published else identity.licence,
+            "weights_sha256": weights,
+            "adaptation": checkpoint.adaptation,
+        },
+        "created_by": {
+            "jinaclip": version("jinaclip"),
+            "torch": torch.__version__.partition("+")[0],
+            "onnx": onnx.__version__,
+            "opset": OPSET,
+        },
+        "dims": list(checkpoint.config.matryoshka_dimensions),
+        "logit_scale": checkpoint.logit_scale,
+        "towers": {},
+        "goldens": {},
+        "parity": {},
+    }
+    with _new_directory(output) as directory:
+        if "text" in towers:
+            _add_text(checkpoint, directory, manifest)
+        if "image" in towers:
+            _add_image(checkpoint, directory, manifest, pixels)
+        say("hashes")
+        manifest["files"] = {
+            path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(directory.iterdir())
+        }
+        (directory / MANIFEST).write_text(json.dumps(manifest, ensure_ascii=False, indent=1) + "\n", "utf-8")
+        say("self-test")
+        ClipModel(directory, towers=tuple(towers)).close()
+        shutil.rmtree(directory / "selftest", ignore_errors=True)
+    return Bundle(output)
+
+
+def _add_text(checkpoint: Checkpoint, directory: Path, manifest: dict[str, Any]) -> None:
+    config = checkpoint.config.text
+    special_ids = {"bos": config.bos_token_id, "pad": config.pad_token_id, "eos": config.eos_token_id}
+    source = checkpoint.file("tokenizer.json")
+    try:
+        tokenizer = TextTokenizer(source, vocab_size=config.vocab_size, special_ids=special_ids)
+    except BundleError as error:
+        raise CheckpointError(str(error)) from error
+    shutil.copyfile(source, directory / "tokenizer.json")
+    say("text tower: reading the weights")
+    tower = checkpoint.text_tower()
+    with _timed("text tower: exporting"):
+        manifest["parity"]["text"] = {"fp32": export_text(tower, directory / "text-fp32.onnx")}
+    manifest["goldens"]["text"] = text_goldens(tower, tokenizer)
+    manifest["towers"]["text"] = {
+        "input": {"name": "input_ids", "dtype": "int64", "shape": ["batch", "tokens"]},
+        "outputs": ["text_embeddings", "l2norm_text_embeddings"],
+        "layers": config.num_hidden_layers,
+        "width": config.hidden_size,
+        "heads": config.num_attention_heads,
+        "hidden_size": config.intermediate_size,
+        "graphs": {"fp32": "text-fp32.onnx"},
+    }
+    manifest["text"] = {
+        "tokenizer": "tokenizer.json",
+        "vocab_size": config.vocab_size,
+        "special_ids": special_ids,
+        "max_tokens": config.max_tokens,
+        "tasks": dict(config.task_instructions),
+        "default_task": config.default_instruction_task,
+    }
+
+
+def _add_image(checkpoint: Checkpoint, directory: Path, manifest: dict[str, Any], pixels: str) -> None:
+    config = checkpoint.config.image
+    try:
+        preprocessing = ImagePreprocessing.from_manifest(checkpoint.read_json("preprocessor_config.json"))
+    except BundleError as error:
+        raise CheckpointError(f"preprocessor_config.json: {error}") from error
+    if preprocessing.size != config.image_size:
+        raise CheckpointError(
+            f"preprocessor_config.json has size {preprocessing.size}, config.json has image_size {config.image_size}; "
+            "expected the files of one checkpoint"
+        )
+    say("image tower: reading the weights")
+    tower = checkpoint.image_tower()
+    with _timed("image tower: exporting"):
+        error = export_image(tower, preprocessing, pixels, directory / "image-fp32.onnx")
+    manifest["parity"]["image"] = {"fp32": error}
+    manifest["goldens"]["image"] = image_goldens(tower, preprocessing, directory)
+    size = config.image_size
+    shape = ["batch", size, size, 3] if pixels == "uint8" else ["batch", 3, size, size]
+    manifest["towers"]["image"] = {
+        "input": {"name": "pixel_values", "dtype": pixels, "shape": shape},
+        "outputs": ["image_embeddings", "l2norm_image_embeddings"],
+        "layers": config.layers,
+        "width": config.width,
+        "heads": config.heads,
+        "hidden_size": config.hidden_size,
+        "graphs": {"fp32": "image-fp32.onnx"},
+    }
+    manifest["image"] = preprocessing.to_manifest()
+
+
+@contextmanager
+def _new_directory(output: Path) -> Iterator[Path]:
+    """A directory that gets the name `output` at the end, or is gone."""
+    check_output(output)
+    for stale in output.parent.glob(f".{output.name}.partial-*"):
+        owner = stale.name.rpartition("-")[2]
+        if owner.isdigit() and not _alive(int(owner)):
+            shutil.rmtree(stale, ignore_errors=True)
+    partial = output.parent / f".{output.name}.partial-{os.getpid()}"
+    try:
+        partial.mkdir()
+        yield partial
+        for path in partial.iterdir():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        if output.exists():
+            output.rmdir()  # empty: check_output saw to that
+        os.rename(partial, output)
+    except OSError as error:
+        raise ExportError(f"cannot write {output}: {error.strerror or error}; nothing was left there") from error
+    except InputError as error:
+        raise ExportError(str(error)) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def check_output(output: Path) -> None:
+    """Refuse to write over anything."""
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ExportError(f"{output} exists already; choose another --output, or remove it first")
+    if not output.parent.is_dir():
+        raise ExportError(f"{output.parent} is not a directory; make it first, or choose another --output")
+
+
+def _check_disk(checkpoint: Checkpoint, output: Path, towers: Sequence[str]) -> None:
+    check_output(output)
+    config = checkpoint.config
+    shapes = (text_shapes(config.text) if "text" in towers else {}) | (
+        image_shapes(config.image) if "image" in towers else {}
+    )
+    numbers = 0
+    for name, shape in shapes.items():
+        count = 1
+        for side in shape:
+            count *= side
+        numbers += count if "lora_" not in name else 0
+    needed = numbers * 4 + (64 << 20)
+    free = shutil.disk_usage(output.parent).free
+    if free < needed:
+        raise ExportError(
+            f"{output.parent} has {free / 1e9:.1f} GB free, the bundle needs {needed / 1e9:.1f} GB; "
+            "free some space or choose another --output"
+        )
+
+
+@contextmanager
+def _timed(what: str) -> Iterator[None]:
+    say(what)
+    start = time.monotonic()
+    yield
+    say(f"{what}: {time.monotonic() - start:.0f} s")
+
+
+def _alive(pid: int) -> bool:
+    with suppress(ProcessLookupError):
+        try:
+            os.kill(pid, 0)
+        except PermissionError:
+            return True
+        return True
+    return False
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

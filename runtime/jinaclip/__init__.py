@@ -1,0 +1,38 @@
+"""jinaclip: Jina CLIP v2 embeddings of texts and images from a bundle, without torch.
+
+    from jinaclip import ClipModel
+
+    model = ClipModel("bundle/")
+    texts = model.encode_text(["a cup of coffee", "一杯咖啡"], truncate_dim=256)
+    images = model.encode_image(["coffee.jpg", "cat.jpg"], truncate_dim=256)
+    model.similarity(texts, images)
+"""
+
+from importlib.metadata import version
+
+from jinaclip.errors import (
+    BackendError,
+    BackendMissing,
+    BundleError,
+    EngineMismatch,
+    InputError,
+    JinaClipError,
+    Overloaded,
+    SelfTestFailed,
+)
+from jinaclip.model import ClipModel
+
+__version__ = version("jinaclip")
+
+__all__ = [
+    "BackendError",
+    "BackendMissing",
+    "BundleError",
+    "ClipModel",
+    "EngineMismatch",
+    "InputError",
+    "JinaClipError",
+    "Overloaded",
+    "SelfTestFailed",
+    "__version__",
+]

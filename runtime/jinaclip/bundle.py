@@ -1,0 +1,306 @@
+"""Read a bundle: the directory that `jinaclip export` writes. docs/bundle.md is the format.
+
+Opening reads bundle.json and checks that every file is there with its size; `verify_hashes` reads the bytes.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from jinaclip.errors import BundleError
+from jinaclip.image import ImagePreprocessing
+
+FORMAT = "jinaclip-bundle"
+FORMAT_VERSION = 1
+OLDEST_VERSION = 1
+MANIFEST = "bundle.json"
+TOWERS = ("text", "image")
+PRECISION_CLASS = {"fp32": "float", "fp16": "float", "int8": "int8"}
+MAX_MANIFEST_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class Golden:
+    """An input with its fp32 unit vector, and what preprocessing must make of it.
+
+    Attributes:
+        name: for messages.
+        text: the text, or None for an image.
+        path: the image file, or None for a text.
+        input_ids: of the text, special tokens included.
+        pixels_sha256: of the image's uint8 [size, size, 3] pixels.
+        embedding: float32 [D], norm 1.
+    """
+
+    name: str
+    text: str | None
+    path: Path | None
+    input_ids: tuple[int, ...]
+    pixels_sha256: str
+    embedding: np.ndarray
+
+
+@dataclass(frozen=True)
+class TowerManifest:
+    """One tower's graphs and the sizes that memory is predicted from."""
+
+    name: str
+    input_name: str
+    input_dtype: str
+    graphs: Mapping[str, Path]  # precision -> .onnx
+    layers: int
+    width: int
+    heads: int
+    hidden_size: int
+
+
+class Bundle:
+    """An opened bundle.
+
+    Args:
+        directory: the bundle.
+        cache_dir: where notes about a read-only bundle go (passed self-tests); None keeps them inside it.
+
+    Raises:
+        BundleError: not a bundle, damaged, newer than this reader, or with a path that leaves it.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], cache_dir: str | os.PathLike[str] | None = None):
+        self.directory = Path(directory)
+        self.cache_dir = None if cache_dir is None else Path(cache_dir)
+        self.manifest = _read_manifest(self.directory)
+        try:
+            self._read()
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            raise BundleError(
+                f"{self.directory / MANIFEST} is not as the format says ({type(error).__name__}: {error}); "
+                "export the bundle again"
+            ) from error
+
+    def _read(self) -> None:
+        manifest = self.manifest
+        self.files = {str(name): (int(f["bytes"]), str(f["sha256"])) for name, f in manifest["files"].items()}
+        for name, (size, _) in self.files.items():
+            path = self._inside(name)
+            if not path.is_file():
+                raise BundleError(f"{self.directory} lacks {name}, which {MANIFEST} lists; copy the bundle again")
+            found = path.stat().st_size
+            if found != size:
+                raise BundleError(
+                    f"{path} has {found} bytes, expected {size}; the file is cut or changed: copy the bundle again"
+                )
+        self.model = dict(manifest["model"])
+        self.dims = tuple(sorted(int(d) for d in manifest["dims"]))
+        self.logit_scale = float(manifest["logit_scale"])
+        self.towers = {name: self._tower(name, t) for name, t in manifest["towers"].items()}
+        if not self.towers or not set(self.towers) <= set(TOWERS):
+            raise BundleError(f"{MANIFEST} has towers {list(self.towers)}, expected some of {', '.join(TOWERS)}")
+        if "text" in self.towers:
+            text = manifest["text"]
+            self.max_tokens = int(text["max_tokens"])
+            self.tasks = {str(k): str(v) for k, v in text["tasks"].items()}
+            self.default_task = text["default_task"]
+            self.tokenizer = self._listed(text["tokenizer"])
+            self.vocab_size, self.special_ids = int(text["vocab_size"]), dict(text["special_ids"])
+        else:
+            self.max_tokens, self.tasks, self.default_task = 0, {}, None
+        if "image" in self.towers:
+            self.preprocessing = ImagePreprocessing.from_manifest(manifest["image"])
+        self.goldens = {name: tuple(self._goldens(name)) for name in self.towers}
+
+    def tower(self, name: str) -> TowerManifest:
+        """One tower.
+
+        Raises:
+            BundleError: the bundle was exported without it.
+        """
+        if name not in self.towers:
+            raise BundleError(
+                f"{self.directory} has no {name} tower (it has: {', '.join(self.towers)}); "
+                "export it with --towers text,image"
+            )
+        return self.towers[name]
+
+    def graph(self, tower: str, precision: str) -> Path:
+        """The graph of a tower in a precision.
+
+        Raises:
+            BundleError: the bundle lacks it; the message lists what it has.
+        """
+        graphs = self.tower(tower).graphs
+        if precision not in graphs:
+            raise BundleError(
+                f"{self.directory} has no {precision} {tower} graph (it has: {', '.join(graphs)}); "
+                f"export it with --precision {precision}"
+            )
+        return graphs[precision]
+
+    def provenance(
+        self, precision: Mapping[str, str], *, resize_mode: str | None = None, exif_transpose: bool = False
+    ) -> str:
+        """Short id of everything that decides a vector: weights × preprocessing × precision class.
+
+        Vectors may be mixed in one index exactly if their ids are equal. fp32 and fp16 are one class, int8 is
+        another; the task and the dim are not part of it.
+
+        Args:
+            precision: of each tower.
+            resize_mode, exif_transpose: where a call differs from the bundle's own preprocessing.
+        """
+        classes = sorted({PRECISION_CLASS[p] for p in precision.values()})
+        if len(classes) > 1:
+            classes = [f"{tower}={PRECISION_CLASS[p]}" for tower, p in sorted(precision.items())]
+        image = dict(self.manifest.get("image", {}))
+        if resize_mode is not None and image:
+            image["resize_mode"] = resize_mode
+        facts = {
+            "weights": self.model["weights_sha256"],
+            "adaptation": self.model.get("adaptation"),
+            "tokenizer": self.files[self.manifest["text"]["tokenizer"]][1] if self.towers.get("text") else None,
+            "image": {key: image[key] for key in sorted(image) if key != "pixels"},
+            "exif_transpose": exif_transpose,
+            "class": classes,
+        }
+        return "jc1-" + hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+    def verify_hashes(self, progress: Callable[[str], None] = lambda name: None) -> None:
+        """Read every file and compare its sha256.
+
+        Raises:
+            BundleError: names the first file that differs.
+        """
+        for name, (_, expected) in self.files.items():
+            progress(name)
+            with self._inside(name).open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+            if found != expected:
+                raise BundleError(
+                    f"{self.directory / name} has sha256 {found[:16]}…, expected {expected[:16]}…; "
+                    "the file is damaged or changed: copy or export the bundle again"
+                )
+
+    def graph_fingerprint(self, tower: str, precision: str) -> str:
+        """Changes whenever a graph's files do: listed hashes, with size and time of what lies on disk."""
+        prefix = self.graph(tower, precision).name
+        facts = []
+        for name, (size, sha256) in sorted(self.files.items()):
+            if name.startswith(prefix):
+                facts.append((name, size, sha256, self._inside(name).stat().st_mtime_ns))
+        return hashlib.sha256(repr(facts).encode()).hexdigest()
+
+    def read_note(self, name: str) -> dict[str, Any] | None:
+        """A small JSON file kept beside the bundle, or None."""
+        for directory in self._note_directories():
+            with suppress(OSError, ValueError):
+                value = json.loads((directory / name).read_text("utf-8"))
+                if isinstance(value, dict):
+                    return value
+        return None
+
+    def write_note(self, name: str, value: Mapping[str, Any]) -> bool:
+        """Keep a small JSON file beside the bundle, atomically; False where nothing can be written."""
+        for directory in self._note_directories():
+            with suppress(OSError):
+                (directory / name).parent.mkdir(parents=True, exist_ok=True)
+                write_atomically(directory / name, json.dumps(value, indent=1).encode())
+                return True
+        return False
+
+    def _note_directories(self) -> Iterator[Path]:
+        if self.cache_dir is not None:
+            identity = hashlib.sha256(json.dumps(self.manifest["files"], sort_keys=True).encode()).hexdigest()
+            yield self.cache_dir / identity[:16]
+        else:
+            yield self.directory
+
+    def _inside(self, name: str) -> Path:
+        """Path of a file named in the manifest; it may not leave the bundle."""
+        pure = PurePosixPath(name)
+        if not name or pure.is_absolute() or ".." in pure.parts or "\\" in name or "\0" in name:
+            raise BundleError(f"{MANIFEST} names the file {name!r}, which leaves the bundle; do not use it")
+        path = self.directory / pure
+        if not path.resolve().is_relative_to(self.directory.resolve()):
+            raise BundleError(f"{path} is a link that leaves the bundle; do not use it")
+        return path
+
+    def _listed(self, name: str) -> Path:
+        if name not in self.files:
+            raise BundleError(f"{MANIFEST} uses {name!r} but does not list it under files; export it again")
+        return self._inside(name)
+
+    def _tower(self, name: str, tower: Mapping[str, Any]) -> TowerManifest:
+        graphs = {str(precision): self._listed(path) for precision, path in tower["graphs"].items()}
+        if unknown := set(graphs) - set(PRECISION_CLASS):
+            raise BundleError(f"{MANIFEST} has precision {sorted(unknown)}, expected {list(PRECISION_CLASS)}")
+        sizes = {key: int(tower[key]) for key in ("layers", "width", "heads", "hidden_size")}
+        return TowerManifest(name, tower["input"]["name"], tower["input"]["dtype"], graphs, **sizes)
+
+    def _goldens(self, tower: str) -> Iterator[Golden]:
+        for index, golden in enumerate(self.manifest["goldens"][tower]):
+            embedding = np.frombuffer(base64.b64decode(golden["embedding"], validate=True), "<f4")
+            if embedding.shape != (max(self.dims),) or not np.isfinite(embedding).all():
+                raise BundleError(f"{MANIFEST}: golden {tower} {index} is no vector of {max(self.dims)} numbers")
+            yield Golden(
+                name=f"{tower} golden {index}",
+                text=golden.get("text"),
+                path=self._listed(golden["path"]) if "path" in golden else None,
+                input_ids=tuple(golden.get("input_ids", ())),
+                pixels_sha256=golden.get("pixels_sha256", ""),
+                embedding=embedding,
+            )
+
+
+def _read_manifest(directory: Path) -> dict[str, Any]:
+    path = directory / MANIFEST
+    if not directory.is_dir():
+        raise BundleError(f"{directory} is not a directory; expected a bundle made by `jinaclip export`")
+    if not path.is_file():
+        hint = "; this looks like a checkpoint: run `jinaclip export` on it first"
+        checkpoint = (directory / "config.json").is_file()
+        raise BundleError(f"{directory} has no {MANIFEST}, so it is not a bundle{hint if checkpoint else ''}")
+    try:
+        if path.stat().st_size > MAX_MANIFEST_BYTES:
+            raise BundleError(f"{path} has {path.stat().st_size} bytes, expected at most {MAX_MANIFEST_BYTES}")
+        manifest = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise BundleError(f"{path} is not readable JSON ({error}); export the bundle again") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise BundleError(f"{path} is not a {FORMAT} manifest; expected a bundle made by `jinaclip export`")
+    version = manifest.get("format_version")
+    if type(version) is not int or not OLDEST_VERSION <= version <= FORMAT_VERSION:
+        raise BundleError(
+            f"{path} has format version {version!r}, this jinaclip reads {OLDEST_VERSION} to {FORMAT_VERSION}; "
+            "upgrade jinaclip, or export the bundle again with this version"
+        )
+    return manifest
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file that is either whole or not there."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def safe_name(text: str) -> str:
+    """`text` as a file name: letters, digits, dot, dash and underscore."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.") or "unnamed"

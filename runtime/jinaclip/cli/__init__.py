@@ -1,0 +1,84 @@
+"""`jinaclip VERB`: verbs are entry points of the group `jinaclip.commands`, loaded only when called.
+
+A verb is a module with a one-line docstring, EXTRA (what pip installs its libraries, or None),
+add_arguments(parser) and run(args) -> exit status. stdout is data, stderr is for people; the exit status is 0,
+1 for an error told in one line, 2 for wrong usage, 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import importlib.util
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import EntryPoint, entry_points, version
+from pathlib import Path
+
+from jinaclip.errors import JinaClipError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit status."""
+    verbs = {entry.name: entry for entry in entry_points(group="jinaclip.commands")}
+    parser = argparse.ArgumentParser(
+        prog="jinaclip",
+        description="Jina CLIP v2: export, verify, encode.",
+        epilog="verbs:\n" + "\n".join(f"  {name:<9} {_summary(verbs[name])}" for name in sorted(verbs)),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"jinaclip {version('jinaclip')}")
+    parser.add_argument("verb", metavar="VERB", choices=sorted(verbs), help="see below; VERB --help tells more")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    logging.basicConfig(format="jinaclip: %(message)s", level=logging.WARNING)
+    module = verbs[args.verb].load()
+    verb_parser = argparse.ArgumentParser(
+        prog=f"jinaclip {args.verb}",
+        description=module.__doc__,
+        formatter_class=_HelpFormatter,
+    )
+    module.add_arguments(verb_parser)
+    verb_args = verb_parser.parse_args(args.arguments)
+    verb_args.usage_error = verb_parser.error
+    try:
+        status: int = module.run(verb_args)
+        sys.stdout.flush()
+        return status
+    except JinaClipError as error:
+        return _fail(str(error))
+    except ImportError as error:
+        if module.EXTRA is None or (error.name or "").startswith("jinaclip"):
+            raise
+        return _fail(f"{args.verb} needs {error.name}; run: pip install 'jinaclip[{module.EXTRA}]'")
+    except KeyboardInterrupt:
+        print("jinaclip: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left; nothing more to say
+        return 1
+    except OSError as error:
+        return _fail(f"{error.filename or 'system'}: {error.strerror or error}")
+
+
+def _fail(message: str) -> int:
+    print(f"jinaclip: {' '.join(message.split())}", file=sys.stderr)
+    return 1
+
+
+def _summary(entry: EntryPoint) -> str:
+    """First line of a verb's docstring, read without importing the verb."""
+    spec = importlib.util.find_spec(entry.module)
+    if spec is None or spec.origin is None:
+        return ""
+    docstring = ast.get_docstring(ast.parse(Path(spec.origin).read_text("utf-8"))) or ""
+    return docstring.partition("\n")[0].rstrip(".")
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default in (None, False, []) or not action.option_strings:
+            return action.help
+        return super()._get_help_string(action)

@@ -1,0 +1,83 @@
+"""What the verbs share: how a model is opened, and what the words for texts and images stand for."""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from jinaclip.errors import InputError
+from jinaclip.image import RESIZE_MODES
+from jinaclip.model import BACKENDS, PRECISIONS, ClipModel
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2", ".ppm", ".pgm"}
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", metavar="BUNDLE", help="directory made by `jinaclip export`")
+    parser.add_argument("--precision", choices=PRECISIONS, default="auto", help="of the graphs")
+    parser.add_argument("--backend", choices=BACKENDS, default="auto", help="what runs the graphs")
+    parser.add_argument("--device", default="auto", help="auto or cpu")
+    parser.add_argument("--threads", type=int, help="cores to use (default: those this process may use)")
+    parser.add_argument("--cache", metavar="DIR", help="for notes about a bundle that is read-only")
+
+
+def add_encoding_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--task", help="put this task's instruction before every text (default: none)")
+    parser.add_argument("--truncate-dim", type=int, metavar="D", help="cut vectors to D numbers (default: all)")
+    parser.add_argument("--max-length", type=int, default=8192, metavar="N", help="tokens kept of each text")
+    parser.add_argument("--resize-mode", choices=RESIZE_MODES, help="for pictures (default: the bundle's)")
+    parser.add_argument("--exif-transpose", action="store_true", help="turn photos as their EXIF orientation says")
+
+
+def open_model(args: argparse.Namespace, towers: Sequence[str]) -> ClipModel:
+    return ClipModel(
+        args.bundle, backend=args.backend, device=args.device, precision=args.precision, threads=args.threads,
+        towers=towers, cache_dir=args.cache,
+    )  # fmt: skip
+
+
+def read_texts(name: str) -> list[str | InputError]:
+    """Lines of a UTF-8 file, or of stdin for "-"; a line that is not UTF-8 is its InputError.
+
+    A blank line is an empty text: row numbers stay those of the file.
+    """
+    try:
+        content = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+    except OSError as error:
+        raise InputError(f"{name}: {error.strerror}; expected a text file with one text a line") from error
+    lines = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    if lines[-1] == b"":
+        lines.pop()
+    texts: list[str | InputError] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            texts.append(line.removesuffix(b"\r").decode("utf-8"))
+        except UnicodeDecodeError as error:
+            texts.append(InputError(f"{name} line {number} is not UTF-8 at byte {error.start}; convert the file"))
+    return texts
+
+
+def find_images(words: Sequence[str]) -> list[str]:
+    """Image files that paths, patterns and directories stand for; directories are searched to the bottom.
+
+    Raises:
+        InputError: a word stands for nothing.
+    """
+    found: list[str] = []
+    for word in words:
+        path = Path(word)
+        if path.is_dir():
+            files = sorted(str(p) for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+            expected = f"images ({', '.join(sorted(IMAGE_SUFFIXES))})"
+        elif path.exists() or word[:5].lower() == "data:":
+            files, expected = [word], ""
+        else:
+            files, expected = sorted(glob.glob(word, recursive=True)), "a file, a directory or a pattern"
+        if not files:
+            shown = word if len(word) <= 200 else word[:200] + "…"
+            raise InputError(f"--images {shown}: nothing found; expected {expected}")
+        found += files
+    return found

@@ -1,0 +1,173 @@
+"""Vectors of texts and images, as .npy, JSON lines or Parquet.
+
+Rows are the texts of the command line, then those of --text-file, then the images; each has that row's number
+as its id. JSON lines go to stdout unless --output names a file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jinaclip.bundle import write_atomically
+from jinaclip.cli.arguments import (
+    add_encoding_arguments,
+    add_model_arguments,
+    find_images,
+    open_model,
+    read_texts,
+)
+from jinaclip.errors import InputError
+from jinaclip.matryoshka import check_dim, truncate
+from jinaclip.model import ClipModel
+from jinaclip.progress import Progress
+
+EXTRA = "bulk"  # Parquet needs pyarrow
+FORMATS = {".npy": "npy", ".jsonl": "jsonl", ".parquet": "parquet"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model_arguments(parser)
+    parser.add_argument("texts", metavar="TEXT", nargs="*", help="texts to encode")
+    parser.add_argument("--text-file", metavar="F", help="one text a line, UTF-8; - is stdin")
+    parser.add_argument("--images", metavar="PATH", nargs="+", default=[], help="files, patterns or directories")
+    parser.add_argument("--output", metavar="F", help="file to write (default: stdout)")
+    parser.add_argument("--format", choices=sorted(FORMATS.values()), help="(default: by the file's ending, or jsonl)")
+    parser.add_argument("--raw", action="store_true", help="do not divide vectors by their norm")
+    parser.add_argument("--on-error", choices=("fail", "skip"), default="fail",
+                        help="what an unusable text or image does; skip records its error")  # fmt: skip
+    add_encoding_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    if not args.texts and args.text_file is None and not args.images:
+        args.usage_error("nothing to encode: give texts, --text-file or --images")
+    form = args.format or FORMATS.get(Path(args.output or "").suffix.lower(), "jsonl")
+    if form == "npy" and args.on_error == "skip":
+        args.usage_error(".npy has no place for a skipped item's error: use --format jsonl or parquet")
+    if form != "jsonl" and args.output is None and sys.stdout.isatty():
+        args.usage_error(f"--format {form} is binary: name a file with --output, or pipe it")
+    texts: list[str | InputError] = [*args.texts, *([] if args.text_file is None else read_texts(args.text_file))]
+    images = find_images(args.images)
+    wants_text = bool(texts) or args.text_file is not None
+    towers = [tower for tower, wanted in (("text", wants_text), ("image", images)) if wanted]
+    with open_model(args, towers) as model:
+        rows = _encode_texts(model, texts, args) + _encode_images(model, images, args)
+        provenance = model.bundle.provenance(
+            {tower: facts["precision"] for tower, facts in model.info()["towers"].items()}
+            if len(towers) == 2 else model._precision,
+            resize_mode=args.resize_mode, exif_transpose=args.exif_transpose,
+        )  # fmt: skip
+        dim = check_dim(args.truncate_dim, model.dims)
+    records = [
+        {"id": index, **record, "provenance": provenance} for index, record in enumerate(rows)
+    ]
+    _write(_serialise(records, form, dim), args.output)
+    failed = sum("error" in record for record in records)
+    if args.output or failed:
+        skipped = f", {failed} skipped" if failed else ""
+        print(f"{len(records) - failed} vectors of {dim} numbers{skipped}, provenance {provenance}", file=sys.stderr)
+    return 0
+
+
+Record = dict[str, Any]
+
+
+def _encode_texts(model: ClipModel, texts: Sequence[str | InputError], args: argparse.Namespace) -> list[Record]:
+    records: list[Record] = []
+    good: list[str] = []
+    for text in texts:
+        error = text if isinstance(text, InputError) else _unencodable(text)
+        if error is None:
+            good.append(str(text))
+            records.append({"kind": "text", "text": text})
+        elif args.on_error == "fail":
+            raise error
+        else:
+            records.append({"kind": "text", "error": str(error)})
+    if texts:
+        vectors = iter(
+            model.encode_text(
+                good, task=args.task, truncate_dim=args.truncate_dim, max_length=args.max_length,
+                normalize_embeddings=not args.raw, show_progress_bar=True,
+            )
+        )  # fmt: skip
+        for record in records:
+            if "error" not in record:
+                record["embedding"] = next(vectors)
+    return records
+
+
+def _unencodable(text: str) -> InputError | None:
+    """A command-line word that was not valid UTF-8 arrives with lone surrogates."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return InputError(f"text {ascii(text)} is not valid UTF-8; check the terminal's encoding")
+    return None
+
+
+def _encode_images(model: ClipModel, images: Sequence[str], args: argparse.Namespace) -> list[Record]:
+    if not images:
+        return []
+    dim = check_dim(args.truncate_dim, model.dims)
+    records: list[Record] = []
+    progress = Progress("images", len(images))
+    vectors = model.embed_images(images, resize_mode=args.resize_mode, exif_transpose=args.exif_transpose)
+    for path, vector in zip(images, vectors, strict=True):
+        record: Record = {"kind": "image", "path": path if path[:5].lower() != "data:" else "data:"}
+        if not isinstance(vector, InputError):
+            record["embedding"] = truncate(vector[None], dim, normalize=not args.raw)[0]
+        elif args.on_error == "fail":
+            raise vector
+        else:
+            record["error"] = str(vector)
+        records.append(record)
+        progress.advance()
+    return records
+
+
+def _serialise(records: Sequence[Record], form: str, dim: int) -> bytes:
+    if form == "npy":
+        buffer = io.BytesIO()
+        rows = [record["embedding"] for record in records]
+        np.save(buffer, np.stack(rows) if rows else np.empty((0, dim), np.float32))
+        return buffer.getvalue()
+    if form == "parquet":
+        return _parquet(records)
+    lines = []
+    for record in records:
+        if "embedding" in record:  # nine digits bring every float32 back exactly
+            record = record | {"embedding": [float(f"{x:.9g}") for x in record["embedding"]]}
+        lines.append(json.dumps(record, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
+    return b"".join(lines)
+
+
+def _parquet(records: Sequence[Record]) -> bytes:
+    import pyarrow
+    import pyarrow.parquet
+
+    names = {"id": pyarrow.int64(), "kind": pyarrow.string(), "text": pyarrow.string(), "path": pyarrow.string(),
+             "error": pyarrow.string(), "provenance": pyarrow.string(),
+             "embedding": pyarrow.list_(pyarrow.float32())}  # fmt: skip
+    columns = {name: pyarrow.array([r.get(name) for r in records], kind) for name, kind in names.items()}
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table(columns), buffer)
+    return buffer.getvalue()
+
+
+def _write(content: bytes, output: str | None) -> None:
+    if output is None:
+        sys.stdout.buffer.write(content)
+        return
+    path = Path(output)
+    if not path.parent.is_dir():
+        raise InputError(f"--output {output}: {path.parent} is not a directory; make it first")
+    write_atomically(path, content)

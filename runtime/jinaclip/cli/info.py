@@ -1,0 +1,47 @@
+"""What a bundle holds, without loading its weights."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from jinaclip.bundle import FORMAT_VERSION, Bundle
+
+EXTRA = None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", metavar="BUNDLE", help="directory made by `jinaclip export`")
+    parser.add_argument("--json", action="store_true", help="for programs")
+
+
+def run(args: argparse.Namespace) -> int:
+    bundle = Bundle(args.bundle)
+    facts = {
+        "model": bundle.model,
+        "provenance": bundle.provenance(dict.fromkeys(bundle.towers, "fp32")),
+        "dims": list(bundle.dims),
+        "logit_scale": bundle.logit_scale,
+        "max_tokens": bundle.max_tokens,
+        "tasks": bundle.tasks,
+        "image": bundle.manifest.get("image"),
+        "towers": {
+            name: {"layers": t.layers, "width": t.width, "heads": t.heads, "precisions": sorted(t.graphs)}
+            for name, t in bundle.towers.items()
+        },
+        "bytes": sum(size for size, _ in bundle.files.values()),
+        "created_by": bundle.manifest["created_by"],
+        "format_version": bundle.manifest["format_version"],
+        "reader_version": FORMAT_VERSION,
+    }
+    if args.json:
+        print(json.dumps(facts, ensure_ascii=False))
+        return 0
+    for key, value in facts.items():
+        if isinstance(value, dict):
+            print(f"{key}:")
+            for name, entry in value.items():
+                print(f"  {name:<18} {json.dumps(entry, ensure_ascii=False)}")
+        else:
+            print(f"{key:<20} {value if isinstance(value, str) else json.dumps(value)}")
+    return 0

@@ -1,0 +1,69 @@
+"""Rank texts and images by likeness: softmax of the model's logits.
+
+--over texts asks of every image which text fits it best (zero-shot classification); --over images asks of every
+text which image fits it best (search).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+import numpy as np
+
+from jinaclip.cli.arguments import add_encoding_arguments, add_model_arguments, find_images, open_model
+from jinaclip.model import ClipModel
+
+EXTRA = None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model_arguments(parser)
+    parser.add_argument("--texts", metavar="TEXT", nargs="+", required=True, help="texts to compare")
+    parser.add_argument("--images", metavar="PATH", nargs="+", required=True, help="files, patterns or directories")
+    parser.add_argument("--over", choices=("texts", "images"), default="texts", help="what the probabilities add up over")
+    parser.add_argument("--top", type=int, metavar="K", help="show only the K best (default: all)")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    add_encoding_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.top is not None and args.top < 1:
+        args.usage_error("--top expects a whole number from 1")
+    images = find_images(args.images)
+    with open_model(args, ("text", "image")) as model:
+        cosines, probabilities = rank(model, args.texts, images, args)
+    over_texts = args.over == "texts"
+    queries, candidates = (images, args.texts) if over_texts else (args.texts, images)
+    for row, query in enumerate(queries):
+        scores = probabilities[:, row] if over_texts else probabilities[row]
+        likeness = cosines[:, row] if over_texts else cosines[row]
+        best = np.argsort(-scores, kind="stable")[: args.top]
+        results = [
+            {"candidate": candidates[i], "probability": float(scores[i]), "cosine": float(likeness[i])} for i in best
+        ]
+        if args.json:
+            print(json.dumps({"query": query, "results": results}, ensure_ascii=False))
+        else:
+            print(query)
+            for result in results:
+                print(f"  {result['probability']:7.2%}  {result['cosine']:+.4f}  {result['candidate']}")
+    return 0
+
+
+def rank(
+    model: ClipModel, texts: list[str], images: list[str], args: argparse.Namespace
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines and probabilities, both [texts, images]."""
+    t = model.encode_text(
+        texts, task=args.task, truncate_dim=args.truncate_dim, max_length=args.max_length, show_progress_bar=True
+    )
+    i = model.encode_image(
+        images, truncate_dim=args.truncate_dim, resize_mode=args.resize_mode, exif_transpose=args.exif_transpose,
+        show_progress_bar=True,
+    )  # fmt: skip
+    cosines = model.similarity(t, i)
+    logits = cosines.astype(np.float64) * np.exp(model.logit_scale)
+    axis = 0 if args.over == "texts" else 1
+    odds = np.exp(logits - logits.max(axis=axis, keepdims=True))
+    return cosines, odds / odds.sum(axis=axis, keepdims=True)

@@ -1,0 +1,43 @@
+"""Check a bundle: the sha256 of every file, then the self-test of every graph."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from jinaclip.bundle import Bundle
+from jinaclip.model import ClipModel
+from jinaclip.progress import say
+
+EXTRA = None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", metavar="BUNDLE", help="directory made by `jinaclip export`")
+    parser.add_argument("--threads", type=int, help="cores to use (default: those this process may use)")
+    parser.add_argument("--cache", metavar="DIR", help="for notes about a bundle that is read-only")
+    parser.add_argument("--json", action="store_true", help="for programs")
+
+
+def run(args: argparse.Namespace) -> int:
+    bundle = Bundle(args.bundle)
+    bundle.verify_hashes(lambda name: say(f"sha256 {name}"))
+    results = []
+    for tower, manifest in bundle.towers.items():
+        for precision in manifest.graphs:
+            say(f"self-test {tower} {precision}")
+            with ClipModel(
+                args.bundle, towers=(tower,), precision={tower: precision}, threads=args.threads,
+                cache_dir=args.cache, self_test="always",
+            ) as model:  # fmt: skip
+                test = model.info()["towers"][tower]
+                results.append({"tower": tower, "precision": precision, "backend": test["backend"],
+                                "error_ratio": test["self_test"]["ratio"]})  # fmt: skip
+    if args.json:
+        print(json.dumps({"files": len(bundle.files), "self_tests": results}))
+    else:
+        print(f"ok  {len(bundle.files)} files match their sha256")
+        for r in results:
+            print(f"ok  {r['tower']} {r['precision']} on {r['backend']}: goldens off by {r['error_ratio']:.1e} "
+                  "of the distance to the nearest other")  # fmt: skip
+    return 0

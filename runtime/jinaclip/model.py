@@ -1,0 +1,386 @@
+"""ClipModel: texts and images to vectors of one space, from a bundle, without torch."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from itertools import islice
+from typing import Any, cast
+
+import numpy as np
+from PIL import Image
+
+from jinaclip.bundle import PRECISION_CLASS, TOWERS, Bundle
+from jinaclip.errors import BackendMissing, InputError
+from jinaclip.image import RESIZE_MODES, ImageInput, normalise, preprocess
+from jinaclip.matryoshka import check_dim, truncate
+from jinaclip.packing import pack_texts, require_memory
+from jinaclip.progress import Progress
+from jinaclip.selftest import run_self_test
+from jinaclip.sessions import OnnxRuntimeSession, Session
+from jinaclip.text import TextTokenizer, instruction_of
+
+BACKENDS = ("auto", "onnxruntime", "tensorrt", "tensorrt-rtx")
+PRECISIONS = ("auto", *PRECISION_CLASS)
+INTERRUPTIBLE_TOKENS = 256  # a run of more tokens takes long enough for Ctrl-C to matter
+
+
+class ClipModel:
+    """A bundle that is ready to encode. Safe to use from several threads at once.
+
+    Args:
+        bundle: directory made by `jinaclip export`.
+        backend: "auto" or one of BACKENDS.
+        device: "auto" or "cpu".
+        precision: "auto", "fp32", "fp16", "int8", or a dict of them by tower. What is asked for is given or
+            refused; auto takes what `info()` then tells.
+        threads: cores for one call; None takes what affinity and the cgroup's quota allow.
+        towers: which to load; by default those that the bundle has.
+        cache_dir: where notes go that would lie beside a bundle that is read-only.
+        self_test: "auto" remembers that the image tower passed here; "always" runs it again.
+
+    Raises:
+        BundleError: the bundle is damaged, too new, or lacks a tower or precision that was asked for.
+        BackendMissing: the backend or device is not there.
+        SelfTestFailed: it is there, and returns wrong vectors.
+
+    After a fork a model refuses to work in the child (open it there); a pickled one opens its bundle again.
+    """
+
+    def __init__(
+        self,
+        bundle: str | os.PathLike[str],
+        *,
+        backend: str = "auto",
+        device: str = "auto",
+        precision: str | Mapping[str, str] = "auto",
+        threads: int | None = None,
+        towers: Sequence[str] = TOWERS,
+        cache_dir: str | os.PathLike[str] | None = None,
+        self_test: str = "auto",
+    ) -> None:
+        self._reopen = partial(
+            ClipModel, os.path.abspath(bundle), backend=backend, device=device, precision=precision,
+            threads=threads, towers=tuple(towers), cache_dir=cache_dir, self_test=self_test,
+        )  # fmt: skip
+        _check_choice("backend", backend, BACKENDS)
+        _check_choice("self_test", self_test, ("auto", "always"))
+        if threads is not None and (type(threads) is not int or threads < 1):
+            raise InputError(f"threads is {threads!r}, expected None or a whole number from 1")
+        if isinstance(towers, str) or not towers or not set(towers) <= set(TOWERS):
+            raise InputError(f"towers is {towers!r}, expected some of {TOWERS}")
+        if backend not in ("auto", "onnxruntime"):
+            raise BackendMissing(f"backend {backend!r} is not part of this version; expected auto or onnxruntime")
+        if device not in ("auto", "cpu"):
+            raise BackendMissing(f"device {device!r} is not served by this version; expected auto or cpu")
+        self.bundle = Bundle(bundle, cache_dir)
+        if tuple(towers) == TOWERS:
+            towers = [tower for tower in TOWERS if tower in self.bundle.towers]
+        self._precision = _resolve_precision(precision, self.bundle)
+        self._tokenizer: TextTokenizer | None = None
+        self._sessions: dict[str, Session] = {}
+        self._self_test: dict[str, dict[str, float | bool]] = {}
+        if "text" in towers:
+            self.bundle.tower("text")
+            self._tokenizer = TextTokenizer(
+                self.bundle.tokenizer, vocab_size=self.bundle.vocab_size, special_ids=self.bundle.special_ids
+            )
+        for tower in towers:
+            graph = self.bundle.graph(tower, self._precision[tower])
+            session = OnnxRuntimeSession(graph, device="cpu", threads=threads)
+            self._self_test[tower] = run_self_test(
+                self.bundle, tower, self._precision[tower], session,
+                tokenizer=self._tokenizer if tower == "text" else None, always=self_test == "always",
+            )  # fmt: skip
+            self._sessions[tower] = session
+
+    def encode_text(
+        self,
+        texts: str | Sequence[str],
+        *,
+        task: str | None = None,
+        truncate_dim: int | None = None,
+        normalize_embeddings: bool = True,
+        batch_size: int | None = None,
+        max_length: int = 8192,
+        show_progress_bar: bool = False,
+    ) -> np.ndarray:
+        """Vectors of texts.
+
+        Args:
+            texts: one str, or N of them.
+            task: None, or one of `tasks`: its instruction is put before every text.
+            truncate_dim: one of `dims`; None keeps all.
+            normalize_embeddings: divide each vector by its norm, after truncation.
+            batch_size: most texts in a run; None lets memory and padding decide.
+            max_length: tokens kept of each text, `<s>`, `</s>` and the instruction included, at most
+                `max_tokens`. A cut text is warned of. (The publisher's own encode_text cuts at 512.)
+            show_progress_bar: on stderr, if that is a terminal.
+
+        Returns:
+            float32 [D] for one str, [N, D] for a sequence, in the caller's order.
+
+        Raises:
+            InputError: an argument or a text cannot be used; names which.
+        """
+        dim = check_dim(truncate_dim, self.dims)
+        session, tokenizer = self._session("text"), cast(TextTokenizer, self._tokenizer)
+        _check_batch_size(batch_size)
+        instruction = instruction_of(task, self.bundle.tasks, self.bundle.default_task)
+        single = isinstance(texts, str)
+        rows = [texts] if isinstance(texts, str) else _as_list(texts, "texts")
+        limit = _check_max_length(max_length, self.max_tokens, len(tokenizer.encode([instruction])[0]))
+        _check_texts(rows)
+        ids = tokenizer.truncated(tokenizer.encode([instruction + row for row in rows]), limit)
+        result = np.empty((len(rows), dim), np.float32)
+        tower = self.bundle.tower("text")
+        progress = Progress("texts", len(rows), shown=show_progress_bar)
+        for batch in pack_texts([len(row) for row in ids], tower, batch_size=batch_size):
+            padded = tokenizer.padded([ids[i] for i in batch])
+            require_memory(len(batch), padded.shape[1], tower)
+            outputs = session.run({tower.input_name: padded}, interruptible=padded.size >= INTERRUPTIBLE_TOKENS)
+            result[batch] = truncate(outputs["text_embeddings"], dim, normalize=normalize_embeddings)
+            progress.advance(len(batch))
+        return result[0] if single else result
+
+    def encode_image(
+        self,
+        images: ImageInput | Iterable[ImageInput],
+        *,
+        truncate_dim: int | None = None,
+        normalize_embeddings: bool = True,
+        batch_size: int | None = None,
+        show_progress_bar: bool = False,
+        allow_urls: bool = False,
+        resize_mode: str | None = None,
+        exif_transpose: bool = False,
+    ) -> np.ndarray:
+        """Vectors of images; jinaclip.image tells what every kind of picture becomes.
+
+        Args:
+            images: one image, or N of them: path, data: URI, bytes, binary file, PIL image or uint8 array
+                [height, width, 3].
+            truncate_dim, normalize_embeddings, show_progress_bar: as in `encode_text`.
+            batch_size: images in a run; None takes one, which a CPU is as fast with.
+            allow_urls: fetch http:// and https:// addresses.
+            resize_mode: "shortest", "longest" or "squash"; None takes the bundle's.
+            exif_transpose: turn a photo as its EXIF orientation says; the publisher's code does not.
+
+        Returns:
+            float32 [D] for one image, [N, D] for several, in the caller's order.
+
+        Raises:
+            InputError: an argument or an image cannot be used; `index` tells which.
+        """
+        dim = check_dim(truncate_dim, self.dims)
+        single = _is_one_image(images)
+        rows = [cast(ImageInput, images)] if single else _as_list(cast(Iterable[ImageInput], images), "images")
+        result = np.empty((len(rows), dim), np.float32)
+        progress = Progress("images", len(rows), shown=show_progress_bar)
+        vectors = self.embed_images(
+            rows, batch_size=batch_size, allow_urls=allow_urls, resize_mode=resize_mode, exif_transpose=exif_transpose
+        )
+        for index, vector in enumerate(vectors):
+            if isinstance(vector, InputError):
+                where = "" if single else f"image {index}: "
+                raise InputError(f"{where}{vector}", index=None if single else index) from vector
+            result[index] = truncate(vector[None], dim, normalize=normalize_embeddings)[0]
+            progress.advance()
+        return result[0] if single else result
+
+    def embed_images(
+        self,
+        images: Iterable[ImageInput],
+        *,
+        batch_size: int | None = None,
+        allow_urls: bool = False,
+        resize_mode: str | None = None,
+        exif_transpose: bool = False,
+    ) -> Iterator[np.ndarray | InputError]:
+        """Raw vectors [D] of any number of images, in order, as they are ready; for one that cannot be used,
+        its InputError in place. Pictures are read and resized in other threads while the model runs.
+        """
+        session = self._session("image")
+        _check_batch_size(batch_size)
+        if resize_mode is not None:
+            _check_choice("resize_mode", resize_mode, RESIZE_MODES)
+        return self._embed_images(
+            session, iter(images), batch_size or 1,
+            partial(
+                preprocess, preprocessing=self.bundle.preprocessing, resize_mode=resize_mode,
+                exif_transpose=exif_transpose, allow_urls=allow_urls,
+            ),
+        )  # fmt: skip
+
+    def _embed_images(
+        self, session: Session, images: Iterator[ImageInput], batch_size: int, read: Any
+    ) -> Iterator[np.ndarray | InputError]:
+        with ThreadPoolExecutor(session.threads, thread_name_prefix="jinaclip-image") as pool:
+            ahead: deque[Future[np.ndarray]] = deque()
+            try:
+                while True:
+                    wanted = batch_size + session.threads - len(ahead)
+                    ahead.extend(pool.submit(read, image) for image in islice(images, wanted))
+                    batch = [ahead.popleft() for _ in range(min(batch_size, len(ahead)))]
+                    if not batch:
+                        return
+                    yield from self._run_images(session, [_result(future) for future in batch])
+            finally:
+                for future in ahead:
+                    future.cancel()
+
+    def _run_images(
+        self, session: Session, pixels: Sequence[np.ndarray | InputError]
+    ) -> Iterator[np.ndarray | InputError]:
+        good = [p for p in pixels if not isinstance(p, InputError)]
+        vectors: Iterator[np.ndarray] = iter(())
+        if good:
+            batch = np.stack(good)  # [B, size, size, 3]
+            tower = self.bundle.tower("image")
+            if tower.input_dtype == "float32":
+                batch = normalise(batch, self.bundle.preprocessing)
+            vectors = iter(session.run({tower.input_name: batch}, interruptible=True)["image_embeddings"])
+        for p in pixels:
+            yield p if isinstance(p, InputError) else next(vectors)
+
+    @staticmethod
+    def similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """Cosine of every vector of `a` [N, D] with every one of `b` [M, D]: float32 [N, M].
+
+        A single vector [D] loses its axis: two of them give one number.
+        """
+        a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
+        if a.ndim not in (1, 2) or b.ndim not in (1, 2) or a.shape[-1] != b.shape[-1]:
+            raise InputError(
+                f"similarity of shapes {list(a.shape)} and {list(b.shape)}; expected [N, D] and [M, D] with equal D"
+            )
+        a, b = (x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12) for x in (a, b))
+        return cast(np.ndarray, a @ b.T)
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """Lengths a vector can be cut to; the last is the full one."""
+        return self.bundle.dims
+
+    @property
+    def max_tokens(self) -> int:
+        """Longest text, `<s>` and `</s>` included."""
+        return self.bundle.max_tokens
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Tasks with an instruction; None is always possible."""
+        return tuple(self.bundle.tasks)
+
+    @property
+    def logit_scale(self) -> float:
+        """The checkpoint's parameter: logits are text · imageᵀ · exp(logit_scale)."""
+        return self.bundle.logit_scale
+
+    @property
+    def provenance(self) -> str:
+        """Id of weights, preprocessing and precision class: only vectors of one id belong in one index."""
+        return self.bundle.provenance(self._precision)
+
+    def info(self) -> dict[str, Any]:
+        """What was loaded and what "auto" chose; JSON values only."""
+        return {
+            "bundle": str(self.bundle.directory),
+            "model": self.bundle.model,
+            "provenance": self.provenance,
+            "dims": list(self.dims),
+            "max_tokens": self.max_tokens,
+            "tasks": list(self.tasks),
+            "logit_scale": self.logit_scale,
+            "towers": {
+                tower: {"precision": self._precision[tower], **session.describe(), "self_test": self._self_test[tower]}
+                for tower, session in self._sessions.items()
+            },
+        }
+
+    def close(self) -> None:
+        """Free the graphs; encoding afterwards is an error. Closing twice is not."""
+        for session in self._sessions.values():
+            session.close()
+
+    def __enter__(self) -> ClipModel:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self._reopen, ()
+
+    def _session(self, tower: str) -> Session:
+        if tower in self._sessions:
+            return self._sessions[tower]
+        if tower not in self.bundle.towers:
+            raise InputError(
+                f"this bundle has no {tower} tower (it has: {', '.join(self.bundle.towers)}), so it cannot encode "
+                f"{tower}s; export it with --towers text,image"
+            )
+        raise InputError(f"the {tower} tower was not loaded; open ClipModel with towers=('text', 'image')")
+
+
+def _resolve_precision(asked: str | Mapping[str, str], bundle: Bundle) -> dict[str, str]:
+    """Precision of every tower of the bundle. Auto is fp32, the reference."""
+    by_tower = dict.fromkeys(bundle.towers, asked) if isinstance(asked, str) else dict(asked)
+    if unknown := set(by_tower) - set(TOWERS):
+        raise InputError(f"precision names the tower {sorted(unknown)[0]!r}, expected {' or '.join(TOWERS)}")
+    resolved = {}
+    for tower in bundle.towers:
+        precision = by_tower.get(tower, "auto")
+        _check_choice("precision", precision, PRECISIONS)
+        resolved[tower] = "fp32" if precision == "auto" else precision
+        bundle.graph(tower, resolved[tower])
+    return resolved
+
+
+def _result(future: Future[np.ndarray]) -> np.ndarray | InputError:
+    try:
+        return future.result()
+    except InputError as error:
+        return error
+
+
+def _is_one_image(images: object) -> bool:
+    if isinstance(images, np.ndarray):
+        return images.ndim < 4
+    kinds = (str, bytes, bytearray, memoryview, os.PathLike, Image.Image)
+    return isinstance(images, kinds) or hasattr(images, "read")
+
+
+def _as_list(items: Iterable[Any], what: str) -> list[Any]:
+    if isinstance(items, Mapping) or not isinstance(items, Iterable):
+        raise InputError(f"{what} is a {type(items).__name__}, expected one or a list of them")
+    return list(items)
+
+
+def _check_texts(rows: Sequence[object]) -> None:
+    for index, row in enumerate(rows):
+        if not isinstance(row, str):
+            raise InputError(f"text {index} is a {type(row).__name__}, expected str", index=index)
+
+
+def _check_choice(name: str, value: object, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise InputError(f"{name} is {value!r}, expected one of {', '.join(allowed)}")
+
+
+def _check_batch_size(batch_size: int | None) -> None:
+    if batch_size is not None and (type(batch_size) is not int or batch_size < 1):
+        raise InputError(f"batch_size is {batch_size!r}, expected None or a whole number from 1")
+
+
+def _check_max_length(max_length: int, max_tokens: int, instruction_tokens: int) -> int:
+    """The limit in tokens. The default is the family's 8192; a shorter model takes its own."""
+    if type(max_length) is not int or max_length <= instruction_tokens or (max_length > max(max_tokens, 8192)):
+        raise InputError(
+            f"max_length is {max_length!r}, expected a whole number from {instruction_tokens + 1} "
+            f"(<s>, </s> and the task's instruction count) to {max_tokens}"
+        )
+    return min(max_length, max_tokens)

@@ -1,0 +1,86 @@
+"""Which texts run together: similar lengths, and never more memory than a budget allows.
+
+Attention on the CPU writes its scores out, [B, heads, T, T] float32, so memory is predicted from bytes and
+not from a number of items: 64 short texts are nothing, one of 8192 tokens is gigabytes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from jinaclip.bundle import TowerManifest
+from jinaclip.errors import InputError
+
+BUDGET_BYTES = 1 << 30
+# Past this many tokens a larger batch is no faster on a CPU, and only holds more memory. Measured: DECISIONS.md.
+TOKENS_PER_BATCH = 2048
+
+
+def predicted_bytes(rows: int, tokens: int, tower: TowerManifest) -> int:
+    """Memory one run adds while it lasts: scores and mask of one block, and its widest activations."""
+    scores = rows * tower.heads * tokens * tokens * 4
+    mask = 2 * rows * tokens * tokens
+    activations = rows * tokens * 4 * (6 * tower.width + 3 * tower.hidden_size)
+    return scores + mask + activations
+
+
+def pack_texts(lengths: Sequence[int], tower: TowerManifest, *, batch_size: int | None = None) -> list[list[int]]:
+    """Batches of indices, longest texts first, so that the largest run comes before the arena is fragmented.
+
+    Args:
+        lengths: tokens of each text.
+        batch_size: most texts in a batch, or None for what the budget allows.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    batches: list[list[int]] = []
+    longest = 0
+    for index in order:
+        count = len(batches[-1]) + 1 if batches else 0
+        fits = (
+            batches
+            and count <= (batch_size or count)
+            and count * longest <= TOKENS_PER_BATCH
+            and predicted_bytes(count, longest, tower) <= BUDGET_BYTES
+        )
+        if fits:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+            longest = lengths[index]
+    return batches
+
+
+def require_memory(rows: int, tokens: int, tower: TowerManifest) -> None:
+    """Refuse a run that cannot fit, before it starts: the kernel would kill the process in the middle.
+
+    Raises:
+        InputError: says what the run needs and what is free.
+    """
+    needed = predicted_bytes(rows, tokens, tower)
+    if needed <= BUDGET_BYTES // 4:
+        return
+    free = available_memory()
+    if free is not None and needed > free:
+        raise InputError(
+            f"a text of {tokens} tokens needs about {needed / 2**30:.1f} GiB on top of the model, but "
+            f"{free / 2**30:.1f} GiB are free; lower max_length (memory grows with its square)"
+        )
+
+
+def available_memory(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Bytes that can be allocated without swapping, by the kernel and the cgroup; None where nothing tells."""
+    limits = []
+    try:
+        for line in (proc / "meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                limits.append(int(line.split()[1]) * 1024)
+        limit = (cgroup / "memory.max").read_text().strip()
+        if limit != "max":
+            limits.append(max(0, int(limit) - int((cgroup / "memory.current").read_text())))
+    except (OSError, ValueError):
+        pass
+    if not limits and hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
+        limits.append(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return min(limits, default=None)

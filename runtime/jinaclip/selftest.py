@@ -1,0 +1,111 @@
+"""Hold a session to the bundle's golden vectors before it is used.
+
+A miscompiled engine, a wrong provider or a changed tokenizer returns vectors that look right. Each golden's
+vector must be closer to its own fp32 vector than a small part of the way to the nearest other golden: an error
+that could not change which of them is found first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import numpy as np
+
+from jinaclip.bundle import Bundle, Golden, safe_name
+from jinaclip.errors import SelfTestFailed
+from jinaclip.image import normalise, preprocess
+from jinaclip.sessions import Session
+from jinaclip.text import TextTokenizer
+
+# Largest error, as a part of the distance to the nearest other golden.
+TOLERANCE = {"fp32": 0.001, "fp16": 0.02, "int8": 0.2}
+
+
+def run_self_test(
+    bundle: Bundle,
+    tower: str,
+    precision: str,
+    session: Session,
+    *,
+    tokenizer: TextTokenizer | None = None,
+    always: bool = False,
+) -> dict[str, float | bool]:
+    """Compare a session with the goldens, or find that the same session already passed here.
+
+    The text goldens always run (two short texts). The image goldens cost two pictures; a pass is remembered
+    beside the bundle under the graph's fingerprint, the backend's version and the device.
+
+    Args:
+        tokenizer: of the text tower, held to the goldens' ids; None for the image tower.
+        always: run even if a pass is remembered.
+
+    Returns:
+        {"ratio": worst error ÷ distance to the nearest other golden, "remembered": bool}.
+
+    Raises:
+        SelfTestFailed: the session must not be used; says which golden and by how much.
+    """
+    facts = {
+        "graph": bundle.graph_fingerprint(tower, precision),
+        "goldens": [golden.embedding.tobytes().hex()[:32] for golden in bundle.goldens[tower]],
+        "session": session.describe() | {"threads": None},
+    }
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    note = f"selftest/{safe_name(f'{tower}-{precision}-{session.backend}-{session.device}')}-{digest}.json"
+    if tower == "image" and not always and (passed := bundle.read_note(note)):
+        return {"ratio": float(passed["ratio"]), "remembered": True}
+    ratio = _test(bundle, tower, precision, session, tokenizer)
+    if tower == "image":
+        bundle.write_note(note, {"ratio": ratio, **session.describe()})
+    return {"ratio": ratio, "remembered": False}
+
+
+def _test(
+    bundle: Bundle, tower: str, precision: str, session: Session, tokenizer: TextTokenizer | None
+) -> float:
+    goldens = bundle.goldens[tower]
+    expected = np.stack([golden.embedding for golden in goldens])
+    if tokenizer is not None:
+        batch = tokenizer.padded([_ids(golden, tokenizer) for golden in goldens])
+    else:
+        batch = np.stack([_pixels(golden, bundle) for golden in goldens])
+        if bundle.tower("image").input_dtype == "float32":
+            batch = normalise(batch, bundle.preprocessing)
+    name = bundle.tower(tower).input_name
+    found = session.run({name: batch})[f"l2norm_{tower}_embeddings"].astype(np.float32)
+    where = f"self-test of {tower} {precision} on {session.backend} {session.device}"
+    advice = "the session is not used; check the files with `jinaclip verify`, then export or build again"
+    if found.shape != expected.shape or not np.isfinite(found).all():
+        raise SelfTestFailed(f"{where}: got NaN, infinity or shape {found.shape}; {advice}")
+    apart = np.linalg.norm(expected[:, None] - expected[None], axis=-1) + np.diag([np.inf] * len(goldens))
+    ratios = np.linalg.norm(found - expected, axis=1) / np.maximum(apart.min(axis=1), 1e-6)
+    worst = int(ratios.argmax())
+    if not ratios[worst] <= TOLERANCE[precision]:
+        raise SelfTestFailed(
+            f"{where}: {goldens[worst].name} is off by {ratios[worst]:.2g} of the distance to its nearest "
+            f"neighbour, at most {TOLERANCE[precision]} is allowed; {advice}"
+        )
+    return float(ratios[worst])
+
+
+def _ids(golden: Golden, tokenizer: TextTokenizer) -> list[int]:
+    ids = tokenizer.encode([golden.text or ""])[0]
+    if tuple(ids) != golden.input_ids:
+        raise SelfTestFailed(
+            f"{golden.name}: the tokenizer gives {ids[:8]}…, the bundle was made with "
+            f"{list(golden.input_ids[:8])}…; the installed tokenizers library reads the file differently"
+        )
+    return ids
+
+
+def _pixels(golden: Golden, bundle: Bundle) -> np.ndarray:
+    assert golden.path is not None  # an image golden has a file: Bundle read it
+    pixels = preprocess(golden.path, bundle.preprocessing)
+    found = hashlib.sha256(pixels.tobytes()).hexdigest()
+    if found != golden.pixels_sha256:
+        raise SelfTestFailed(
+            f"{golden.name}: preprocessing gives other pixels than when the bundle was made; "
+            "the installed Pillow decodes or resizes differently"
+        )
+    return pixels

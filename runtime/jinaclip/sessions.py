@@ -1,0 +1,179 @@
+"""The one seam between jinaclip and what runs a graph: `Session.run(inputs) -> outputs`, plus what it is.
+
+A session runs on one device with one provider: what was asked for is given or refused, never replaced.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+import threading
+import weakref
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from jinaclip.errors import BackendError, BackendMissing, BundleError
+
+Arrays = Mapping[str, np.ndarray]
+
+
+class Session(Protocol):
+    """A graph that is ready to run. Safe to call from several threads at once."""
+
+    backend: str
+    device: str
+    threads: int
+
+    def run(self, inputs: Arrays, *, interruptible: bool = False) -> dict[str, np.ndarray]:
+        """All outputs by name. `interruptible` lets Ctrl-C end a long run in the main thread."""
+
+    def describe(self) -> dict[str, Any]:
+        """What runs this graph, for info() and certificates; JSON values only."""
+
+    def close(self) -> None:
+        """Free the graph; running it afterwards is an error."""
+
+
+def available_threads() -> int:
+    """Cores this process may use: CPU affinity, cut by the cgroup's CPU quota, at least 1."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _cgroup_quota(Path("/sys/fs/cgroup"))
+    return max(1, min(cores, math.ceil(quota) if quota else cores))
+
+
+def _cgroup_quota(root: Path) -> float | None:
+    """CPUs granted by the cgroup (version 2, then 1), or None where there is no limit."""
+    try:
+        quota, period = (root / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:
+            quota = (root / "cpu/cpu.cfs_quota_us").read_text()
+            period = (root / "cpu/cpu.cfs_period_us").read_text()
+        except OSError:
+            return None
+    if quota.strip() in ("max", "-1") or int(period) <= 0:
+        return None
+    return int(quota) / int(period)
+
+
+class OnnxRuntimeSession:
+    """ONNX Runtime on the CPU.
+
+    Args:
+        path: the .onnx file; its weights lie beside it.
+        device: "cpu".
+        threads: cores for one run; None takes `available_threads()`.
+
+    Raises:
+        BackendMissing: onnxruntime is not installed, or does not serve `device`.
+        BundleError: the file is not a graph that onnxruntime accepts.
+    """
+
+    backend = "onnxruntime"
+
+    def __init__(self, path: Path, *, device: str = "cpu", threads: int | None = None) -> None:
+        if device != "cpu":
+            raise BackendMissing(f"backend 'onnxruntime' does not serve device {device!r} yet; expected 'cpu'")
+        ort = import_onnxruntime()
+        self.device = device
+        self.threads = threads or available_threads()
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 4  # errors arrive as exceptions; nothing is printed
+        options.enable_mem_pattern = False  # one memory plan per text length would never be freed
+        try:
+            self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's exceptions have no common class of their own
+            raise BundleError(
+                f"onnxruntime {ort.__version__} cannot open {path}: {_first_line(error)}; "
+                "check the bundle with `jinaclip verify`, or export it again"
+            ) from error
+        self._ort = ort
+        self._process = os.getpid()
+        _live.add(self)
+
+    def run(self, inputs: Arrays, *, interruptible: bool = False) -> dict[str, np.ndarray]:
+        session = self._checked()
+        options = self._ort.RunOptions()
+        # Give the run's memory back: otherwise the arena stays at the size of the largest batch ever seen.
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        names = [output.name for output in session.get_outputs()]
+        try:
+            if interruptible and threading.current_thread() is threading.main_thread():
+                values = _run_interruptibly(session, names, inputs, options)
+            else:
+                values = session.run(names, dict(inputs), options)
+        except Exception as error:  # as above: no common class
+            raise BackendError(f"onnxruntime failed to run the graph: {_first_line(error)}") from error
+        return dict(zip(names, values, strict=True))
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "backend": self.backend,
+            "version": self._ort.__version__,
+            "device": self.device,
+            "providers": self._checked().get_providers(),
+            "threads": self.threads,
+        }
+
+    def close(self) -> None:
+        if os.getpid() == self._process:
+            self._session = None
+
+    def _checked(self) -> Any:
+        if os.getpid() != self._process:
+            raise BackendError(
+                f"this model was opened in process {self._process} and does not work after a fork in process "
+                f"{os.getpid()}; open a ClipModel in each process, or start processes with 'spawn'"
+            )
+        if self._session is None:
+            raise BackendError("this model is closed; open a new ClipModel")
+        return self._session
+
+
+def import_onnxruntime() -> Any:
+    """The onnxruntime module, imported with its telemetry off.
+
+    Since 1.29 its wheels start a telemetry thread and write under the home directory with the first session;
+    only this variable, set before the import, prevents it.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise BackendMissing("onnxruntime is not installed; run: pip install 'jinaclip[cpu]'") from error
+    return onnxruntime
+
+
+def _run_interruptibly(session: Any, names: list[str], inputs: Arrays, options: Any) -> Any:
+    """Run in a helper thread, so that Ctrl-C reaches this one and ends the run between two nodes."""
+    with ThreadPoolExecutor(1, thread_name_prefix="jinaclip-run") as pool:
+        future = pool.submit(session.run, names, dict(inputs), options)
+        try:
+            return future.result()
+        except KeyboardInterrupt:
+            options.terminate = True
+            raise
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).strip().splitlines()[0][:300]
+
+
+_live: weakref.WeakSet[OnnxRuntimeSession] = weakref.WeakSet()
+
+
+def _keep_after_fork() -> None:
+    """Never free a parent's session in a forked child: onnxruntime joins threads that are not there."""
+    for session in list(_live):
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(session._session))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_keep_after_fork)
