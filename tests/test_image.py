@@ -250,9 +250,7 @@ def test_extreme_aspect_ratio(shape: tuple[int, int, int]) -> None:
     refused(line, str(list(shape)), f"{shape[1]} x {shape[0]} pixels", "'longest' or 'squash'")
     assert (preprocess(line, SMALL, resize_mode="squash") == 50).all()
     assert (preprocess(line, SMALL, resize_mode="longest").max(2) == 50).sum() == 64  # one line of 64
-    with pytest.raises(
-        InputError, match="use 'longest'"
-    ):  # squash too, once it would make more than it takes
+    with pytest.raises(InputError, match="use 'longest'"):  # squash too, once it would make more than it takes
         resize(Image.new("RGB", (1, 12_000_000)), SMALL, "squash")
 
 
@@ -310,9 +308,7 @@ def test_files_become_what_pillow_converts(mode: str, container: str) -> None:
     with Image.open(PHOTOS / "chelsea.png") as photo:
         small = photo.resize((90, 60))
     small.putalpha(Image.fromarray(noise(rng, 60, 90)))
-    image = (
-        small.convert("RGB").convert(mode) if mode in ("LAB", "CMYK", "YCbCr", "P") else small.convert(mode)
-    )
+    image = small.convert("RGB").convert(mode) if mode in ("LAB", "CMYK", "YCbCr", "P") else small.convert(mode)
     content = encoded(image, container)
     with Image.open(io.BytesIO(content)) as reference:
         expected = by_pillow(reference.convert("RGB"), 64, "shortest")
@@ -563,9 +559,7 @@ def test_what_is_no_image_at_all(tmp_path: Path) -> None:
     refused(b"x" * 1234, "bytes (1234 bytes)", "b'xxxx")
     refused("line\nbreak.png", r"'line\nbreak.png'", "No such file")
     refused("nul\0byte.png", r"'nul\x00byte.png'")
-    assert (
-        len(refused("A" * 100_000, "AAA")) < 400
-    )  # base64 without data: is taken for a path; do not echo it
+    assert len(refused("A" * 100_000, "AAA")) < 400  # base64 without data: is taken for a path; do not echo it
     refused(None, "NoneType", "expected a path")
     refused([np.zeros((2, 2, 3), np.uint8)], "list", "expected a path")
     refused(Image.new("RGB", (0, 5)), "0 x 5")

@@ -90,9 +90,7 @@ def test_adaptations_are_told_apart_by_name(golden: dict[str, Any], variant: Var
 
 
 @pytest.mark.parametrize("overlay", [{"rotary_emb_base": 10000.0}, {"layer_norm_eps": 0.1}])
-def test_text_settings_reach_the_model(
-    overlay: dict[str, Any], golden: dict[str, Any], variant: Variant
-) -> None:
+def test_text_settings_reach_the_model(overlay: dict[str, Any], golden: dict[str, Any], variant: Variant) -> None:
     changed = text_reference(variant(overlay))(golden["input_ids"])
     assert gap(unit(changed), unit(golden["text_embeddings"])) > 10 * UNIT_ATOL
 

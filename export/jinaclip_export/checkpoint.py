@@ -126,7 +126,7 @@ class Checkpoint:
             if file.read(8) == b"version ":
                 raise CheckpointError(f"{path} is a Git LFS pointer, not the weights; run `git lfs pull` there")
         try:
-            self._tensors = safe_open(path, framework="pt")
+            self._tensors: Any = safe_open(path, framework="pt")
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
         self._names = set(self._tensors.keys())
@@ -210,9 +210,7 @@ class Checkpoint:
         piece = self._tensors.get_slice(name)
         found = tuple(piece.get_shape())
         if found != shape:
-            raise CheckpointError(
-                f"tensor {name} has shape {list(found)}, expected {list(shape)} from config.json"
-            )
+            raise CheckpointError(f"tensor {name} has shape {list(found)}, expected {list(shape)} from config.json")
         if piece.get_dtype() not in _FLOATS:
             raise CheckpointError(f"tensor {name} is {piece.get_dtype()}, expected one of {sorted(_FLOATS)}")
 

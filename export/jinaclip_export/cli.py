@@ -9,9 +9,14 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jinaclip.bundle import TOWERS
+
+if TYPE_CHECKING:
+    from jinaclip_export.write import Identity
 
 EXTRA = "export"
 PRECISIONS = ("fp32",)
@@ -73,7 +78,7 @@ def _make_random(args: argparse.Namespace, directory: Path) -> None:
     )  # fmt: skip
 
 
-def _find(args: argparse.Namespace):  # type: ignore[no-untyped-def]
+def _find(args: argparse.Namespace) -> tuple[Path, Identity]:
     from jinaclip_export.hub import PUBLISHED_ID, PUBLISHED_LICENCE, fetch
     from jinaclip_export.write import Identity
 
@@ -85,7 +90,7 @@ def _find(args: argparse.Namespace):  # type: ignore[no-untyped-def]
     return fetch(args.checkpoint, args.revision), Identity(args.checkpoint, args.revision, licence)
 
 
-def _words(allowed: tuple[str, ...]):  # type: ignore[no-untyped-def]
+def _words(allowed: tuple[str, ...]) -> Callable[[str], tuple[str, ...]]:
     """An argparse type: words of `allowed`, separated by commas."""
 
     def parse(text: str) -> tuple[str, ...]:

@@ -226,9 +226,7 @@ def _dims(config: Mapping[str, Any]) -> tuple[int, ...]:
     full = _number(config, "projection_dim", int, 1024)
     found = config.get("matryoshka_dimensions") or [d for d in PUBLISHED_MATRYOSHKA if d <= full]
     if not isinstance(found, list) or not all(isinstance(d, int) and 0 < d <= full for d in found):
-        raise CheckpointError(
-            f"config.json: matryoshka_dimensions is {found!r}, expected whole numbers up to {full}"
-        )
+        raise CheckpointError(f"config.json: matryoshka_dimensions is {found!r}, expected whole numbers up to {full}")
     return tuple(sorted({*found, full}))
 
 

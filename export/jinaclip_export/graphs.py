@@ -125,7 +125,7 @@ def _write(graph: nn.Module, example: Tensor, shapes: Any, name: str, tower: str
     finally:
         quiet.setLevel(level)
     assert program is not None  # dynamo=True always returns one
-    model = program.model
+    model: Any = program.model
     model.producer_name, model.producer_version = "jinaclip", None
     # The exporter notes source paths and stack traces of this machine on every node.
     for entry in (model, model.graph, *model.graph.all_nodes()):

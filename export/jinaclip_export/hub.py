@@ -30,7 +30,7 @@ def fetch(model_id: str, revision: str | None) -> Path:
         CheckpointError: it cannot be had: offline, gated, no such model or revision.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     if revision is None and model_id == PUBLISHED_ID:
         revision = PUBLISHED_REVISION

@@ -83,7 +83,9 @@ def rotary_table_2d(grid: int, head_size: int, pt_hw_seq_len: int) -> tuple[Tens
 
     Row and column indices are stretched to the grid of the pre-training, j / grid · pt_hw_seq_len.
     """
-    frequency = 10000.0 ** (-torch.arange(0, head_size // 2, 2, dtype=torch.float64, device="cpu") / (head_size // 2))  # [K/4]
+    frequency = 10000.0 ** (
+        -torch.arange(0, head_size // 2, 2, dtype=torch.float64, device="cpu") / (head_size // 2)
+    )  # [K/4]
     place = torch.arange(grid, dtype=torch.float64, device="cpu") / grid * pt_hw_seq_len
     angle = place[:, None] * frequency  # [grid, K/4]
     rows = angle[:, None, :].expand(grid, grid, -1)

@@ -64,9 +64,7 @@ def published_config(
                 "lora_dropout_p": 0.0,
                 "lora_main_params_trainable": False,
                 "lora_rank": 4,
-                "task_instructions": {
-                    "retrieval.query": "Represent the query for retrieving evidence documents: "
-                },
+                "task_instructions": {"retrieval.query": "Represent the query for retrieving evidence documents: "},
                 "use_flash_attn": True,
             }
             | (text or {}),

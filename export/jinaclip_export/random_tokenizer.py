@@ -111,9 +111,7 @@ def _pieces() -> Iterator[str]:
     """Distinct pieces, most useful first, without end."""
     seen: set[str] = set()
     letters = string.ascii_lowercase
-    groups = (
-        "".join(group) for size in itertools.count(3) for group in itertools.product(letters, repeat=size)
-    )
+    groups = ("".join(group) for size in itertools.count(3) for group in itertools.product(letters, repeat=size))
     start = ("▁", *("▁" + letter for letter in letters), *letters)
     words = ("▁" + word for word in _WORDS)
     for piece in itertools.chain(start, _characters(0, 4), words, _characters(4, len(_SCRIPTS)), groups):

@@ -148,8 +148,8 @@ def _add_image(checkpoint: Checkpoint, directory: Path, manifest: dict[str, Any]
     say("image tower: reading the weights")
     tower = checkpoint.image_tower()
     with _timed("image tower: exporting"):
-        error = export_image(tower, preprocessing, pixels, directory / "image-fp32.onnx")
-    manifest["parity"]["image"] = {"fp32": error}
+        parity = export_image(tower, preprocessing, pixels, directory / "image-fp32.onnx")
+    manifest["parity"]["image"] = {"fp32": parity}
     manifest["goldens"]["image"] = image_goldens(tower, preprocessing, directory)
     size = config.image_size
     shape = ["batch", size, size, 3] if pixels == "uint8" else ["batch", 3, size, size]

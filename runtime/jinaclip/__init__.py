@@ -1,11 +1,11 @@
 """jinaclip: Jina CLIP v2 embeddings of texts and images from a bundle, without torch.
 
-    from jinaclip import ClipModel
+from jinaclip import ClipModel
 
-    model = ClipModel("bundle/")
-    texts = model.encode_text(["a cup of coffee", "一杯咖啡"], truncate_dim=256)
-    images = model.encode_image(["coffee.jpg", "cat.jpg"], truncate_dim=256)
-    model.similarity(texts, images)
+model = ClipModel("bundle/")
+texts = model.encode_text(["a cup of coffee", "一杯咖啡"], truncate_dim=256)
+images = model.encode_image(["coffee.jpg", "cat.jpg"], truncate_dim=256)
+model.similarity(texts, images)
 """
 
 from importlib.metadata import version

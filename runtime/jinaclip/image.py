@@ -184,9 +184,7 @@ def to_rgb(image: Image.Image, *, exif_transpose: bool = False) -> Image.Image:
         return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def resize(
-    image_rgb: Image.Image, preprocessing: ImagePreprocessing, resize_mode: str | None = None
-) -> Pixels:
+def resize(image_rgb: Image.Image, preprocessing: ImagePreprocessing, resize_mode: str | None = None) -> Pixels:
     """Resizes a picture of mode RGB: uint8 [size, size, 3].
 
     "shortest" scales the shortest side to `size` and cuts out the centre, "longest" scales the longest side

@@ -17,7 +17,7 @@ from jinaclip.bundle import PRECISION_CLASS, TOWERS, Bundle
 from jinaclip.errors import BackendMissing, InputError
 from jinaclip.image import RESIZE_MODES, ImageInput, normalise, preprocess
 from jinaclip.matryoshka import check_dim, truncate
-from jinaclip.packing import pack_texts, require_memory
+from jinaclip.packing import RELEASE_BYTES, pack_texts, predicted_bytes, require_memory
 from jinaclip.progress import Progress
 from jinaclip.selftest import run_self_test
 from jinaclip.sessions import OnnxRuntimeSession, Session
@@ -141,7 +141,11 @@ class ClipModel:
         for batch in pack_texts([len(row) for row in ids], tower, batch_size=batch_size):
             padded = tokenizer.padded([ids[i] for i in batch])
             require_memory(len(batch), padded.shape[1], tower)
-            outputs = session.run({tower.input_name: padded}, interruptible=padded.size >= INTERRUPTIBLE_TOKENS)
+            outputs = session.run(
+                {tower.input_name: padded},
+                interruptible=padded.size >= INTERRUPTIBLE_TOKENS,
+                release_memory=predicted_bytes(len(batch), padded.shape[1], tower) > RELEASE_BYTES,
+            )
             result[batch] = truncate(outputs["text_embeddings"], dim, normalize=normalize_embeddings)
             progress.advance(len(batch))
         return result[0] if single else result

@@ -61,9 +61,7 @@ def run_self_test(
     return {"ratio": ratio, "remembered": False}
 
 
-def _test(
-    bundle: Bundle, tower: str, precision: str, session: Session, tokenizer: TextTokenizer | None
-) -> float:
+def _test(bundle: Bundle, tower: str, precision: str, session: Session, tokenizer: TextTokenizer | None) -> float:
     goldens = bundle.goldens[tower]
     expected = np.stack([golden.embedding for golden in goldens])
     if tokenizer is not None:

@@ -29,8 +29,15 @@ class Session(Protocol):
     device: str
     threads: int
 
-    def run(self, inputs: Arrays, *, interruptible: bool = False) -> dict[str, np.ndarray]:
-        """All outputs by name. `interruptible` lets Ctrl-C end a long run in the main thread."""
+    def run(
+        self, inputs: Arrays, *, interruptible: bool = False, release_memory: bool = False
+    ) -> dict[str, np.ndarray]:
+        """All outputs by name.
+
+        Args:
+            interruptible: let Ctrl-C end a long run in the main thread.
+            release_memory: give the run's memory back to the system, instead of keeping it for the next.
+        """
 
     def describe(self) -> dict[str, Any]:
         """What runs this graph, for info() and certificates; JSON values only."""
@@ -98,11 +105,13 @@ class OnnxRuntimeSession:
         self._process = os.getpid()
         _live.add(self)
 
-    def run(self, inputs: Arrays, *, interruptible: bool = False) -> dict[str, np.ndarray]:
+    def run(
+        self, inputs: Arrays, *, interruptible: bool = False, release_memory: bool = False
+    ) -> dict[str, np.ndarray]:
         session = self._checked()
         options = self._ort.RunOptions()
-        # Give the run's memory back: otherwise the arena stays at the size of the largest batch ever seen.
-        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        if release_memory:  # otherwise the arena stays at the size of the largest run ever seen
+            options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         names = [output.name for output in session.get_outputs()]
         try:
             if interruptible and threading.current_thread() is threading.main_thread():

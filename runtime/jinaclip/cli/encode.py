@@ -66,9 +66,7 @@ def run(args: argparse.Namespace) -> int:
             resize_mode=args.resize_mode, exif_transpose=args.exif_transpose,
         )  # fmt: skip
         dim = check_dim(args.truncate_dim, model.dims)
-    records = [
-        {"id": index, **record, "provenance": provenance} for index, record in enumerate(rows)
-    ]
+    records = [{"id": index, **record, "provenance": provenance} for index, record in enumerate(rows)]
     _write(_serialise(records, form, dim), args.output)
     failed = sum("error" in record for record in records)
     if args.output or failed:
@@ -110,7 +108,7 @@ def _unencodable(text: str) -> InputError | None:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
-        return InputError(f"text {ascii(text)} is not valid UTF-8; check the terminal's encoding")
+        return InputError(f"text {text!a} is not valid UTF-8; check the terminal's encoding")
     return None
 
 

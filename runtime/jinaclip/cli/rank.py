@@ -21,7 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     parser.add_argument("--texts", metavar="TEXT", nargs="+", required=True, help="texts to compare")
     parser.add_argument("--images", metavar="PATH", nargs="+", required=True, help="files, patterns or directories")
-    parser.add_argument("--over", choices=("texts", "images"), default="texts", help="what the probabilities add up over")
+    parser.add_argument(
+        "--over", choices=("texts", "images"), default="texts", help="what the probabilities add up over"
+    )
     parser.add_argument("--top", type=int, metavar="K", help="show only the K best (default: all)")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     add_encoding_arguments(parser)

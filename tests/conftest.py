@@ -1,0 +1,84 @@
+"""Small random bundles that every test file may use: made once a run, never written to."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import skimage
+
+from jinaclip import ClipModel
+from jinaclip_export.checkpoint import Checkpoint
+from jinaclip_export.random_checkpoint import SIZES, published_config, write_random_checkpoint
+from jinaclip_export.write import Identity, export_bundle
+
+# Multilingual, written for these tests: different scripts, lengths and shapes of text.
+TEXTS = [
+    "A beautiful sunset over the beach",
+    "Un beau coucher de soleil sur la plage",
+    "Ein wunderschöner Sonnenuntergang am Strand",
+    "海滩上美丽的日落",
+    "浜辺に沈む美しい夕日",
+    "해변 위로 아름다운 일몰",
+    "غروب جميل على الشاطئ",
+    "समुद्र तट पर एक खूबसूरत सूर्यास्त",
+    "Ένα ηλιοβασίλεμα πάνω από την παραλία",
+    "Красивый закат над пляжем",
+    "cat",
+    "A cup of coffee on a wooden table, photographed from above in the morning light.",
+    "   leading, trailing   and   inner blanks   ",
+    "Ｆｕｌｌｗｉｄｔｈ and ﬁ ligature, ½ and №",
+]
+PHOTOS_DIRECTORY = Path(skimage.__file__).parent / "data"
+PHOTOS = [PHOTOS_DIRECTORY / n for n in ("astronaut.png", "coffee.png", "chelsea.png", "rocket.jpg", "retina.jpg")]
+
+MakeCheckpoint = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> MakeCheckpoint:
+    """make_checkpoint(projection_dim, text=…, vision=…, **options): a random checkpoint in a new directory."""
+
+    def make(
+        dim: int = 128, *, text: dict[str, Any] | None = None, vision: dict[str, Any] | None = None, **options: Any
+    ) -> Path:
+        directory = tmp_path_factory.mktemp("checkpoint")
+        write_random_checkpoint(directory, published_config(dim, text, vision), **options)
+        return directory
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `jinaclip export --random small` starts from."""
+    directory = tmp_path_factory.mktemp("small") / "checkpoint"
+    write_random_checkpoint(directory, published_config(**SIZES["small"]))
+    return directory
+
+
+@pytest.fixture(scope="session")
+def small_bundle(small_checkpoint: Path) -> Path:
+    """The bundle of `small_checkpoint`. Read-only: copy it before changing anything."""
+    output = small_checkpoint.parent / "bundle"
+    export_bundle(Checkpoint(small_checkpoint), output, identity=Identity("random-small", None, "none"))
+    return output
+
+
+@pytest.fixture(scope="session")
+def model(small_bundle: Path) -> Iterator[ClipModel]:
+    """An opened `small_bundle`."""
+    with ClipModel(small_bundle) as opened:
+        yield opened
+
+
+@pytest.fixture
+def fresh_home(tmp_path: Path) -> dict[str, str]:
+    """Environment for a child process whose home directory is new and empty: $HOME is tmp_path / "home"."""
+    home = tmp_path / "home"
+    home.mkdir()
+    names = ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "ORT_DISABLE_TELEMETRY", "CI")
+    return {k: v for k, v in os.environ.items() if k not in names} | {"HOME": str(home)}
