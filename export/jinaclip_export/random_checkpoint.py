@@ -28,7 +28,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "small": {
         "projection_dim": 128,
         "text": {
-            "vocab_size": 34816, "hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 2,
+            "vocab_size": 36864, "hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 2,
             "intermediate_size": 512,
         },
         "vision": {"width": 128, "layers": 3, "image_size": 140},

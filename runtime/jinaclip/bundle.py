@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 import os
 import re
 import tempfile
@@ -80,14 +81,16 @@ class Bundle:
     def __init__(self, directory: str | os.PathLike[str], cache_dir: str | os.PathLike[str] | None = None):
         self.directory = Path(directory)
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
-        self.manifest = _read_manifest(self.directory)
         try:
+            self.manifest = _read_manifest(self.directory)
             self._read()
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
             raise BundleError(
                 f"{self.directory / MANIFEST} is not as the format says ({type(error).__name__}: {error}); "
                 "export the bundle again"
             ) from error
+        except (OSError, RuntimeError) as error:  # no permission, a name too long, links in a circle
+            raise BundleError(f"{self.directory} cannot be read ({error}); copy the bundle again") from error
 
     def _read(self) -> None:
         manifest = self.manifest
@@ -102,18 +105,24 @@ class Bundle:
                     f"{path} has {found} bytes, expected {size}; the file is cut or changed: copy the bundle again"
                 )
         self.model = dict(manifest["model"])
-        self.dims = tuple(sorted(int(d) for d in manifest["dims"]))
+        _text(self.model, "weights_sha256")
+        self.dims = tuple(sorted(_whole({"dims": d}, "dims") for d in manifest["dims"]))
         self.logit_scale = float(manifest["logit_scale"])
+        if not math.isfinite(self.logit_scale):
+            raise BundleError(f"{MANIFEST}: logit_scale is {self.logit_scale}, expected a finite number")
         self.towers = {name: self._tower(name, t) for name, t in manifest["towers"].items()}
         if not self.towers or not set(self.towers) <= set(TOWERS):
             raise BundleError(f"{MANIFEST} has towers {list(self.towers)}, expected some of {', '.join(TOWERS)}")
         if "text" in self.towers:
             text = manifest["text"]
-            self.max_tokens = int(text["max_tokens"])
-            self.tasks = {str(k): str(v) for k, v in text["tasks"].items()}
+            self.max_tokens = _whole(text, "max_tokens", 3)  # <s>, one token, </s>
+            self.tasks = {task: _text(text["tasks"], task) for task in text["tasks"]}
             self.default_task = text["default_task"]
+            if self.default_task is not None and self.default_task not in self.tasks:
+                raise BundleError(f"{MANIFEST}: default_task is {self.default_task!r:.80}, expected one of its tasks")
             self.tokenizer = self._listed(text["tokenizer"])
-            self.vocab_size, self.special_ids = int(text["vocab_size"]), dict(text["special_ids"])
+            self.vocab_size = _whole(text, "vocab_size")
+            self.special_ids = {name: _whole(text["special_ids"], name, 0) for name in ("bos", "pad", "eos")}
         else:
             self.max_tokens, self.tasks, self.default_task = 0, {}, None
         if "image" in self.towers:
@@ -162,7 +171,7 @@ class Bundle:
         classes = sorted({PRECISION_CLASS[p] for p in precision.values()})
         if len(classes) > 1:
             classes = [f"{tower}={PRECISION_CLASS[p]}" for tower, p in sorted(precision.items())]
-        image = dict(self.manifest.get("image", {}))
+        image = dict(self.manifest["image"]) if "image" in self.towers else {}
         if resize_mode is not None and image:
             image["resize_mode"] = resize_mode
         facts = {
@@ -193,7 +202,7 @@ class Bundle:
 
     def graph_fingerprint(self, tower: str, precision: str) -> str:
         """Changes whenever a graph's files do: listed hashes, with size and time of what lies on disk."""
-        prefix = self.graph(tower, precision).name
+        prefix = self.graph(tower, precision).relative_to(self.directory).as_posix()
         facts = []
         for name, (size, sha256) in sorted(self.files.items()):
             if name.startswith(prefix):
@@ -203,7 +212,7 @@ class Bundle:
     def read_note(self, name: str) -> dict[str, Any] | None:
         """A small JSON file kept beside the bundle, or None."""
         for directory in self._note_directories():
-            with suppress(OSError, ValueError):
+            with suppress(OSError, ValueError, RecursionError):
                 value = json.loads((directory / name).read_text("utf-8"))
                 if isinstance(value, dict):
                     return value
@@ -244,20 +253,23 @@ class Bundle:
         graphs = {str(precision): self._listed(path) for precision, path in tower["graphs"].items()}
         if unknown := set(graphs) - set(PRECISION_CLASS):
             raise BundleError(f"{MANIFEST} has precision {sorted(unknown)}, expected {list(PRECISION_CLASS)}")
-        sizes = {key: int(tower[key]) for key in ("layers", "width", "heads", "hidden_size")}
-        return TowerManifest(name, tower["input"]["name"], tower["input"]["dtype"], graphs, **sizes)
+        sizes = {key: _whole(tower, key) for key in ("layers", "width", "heads", "hidden_size")}
+        return TowerManifest(name, _text(tower["input"], "name"), _text(tower["input"], "dtype"), graphs, **sizes)
 
     def _goldens(self, tower: str) -> Iterator[Golden]:
-        for index, golden in enumerate(self.manifest["goldens"][tower]):
+        goldens = self.manifest["goldens"][tower]
+        if not isinstance(goldens, list) or len(goldens) < 2:  # one alone has no neighbour to be told from
+            raise BundleError(f"{MANIFEST}: expected a list of at least two {tower} goldens; export the bundle again")
+        for index, golden in enumerate(goldens):
             embedding = np.frombuffer(base64.b64decode(golden["embedding"], validate=True), "<f4")
             if embedding.shape != (max(self.dims),) or not np.isfinite(embedding).all():
                 raise BundleError(f"{MANIFEST}: golden {tower} {index} is no vector of {max(self.dims)} numbers")
             yield Golden(
                 name=f"{tower} golden {index}",
-                text=golden.get("text"),
-                path=self._listed(golden["path"]) if "path" in golden else None,
-                input_ids=tuple(golden.get("input_ids", ())),
-                pixels_sha256=golden.get("pixels_sha256", ""),
+                text=_text(golden, "text") if tower == "text" else None,
+                path=self._listed(golden["path"]) if tower == "image" else None,
+                input_ids=tuple(golden["input_ids"]) if tower == "text" else (),
+                pixels_sha256=_text(golden, "pixels_sha256") if tower == "image" else "",
                 embedding=embedding,
             )
 
@@ -285,6 +297,20 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
             "upgrade jinaclip, or export the bundle again with this version"
         )
     return manifest
+
+
+def _whole(section: Mapping[str, Any], name: str, least: int = 1) -> int:
+    value = section[name]
+    if type(value) is not int or not least <= value < 1 << 31:
+        raise BundleError(f"{MANIFEST}: {name} is {value!r:.80}, expected a whole number from {least}")
+    return value
+
+
+def _text(section: Mapping[str, Any], name: str) -> str:
+    value = section[name]
+    if not isinstance(value, str):
+        raise BundleError(f"{MANIFEST}: {name} is {value!r:.80}, expected a string")
+    return value
 
 
 def write_atomically(path: Path, content: bytes) -> None:

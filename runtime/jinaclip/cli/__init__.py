@@ -1,7 +1,7 @@
 """`jinaclip VERB`: verbs are entry points of the group `jinaclip.commands`, loaded only when called.
 
 A verb is a module with a one-line docstring, EXTRA (what pip installs its libraries, or None),
-add_arguments(parser) and run(args) -> exit status. stdout is data, stderr is for people; the exit status is 0,
+add_arguments(parser) and run(args) -> exit status; MIXED = True lets its words stand between its options. stdout is data, stderr is for people; the exit status is 0,
 1 for an error told in one line, 2 for wrong usage, 130 after Ctrl-C.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import ast
 import importlib.util
+import io
 import logging
 import os
 import sys
@@ -22,6 +23,18 @@ from jinaclip.errors import JinaClipError
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit status."""
+    try:
+        return _main(argv)
+    except KeyboardInterrupt:
+        print("jinaclip: interrupted", file=sys.stderr)
+        return 130
+
+
+def _main(argv: Sequence[str] | None) -> int:
+    if sys.stdout is None:
+        return _fail("stdout is closed; redirect it to a file or to /dev/null")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file name need not be UTF-8
     verbs = {entry.name: entry for entry in entry_points(group="jinaclip.commands")}
     parser = argparse.ArgumentParser(
         prog="jinaclip",
@@ -31,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"jinaclip {version('jinaclip')}")
     parser.add_argument("verb", metavar="VERB", choices=sorted(verbs), help="see below; VERB --help tells more")
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS).required = False
     args = parser.parse_args(argv)
     logging.basicConfig(format="jinaclip: %(message)s", level=logging.WARNING)
     module = verbs[args.verb].load()
@@ -41,7 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=_HelpFormatter,
     )
     module.add_arguments(verb_parser)
-    verb_args = verb_parser.parse_args(args.arguments)
+    parse = verb_parser.parse_intermixed_args if getattr(module, "MIXED", False) else verb_parser.parse_args
+    verb_args = parse(args.arguments)
     verb_args.usage_error = verb_parser.error
     try:
         status: int = module.run(verb_args)
@@ -53,9 +67,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         if module.EXTRA is None or (error.name or "").startswith("jinaclip"):
             raise
         return _fail(f"{args.verb} needs {error.name}; run: pip install 'jinaclip[{module.EXTRA}]'")
-    except KeyboardInterrupt:
-        print("jinaclip: interrupted", file=sys.stderr)
-        return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left; nothing more to say
         return 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,12 +31,13 @@ from jinaclip.model import ClipModel
 from jinaclip.progress import Progress
 
 EXTRA = "bulk"  # Parquet needs pyarrow
+MIXED = True  # `encode BUNDLE --task T TEXT`
 FORMATS = {".npy": "npy", ".jsonl": "jsonl", ".parquet": "parquet"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
-    parser.add_argument("texts", metavar="TEXT", nargs="*", help="texts to encode")
+    parser.add_argument("texts", metavar="TEXT", nargs="*", default=[], help="texts to encode")
     parser.add_argument("--text-file", metavar="F", help="one text a line, UTF-8; - is stdin")
     parser.add_argument("--images", metavar="PATH", nargs="+", default=[], help="files, patterns or directories")
     parser.add_argument("--output", metavar="F", help="file to write (default: stdout)")
@@ -54,6 +56,9 @@ def run(args: argparse.Namespace) -> int:
         args.usage_error(".npy has no place for a skipped item's error: use --format jsonl or parquet")
     if form != "jsonl" and args.output is None and sys.stdout.isatty():
         args.usage_error(f"--format {form} is binary: name a file with --output, or pipe it")
+    _check_output(args.output)
+    if form == "parquet":
+        import pyarrow.parquet  # now, not after hours of encoding
     texts: list[str | InputError] = [*args.texts, *([] if args.text_file is None else read_texts(args.text_file))]
     images = find_images(args.images)
     wants_text = bool(texts) or args.text_file is not None
@@ -144,7 +149,7 @@ def _serialise(records: Sequence[Record], form: str, dim: int) -> bytes:
     for record in records:
         if "embedding" in record:  # nine digits bring every float32 back exactly
             record = record | {"embedding": [float(f"{x:.9g}") for x in record["embedding"]]}
-        lines.append(json.dumps(record, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
+        lines.append(json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
     return b"".join(lines)
 
 
@@ -155,17 +160,27 @@ def _parquet(records: Sequence[Record]) -> bytes:
     names = {"id": pyarrow.int64(), "kind": pyarrow.string(), "text": pyarrow.string(), "path": pyarrow.string(),
              "error": pyarrow.string(), "provenance": pyarrow.string(),
              "embedding": pyarrow.list_(pyarrow.float32())}  # fmt: skip
+    records = [r | {"path": os.fsencode(r["path"]).decode("utf-8", "backslashreplace")} if "path" in r else r
+               for r in records]  # fmt: skip
     columns = {name: pyarrow.array([r.get(name) for r in records], kind) for name, kind in names.items()}
     buffer = io.BytesIO()
     pyarrow.parquet.write_table(pyarrow.table(columns), buffer)
     return buffer.getvalue()
 
 
+def _check_output(output: str | None) -> None:
+    if output is None:
+        return
+    if not Path(output).parent.is_dir():
+        raise InputError(f"--output {output}: {Path(output).parent} is not a directory; make it first")
+    if Path(output).is_dir():
+        raise InputError(f"--output {output} is a directory; expected the name of a file")
+
+
 def _write(content: bytes, output: str | None) -> None:
     if output is None:
         sys.stdout.buffer.write(content)
-        return
-    path = Path(output)
-    if not path.parent.is_dir():
-        raise InputError(f"--output {output}: {path.parent} is not a directory; make it first")
-    write_atomically(path, content)
+    elif Path(output).exists() and not Path(output).is_file():  # /dev/null, a pipe: nothing to put in its place
+        Path(output).write_bytes(content)
+    else:
+        write_atomically(Path(output), content)

@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
             for name, t in bundle.towers.items()
         },
         "bytes": sum(size for size, _ in bundle.files.values()),
-        "created_by": bundle.manifest["created_by"],
+        "created_by": bundle.manifest.get("created_by"),
         "format_version": bundle.manifest["format_version"],
         "reader_version": FORMAT_VERSION,
     }

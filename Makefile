@@ -1,0 +1,58 @@
+# Two commands set everything up on a machine that has Python 3.11 or newer, and make:
+#   make demo                          checkpoint -> bundle -> embeddings of photos and sentences
+#   make test                          the test suite
+# PIP_ARGS goes to every pip install, for instance to choose an index with CPU builds of torch (README).
+
+PYTHON ?= python3
+PIP_ARGS ?=
+VENV ?= .venv
+CHECKPOINT ?=
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
+
+.PHONY: demo test test-slow lint parity clean
+
+demo: $(VENV)/.demo
+	@$(PY) examples/demo.py $(CHECKPOINT)
+
+test: $(VENV)/.test
+	JINACLIP_OTHER_PILLOW=$(abspath $(VENV))/other-pillow $(PY) -m pytest
+
+test-slow: $(VENV)/.test
+	JINACLIP_OTHER_PILLOW=$(abspath $(VENV))/other-pillow $(PY) -m pytest -m slow
+
+lint: $(VENV)/.dev
+	$(PY) -m ruff check
+	$(PY) -m ruff format --check
+	$(PY) -m mypy
+
+# The README's parity table, measured again.
+parity: $(VENV)/.test
+	$(PY) -m tests.parity --full --write
+
+clean:
+	rm -rf $(VENV) demo dist
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "jinaclip needs Python 3.11 or newer, this is %d.%d: make PYTHON=python3.11" % sys.version_info[:2])'
+	@$(PYTHON) -m venv $(VENV)
+	@$(PY) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --upgrade 'pip>=25.1'
+
+$(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
+	@echo "Installing into $(VENV): 1.5 GB with a CPU build of torch, 6 GB or more with the CUDA build that"
+	@echo "pip takes by default on Linux. PIP_ARGS='--index-url ...' chooses another (README, Install)."
+	@$(PIP) -e '.[demo]'
+	@touch $@
+
+$(VENV)/.test: pyproject.toml | $(VENV)/bin/python
+	@echo "Installing into $(VENV): 2 GB with a CPU build of torch, 6 GB or more with the CUDA build that"
+	@echo "pip takes by default on Linux. PIP_ARGS='--index-url ...' chooses another (README, Install)."
+	@$(PIP) -e '.[cpu,export,bulk,bench]' --group test
+	@rm -rf $(VENV)/other-pillow
+	@$(PIP) --target $(VENV)/other-pillow --no-deps \
+	  "pillow==$$($(PY) -c 'import PIL; print(12 if int(PIL.__version__.split(".")[0]) >= 13 else 13)').*"
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(VENV)/.test
+	@$(PIP) --group dev
+	@touch $@

@@ -1,0 +1,98 @@
+"""Batches of texts: every text once, little padding, never more memory than the budget."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jinaclip import ClipModel, InputError
+from jinaclip.bundle import Bundle, TowerManifest
+from jinaclip.packing import (
+    BUDGET_BYTES,
+    TOKENS_PER_BATCH,
+    available_memory,
+    pack_texts,
+    predicted_bytes,
+    require_memory,
+)
+from jinaclip.sessions import _cgroup_quota, available_threads
+
+FULL = TowerManifest("text", "input_ids", "int64", {}, layers=24, width=1024, heads=16, hidden_size=4096)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_every_text_is_in_one_batch_within_the_budget(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    lengths = np.clip(rng.lognormal(3.4, 1.2, rng.integers(1, 300)), 2, 8192).astype(int).tolist()
+    batches = pack_texts(lengths, FULL)
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+    for batch in batches:
+        longest = max(lengths[i] for i in batch)
+        fits = predicted_bytes(len(batch), longest, FULL) <= BUDGET_BYTES
+        assert fits or len(batch) == 1
+        assert len(batch) * longest <= TOKENS_PER_BATCH or len(batch) == 1
+
+
+def test_batch_size_is_an_upper_bound() -> None:
+    assert [len(b) for b in pack_texts([5] * 10, FULL, batch_size=4)] == [4, 4, 2]
+    assert pack_texts([], FULL) == []
+
+
+def test_one_long_text_does_not_pad_the_short_ones() -> None:
+    batches = pack_texts([8192] + [10] * 50, FULL)
+    assert batches[0] == [0]
+    assert len(batches) == 2
+
+
+def test_a_text_that_cannot_fit_is_refused_before_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jinaclip.packing.available_memory", lambda: 2 << 30)
+    require_memory(64, 32, FULL)
+    with pytest.raises(InputError, match=r"8192 tokens needs about 9\.\d GiB .* 2\.0 GiB are free; lower max_length"):
+        require_memory(1, 8192, FULL)
+
+
+def test_memory_that_is_free_is_the_smaller_of_machine_and_cgroup(tmp_path: Path) -> None:
+    (tmp_path / "meminfo").write_text("MemTotal: 99 kB\nMemAvailable:    4096 kB\n")
+    assert available_memory(tmp_path, tmp_path) == 4096 * 1024
+    (tmp_path / "memory.max").write_text("max\n")
+    assert available_memory(tmp_path, tmp_path) == 4096 * 1024
+    (tmp_path / "memory.max").write_text("3000000\n")
+    (tmp_path / "memory.current").write_text("1000000\n")
+    assert available_memory(tmp_path, tmp_path) == 2000000
+    assert (available_memory() or 0) > 0
+
+
+def test_threads_follow_the_cgroup_quota(tmp_path: Path) -> None:
+    assert _cgroup_quota(tmp_path) is None
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    assert _cgroup_quota(tmp_path) is None
+    (tmp_path / "cpu.max").write_text("150000 100000\n")
+    assert _cgroup_quota(tmp_path) == 1.5
+    (tmp_path / "cpu.max").unlink()
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu/cpu.cfs_quota_us").write_text("-1\n")
+    (tmp_path / "cpu/cpu.cfs_period_us").write_text("100000\n")
+    assert _cgroup_quota(tmp_path) is None
+    (tmp_path / "cpu/cpu.cfs_quota_us").write_text("50000\n")
+    assert _cgroup_quota(tmp_path) == 0.5
+    assert available_threads() >= 1
+
+
+def test_threads_follow_affinity(small_bundle: Path) -> None:
+    import os
+
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        assert available_threads() == 1
+        with ClipModel(small_bundle, towers=("text",)) as model:
+            assert model.info()["towers"]["text"]["threads"] == 1
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def test_sizes_for_the_prediction_come_from_the_bundle(small_bundle: Path) -> None:
+    tower = Bundle(small_bundle).tower("text")
+    assert (tower.layers, tower.width, tower.heads, tower.hidden_size) == (3, 128, 2, 512)
