@@ -74,10 +74,8 @@ def table(similarity: np.ndarray) -> None:
     print("cosine     " + "".join(f"{name:>11}" for name in PHOTOS))
     for sentence, row in zip(SENTENCES, similarity, strict=True):
         best = int(row.argmax())
-        print(
-            "           " + "".join(f"{'*' if i == best else ''}{x:.3f}".rjust(11) for i, x in enumerate(row)), end=""
-        )
-        print(f"   {sentence}")
+        cells = (f"{'*' if i == best else ''}{cosine:.3f}" for i, cosine in enumerate(row))
+        print(" " * 11 + "".join(f"{cell:>11}" for cell in cells) + f"   {sentence}")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from jinaclip.bundle import TowerManifest
@@ -79,15 +80,14 @@ def require_memory(rows: int, tokens: int, tower: TowerManifest) -> None:
 def available_memory(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int | None:
     """Bytes that can be allocated without swapping, by the kernel and the cgroup; None where nothing tells."""
     limits = []
-    try:
+    with suppress(OSError, ValueError):
         for line in (proc / "meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
                 limits.append(int(line.split()[1]) * 1024)
+    with suppress(OSError, ValueError):
         limit = (cgroup / "memory.max").read_text().strip()
         if limit != "max":
             limits.append(max(0, int(limit) - int((cgroup / "memory.current").read_text())))
-    except (OSError, ValueError):
-        pass
     if not limits and hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
         limits.append(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     return min(limits, default=None)

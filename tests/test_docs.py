@@ -1,0 +1,130 @@
+"""Documentation that can rot: commands, options, links, names and fields in the pages are those of the code."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import inspect
+import json
+import re
+import tomllib
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jinaclip import ClipModel
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "DECISIONS.md", "docs/bundle.md")]
+VERBS = {entry.name: entry for entry in entry_points(group="jinaclip.commands")}
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+
+
+def options_of(verb: str) -> set[str]:
+    """Every option a verb takes, those of its own sub-verbs included."""
+    parser = argparse.ArgumentParser()
+    VERBS[verb].load().add_arguments(parser)
+    pending, found = [parser], set()
+    while pending:
+        for action in pending.pop()._actions:
+            found |= set(action.option_strings)
+            if isinstance(action, argparse._SubParsersAction):
+                pending += action.choices.values()
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_in_the_pages_exist(page: Path) -> None:
+    text = page.read_text("utf-8")
+    for verb, rest in re.findall(r"^\s*jinaclip ([a-z]+)(.*)$", text, re.MULTILINE):
+        assert verb in VERBS, verb
+        for option in re.findall(r"(?<![\w-])--[a-z-]+", rest.split("  ")[0].split("#")[0]):
+            assert option in options_of(verb), f"{verb} {option}"
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+    for target in re.findall(r"(?:`|^    )make ([a-z-]+)", text, re.MULTILINE):
+        assert target in targets, target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text("utf-8")):
+        assert "://" in target or (page.parent / target).exists(), target
+
+
+def test_extras_in_the_pages_exist() -> None:
+    for page in PAGES:
+        for extras in re.findall(r"jinaclip\[([a-z,-]+)\]", page.read_text("utf-8")):
+            assert set(extras.split(",")) <= set(PROJECT["project"]["optional-dependencies"]), extras
+
+
+def test_every_verb_names_an_extra_that_exists() -> None:
+    for name, entry in VERBS.items():
+        module = entry.load()
+        assert module.EXTRA is None or module.EXTRA in PROJECT["project"]["optional-dependencies"], name
+        assert (module.__doc__ or "").strip(), name
+
+
+def test_first_example_of_the_readme_runs(small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from PIL import Image
+
+    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+    assert code is not None
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bundle").symlink_to(small_bundle)
+    for name in ("coffee.jpg", "cat.jpg"):
+        Image.new("RGB", (60, 40), "brown").save(tmp_path / name)
+    # The small random model has fewer dims than the published one.
+    names: dict[str, Any] = {}
+    exec(code.group(1).replace("truncate_dim=256", "truncate_dim=64"), names)
+    assert names["texts"].shape == names["images"].shape == (2, 64)
+
+
+def test_signatures_are_the_contract() -> None:
+    """Names and defaults that users' code depends on."""
+    for function, expected in (
+        (ClipModel.__init__, "self bundle backend=auto device=auto precision=auto threads=None towers=('text', 'image') "
+                             "cache_dir=None self_test=auto"),
+        (ClipModel.encode_text, "self texts task=None truncate_dim=None normalize_embeddings=True batch_size=None "
+                                "max_length=8192 show_progress_bar=False"),
+        (ClipModel.encode_image, "self images truncate_dim=None normalize_embeddings=True batch_size=None "
+                                 "show_progress_bar=False allow_urls=False resize_mode=None exif_transpose=False"),
+    ):  # fmt: skip
+        found = [
+            name if p.default is inspect.Parameter.empty else f"{name}={p.default}"
+            for name, p in inspect.signature(function).parameters.items()
+        ]
+        assert " ".join(found) == expected
+
+
+def test_format_page_names_every_field(small_bundle: Path) -> None:
+    page = (ROOT / "docs/bundle.md").read_text("utf-8")
+    manifest = json.loads((small_bundle / "bundle.json").read_text("utf-8"))
+
+    def names(value: object) -> set[str]:
+        if isinstance(value, dict):
+            return set(value) | {n for v in value.values() for n in names(v)}
+        return {n for v in value for n in names(v)} if isinstance(value, list) else set()
+
+    values = {"retrieval.query", "fp32", *manifest["files"]}
+    for name in names(manifest) - values:
+        assert re.search(rf"\b{re.escape(name)}\b", page), f"docs/bundle.md does not tell of {name}"
+
+
+def test_bundle_version_of_the_page_is_the_readers() -> None:
+    from jinaclip.bundle import FORMAT_VERSION
+
+    assert f"# The bundle format, version {FORMAT_VERSION}" in (ROOT / "docs/bundle.md").read_text("utf-8")
+
+
+def test_errors_are_drawn_with_their_status() -> None:
+    errors = importlib.import_module("jinaclip.errors")
+    for line in (errors.__doc__ or "").splitlines():
+        match = re.search(r"([A-Z]\w+)(?: \(\w+\))?\s+(\d{3})\s+(JINACLIP_\w+)", line)
+        if match:
+            assert errors.status_of(getattr(errors, match[1])("x")) == (int(match[2]), match[3]), line
+
+
+def test_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 150
