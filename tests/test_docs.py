@@ -84,8 +84,8 @@ def test_first_example_of_the_readme_runs(small_bundle: Path, tmp_path: Path, mo
 def test_signatures_are_the_contract() -> None:
     """Names and defaults that users' code depends on."""
     for function, expected in (
-        (ClipModel.__init__, "self bundle backend=auto device=auto precision=auto threads=None towers=('text', 'image') "
-                             "cache_dir=None self_test=auto"),
+        (ClipModel.__init__, "self bundle backend=auto device=auto precision=auto threads=None "
+                             "towers=('text', 'image') cache_dir=None self_test=auto"),
         (ClipModel.encode_text, "self texts task=None truncate_dim=None normalize_embeddings=True batch_size=None "
                                 "max_length=8192 show_progress_bar=False"),
         (ClipModel.encode_image, "self images truncate_dim=None normalize_embeddings=True batch_size=None "

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -126,10 +126,15 @@ class Checkpoint:
             if file.read(8) == b"version ":
                 raise CheckpointError(f"{path} is a Git LFS pointer, not the weights; run `git lfs pull` there")
         try:
-            self._tensors: Any = safe_open(path, framework="pt")
+            self._tensors = cast(Any, safe_open(path, framework="pt"))
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
         self._names = set(self._tensors.keys())
+        if stray := {n for n in self._names if not n.startswith(("text_model.", "vision_model.", "logit_scale"))}:
+            raise CheckpointError(
+                f"{path} has unknown tensors: {', '.join(sorted(stray)[:3])}; expected only logit_scale, text_model.* "
+                "and vision_model.*"
+            )
 
     def file(self, name: str) -> Path:
         """Path of a file of the checkpoint, which must exist."""
@@ -146,7 +151,7 @@ class Checkpoint:
         """One of the checkpoint's JSON files, as an object."""
         try:
             value = json.loads(self.file(name).read_text("utf-8"))
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, RecursionError) as error:
             raise CheckpointError(f"{self.directory / name} is not readable JSON: {error}") from error
         if not isinstance(value, dict):
             raise CheckpointError(f"{self.directory / name} holds a {type(value).__name__}, expected an object")

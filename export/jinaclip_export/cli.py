@@ -7,6 +7,7 @@ CHECKPOINT is a directory with the published files of jina-clip-v2, or a hub id 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 from collections.abc import Callable
@@ -46,9 +47,13 @@ def run(args: argparse.Namespace) -> int:
         for name in ("tokenizer", "checkpoint_output"):
             if getattr(args, name) is not None:
                 args.usage_error(f"--{name.replace('_', '-')} goes with --random")
+    if abs(args.seed) >= 1 << 63:
+        args.usage_error(f"--seed {args.seed} is too large, expected less than 2**63")
     output = Path(args.output).absolute()
     check_output(output)
-    with tempfile.TemporaryDirectory(prefix=".jinaclip-random-", dir=output.parent) as scratch:
+    # Named like the partial bundle, so that the next export removes what a killed one left.
+    prefix, suffix = f".{output.name}.partial-random-", f"-{os.getpid()}"
+    with tempfile.TemporaryDirectory(prefix=prefix, suffix=suffix, dir=output.parent) as scratch:
         if args.random is not None:
             directory = Path(args.checkpoint_output or Path(scratch) / "checkpoint")
             _make_random(args, directory)
@@ -65,17 +70,24 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _make_random(args: argparse.Namespace, directory: Path) -> None:
+    from safetensors import SafetensorError
+
     from jinaclip.progress import say
     from jinaclip_export.errors import ExportError
     from jinaclip_export.random_checkpoint import SIZES, published_config, write_random_checkpoint
 
     if directory.exists() and any(directory.iterdir()):
         raise ExportError(f"--checkpoint-output {directory} exists already; choose another, or remove it first")
+    if args.tokenizer and not Path(args.tokenizer).is_file():
+        raise ExportError(f"--tokenizer {args.tokenizer} is not a file; expected a tokenizer.json")
     say("random checkpoint")
-    write_random_checkpoint(
-        directory, published_config(**SIZES[args.random]), seed=args.seed,
-        tokenizer=Path(args.tokenizer) if args.tokenizer else None,
-    )  # fmt: skip
+    try:
+        write_random_checkpoint(
+            directory, published_config(**SIZES[args.random]), seed=args.seed,
+            tokenizer=Path(args.tokenizer) if args.tokenizer else None,
+        )  # fmt: skip
+    except SafetensorError as error:  # its own class, also for a full disk
+        raise ExportError(f"cannot write the random checkpoint to {directory}: {error}") from error
 
 
 def _find(args: argparse.Namespace) -> tuple[Path, Identity]:
@@ -87,7 +99,8 @@ def _find(args: argparse.Namespace) -> tuple[Path, Identity]:
     if path.exists() or not looks_like_id:
         return path, Identity(path.absolute().name, args.revision)
     licence = PUBLISHED_LICENCE if args.checkpoint == PUBLISHED_ID else None
-    return fetch(args.checkpoint, args.revision), Identity(args.checkpoint, args.revision, licence)
+    directory = fetch(args.checkpoint, args.revision)
+    return directory, Identity(args.checkpoint, directory.name, licence)  # the client names it by the commit
 
 
 def _words(allowed: tuple[str, ...]) -> Callable[[str], tuple[str, ...]]:

@@ -177,6 +177,11 @@ def _text(section: Mapping[str, Any]) -> TextConfig:
         default_instruction_task=default_task,
         task_instructions=dict(instructions),
     )
+    if section.get("embed_dim", result.hidden_size) != result.hidden_size:
+        raise CheckpointError(
+            f"config.json: text embed_dim is {section['embed_dim']} but hidden_size is {result.hidden_size}; "
+            "the tower has no projection, so they must be equal"
+        )
     _check_heads("text", result.hidden_size, result.num_attention_heads)
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
         if not 0 <= getattr(result, name) < result.vocab_size:
@@ -239,9 +244,11 @@ def _section(config: Mapping[str, Any], name: str, default: Any = None) -> Mappi
 
 def _number(section: Mapping[str, Any], name: str, kind: type, default: Any) -> Any:
     value = section.get(name, default)
-    good = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not good or (kind is int and value != int(value)) or (name != "logit_scale_init_value" and value < 0):
-        raise CheckpointError(f"config.json: {name} is {value!r}, expected a positive number")
+    good = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e18  # no NaN, no infinity
+    zero = name.endswith("_token_id")
+    signed = name == "logit_scale_init_value"
+    if not good or (kind is int and value != int(value)) or not (value > 0 or (zero and value == 0) or signed):
+        raise CheckpointError(f"config.json: {name} is {value!r:.80}, expected a positive number")
     return kind(value)
 
 

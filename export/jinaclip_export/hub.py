@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from jinaclip_export.errors import CheckpointError
@@ -29,7 +30,9 @@ def fetch(model_id: str, revision: str | None) -> Path:
     Raises:
         CheckpointError: it cannot be had: offline, gated, no such model or revision.
     """
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read once, by the import
     from huggingface_hub import snapshot_download
+    from huggingface_hub.constants import HF_HUB_OFFLINE
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     if revision is None and model_id == PUBLISHED_ID:
@@ -37,14 +40,15 @@ def fetch(model_id: str, revision: str | None) -> Path:
     if not sys.stderr.isatty():
         disable_progress_bars()
     where = f"{model_id} at {revision or 'its newest revision'}"
-    try:
-        return Path(snapshot_download(model_id, revision=revision, allow_patterns=list(FILES), local_files_only=True))
-    except Exception:  # not in the cache, whatever the client calls that
+    with suppress(Exception):  # not in the cache, whatever the client calls that
+        cached = Path(snapshot_download(model_id, revision=revision, allow_patterns=list(FILES), local_files_only=True))
+        if all((cached / name).is_file() for name in FILES[:4]):  # the client takes a part for the whole
+            return cached
+    if not HF_HUB_OFFLINE:
         licence = f"licence {PUBLISHED_LICENCE} (no commercial use), 1.7 GB" if model_id == PUBLISHED_ID else (
             "its own licence and size apply: see its page"
         )  # fmt: skip
         print(f"jinaclip: downloading {where}: {licence}", file=sys.stderr)
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     try:
         return Path(snapshot_download(model_id, revision=revision, allow_patterns=list(FILES)))
     except Exception as error:  # the client raises its own, requests' and OSError

@@ -1,8 +1,9 @@
 """`jinaclip VERB`: verbs are entry points of the group `jinaclip.commands`, loaded only when called.
 
 A verb is a module with a one-line docstring, EXTRA (what pip installs its libraries, or None),
-add_arguments(parser) and run(args) -> exit status; MIXED = True lets its words stand between its options. stdout is data, stderr is for people; the exit status is 0,
-1 for an error told in one line, 2 for wrong usage, 130 after Ctrl-C.
+add_arguments(parser) and run(args) -> exit status; MIXED = True lets its words stand between its options.
+stdout is data, stderr is for people; the exit status is 0, 1 for an error told in one line, 2 for wrong usage,
+130 after Ctrl-C.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
         args.usage_error(f"--format {form} is binary: name a file with --output, or pipe it")
     _check_output(args.output)
     if form == "parquet":
-        import pyarrow.parquet  # now, not after hours of encoding
+        import_module("pyarrow.parquet")  # if it is missing, better said now than after hours of encoding
     texts: list[str | InputError] = [*args.texts, *([] if args.text_file is None else read_texts(args.text_file))]
     images = find_images(args.images)
     wants_text = bool(texts) or args.text_file is not None
