@@ -168,6 +168,8 @@ def _random(name: str, shape: tuple[int, ...], generator: torch.Generator, layer
         return 1.0 + 0.1 * noise if name.endswith(".weight") else 0.05 * noise
     fan = math.prod(shape[1:]) if len(shape) != 3 else shape[-1]
     weight = noise.mul_(next(rule(fan) for end, rule in _STANDARD_DEVIATION if name.endswith(end)))
+    if "token_type_embeddings" in name:
+        weight *= 0.1  # one vector added to every token makes all texts alike
     if len(shape) == 2:
         # Text attends sharply and attention outweighs the residual, or word order would not show; the deeper
         # the tower the gentler, or rounding would grow from block to block until no precision could hold.

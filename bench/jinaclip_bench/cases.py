@@ -1,0 +1,77 @@
+"""What is measured: a table of named cases, and what goes into them."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from PIL import Image
+
+from jinaclip.bundle import Bundle
+
+PHOTO_SIZE = (1920, 1080)
+# Three languages and scripts, so that the tokenizer reads more than English.
+QUERY = "A cup of coffee on a wooden table, 木桌上的一杯咖啡, فنجان قهوة على طاولة خشبية"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing to measure.
+
+    Attributes:
+        name: as --cases and the results call it.
+        kind: what runs, one of jinaclip_bench.kinds.KINDS.
+        tower: "text" or "image".
+        summary: for --help.
+        rows: texts or images in a call.
+        tokens: of each text, `<s>` and `</s>` included; None where the case's text or image decides.
+    """
+
+    name: str
+    kind: str
+    tower: str
+    summary: str
+    rows: int = 1
+    tokens: int | None = None
+
+
+# In the order they run: cases of one tower stand together, so that it is loaded once.
+CASES = {
+    case.name: case
+    for case in (
+        Case("text-1x32", "graph", "text", "one text of 32 tokens", tokens=32),
+        Case("text-8x128", "graph", "text", "a batch of 8 texts of 128 tokens", rows=8, tokens=128),
+        Case("text-query", "encode", "text", "a short multilingual query, tokenizer included"),
+        Case("image-1", "graph", "image", "one image, from its pixels"),
+        Case("image-preprocess", "preprocess", "image", "a 1920 x 1080 JPEG to pixels: decode and resize"),
+        Case("process-text", "process", "text", "a new process to its first text vector, and its memory"),
+        Case("process-image", "process", "image", "a new process to its first image vector, and its memory"),
+    )
+}
+
+
+def random_ids(bundle: Bundle, rows: int, tokens: int) -> np.ndarray:
+    """int64 [rows, tokens] of ordinary pieces between `<s>` and `</s>`, without padding; the same every time."""
+    special = set(bundle.special_ids.values())
+    ordinary = np.array([i for i in range(bundle.vocab_size) if i not in special], np.int64)
+    ids = np.random.default_rng(0).choice(ordinary, (rows, tokens))
+    ids[:, 0], ids[:, -1] = bundle.special_ids["bos"], bundle.special_ids["eos"]
+    return ids
+
+
+@cache
+def photo_jpeg() -> bytes:
+    """A JPEG of PHOTO_SIZE that costs what a photo costs: soft shapes with ever finer detail, as in nature."""
+    rng = np.random.default_rng(0)
+    width, height = PHOTO_SIZE
+    picture = np.full((height, width, 3), 128, np.float32)
+    for cells in (4, 12, 36, 108, 324, 972):
+        amplitude = 60 * (4 / cells) ** 0.4
+        for channel in range(3):
+            noise = rng.normal(0, amplitude, (cells * height // width + 1, cells)).astype(np.float32)
+            picture[..., channel] += np.asarray(Image.fromarray(noise).resize(PHOTO_SIZE, Image.Resampling.BICUBIC))
+    file = io.BytesIO()
+    Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=90)
+    return file.getvalue()

@@ -1,0 +1,116 @@
+"""Measure latency, throughput, start-up and memory beside torch, in one run.
+
+Figures of different runs or machines do not compare; the ratios of one run do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jinaclip.bundle import PRECISION_CLASS, Bundle
+from jinaclip_bench.cases import CASES
+
+if TYPE_CHECKING:
+    from jinaclip_bench.kinds import Settings
+
+EXTRA = "bench"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(metavar="ACTION", required=True)
+    run_parser = actions.add_parser(
+        "run",
+        help="measure a bundle beside torch",
+        description="Measure a bundle beside torch on the same weights; without BUNDLE, a random model of full size.",
+        epilog="cases:\n" + "\n".join(f"  {case.name:<17} {case.summary}" for case in CASES.values()),
+        formatter_class=parser.formatter_class,
+    )
+    run_parser.set_defaults(action=run_action, wrong_usage=run_parser.error)
+    run_parser.add_argument("bundle", metavar="BUNDLE", nargs="?", help="directory made by `jinaclip export`")
+    run_parser.add_argument("--checkpoint", metavar="DIR", help="what BUNDLE was exported from, to measure torch with")
+    run_parser.add_argument("--random", choices=("small", "full"), help="size without BUNDLE (default: full, 5.2 GB)")
+    run_parser.add_argument(
+        "--precision", choices=tuple(PRECISION_CLASS), default="fp32", help="of the bundle's graphs"
+    )
+    run_parser.add_argument("--threads", type=_positive, metavar="N",
+                            help="cores for every side (default: those this process may use)")  # fmt: skip
+    run_parser.add_argument("--repeats", type=_positive, default=20, metavar="R",
+                            help="timed calls of each side; new processes at most 3")  # fmt: skip
+    run_parser.add_argument(
+        "--cases", type=_cases, metavar="NAME,…", help="see below (default: all of BUNDLE's towers)"
+    )
+    run_parser.add_argument("--output", metavar="FILE", help="append the measurements to FILE, one JSON object a line")
+    run_parser.add_argument("--json", action="store_true", help="the same lines on stdout instead of the table")
+
+
+def run(args: argparse.Namespace) -> int:
+    status: int = args.action(args)
+    return status
+
+
+def run_action(args: argparse.Namespace) -> int:
+    from jinaclip_bench.record import to_line
+    from jinaclip_bench.report import render
+    from jinaclip_bench.run import run_cases
+
+    if args.checkpoint is not None and args.bundle is None:
+        args.wrong_usage("--checkpoint goes with BUNDLE")
+    if args.random is not None and args.bundle is not None:
+        args.wrong_usage("--random goes without BUNDLE")
+    records = []
+    with ExitStack() as stack:
+        output = stack.enter_context(open(args.output, "a", encoding="utf-8")) if args.output else None
+        settings = _settings(args)
+        cases = args.cases or [case.name for case in CASES.values() if case.tower in settings.bundle.towers]
+
+        def write(record: dict[str, Any]) -> None:
+            records.append(record)
+            for file in (output, sys.stdout if args.json else None):
+                if file is not None:
+                    print(to_line(record), file=file, flush=True)
+
+        run_cases(cases, settings, write)
+    if not args.json:
+        print(render(records), end="")
+    return 0
+
+
+def _settings(args: argparse.Namespace) -> Settings:
+    from jinaclip.sessions import available_threads
+    from jinaclip_bench.kinds import Settings
+
+    checkpoint = None
+    if args.bundle is None:
+        from jinaclip_bench.random_model import random_model
+
+        bundle, checkpoint = random_model(args.random or "full", tell=_tell)
+    else:
+        bundle = Bundle(args.bundle)
+        if args.checkpoint is None:
+            _tell("without --checkpoint, torch is not measured: jinaclip's figures stand alone")
+        else:
+            from jinaclip_bench.torch_side import matching_checkpoint
+
+            checkpoint = matching_checkpoint(bundle, Path(args.checkpoint))
+    return Settings(bundle, checkpoint, args.threads or available_threads(), args.repeats, args.precision)
+
+
+def _tell(line: str) -> None:
+    print(f"jinaclip: {line}", file=sys.stderr, flush=True)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}, expected a whole number from 1")
+    return int(text)
+
+
+def _cases(text: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(text.split(",")))
+    if unknown := [name for name in names if name not in CASES]:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is no case; expected some of {','.join(CASES)}")
+    return names

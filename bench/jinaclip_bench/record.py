@@ -1,0 +1,124 @@
+"""One measurement as one JSON line. FIELDS is the format: every line has exactly these."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from jinaclip.bundle import Bundle
+from jinaclip_bench.cases import Case
+from jinaclip_bench.kinds import Opened, Settings
+from jinaclip_bench.machine import commit, load, machine_facts, versions
+from jinaclip_bench.measure import OURS, Sample, paired_ratio, summary
+
+SCHEMA = 1
+
+FIELDS = {
+    "schema": "version of this format",
+    "run": "when the run began, UTC; lines of one run were measured side by side",
+    "time": "when this was measured, UTC",
+    "case": "a name of jinaclip_bench.cases.CASES",
+    "side": "jinaclip, torch-fp32 or torch-bf16",
+    "unit": "of samples, p50, p90, p99, min and max: ms",
+    "samples": "every timed call in order; those of equal position on two sides are one round",
+    "p50": "median of samples",
+    "p90": "90th percentile",
+    "p99": "99th percentile, near max where there are few samples",
+    "min": "shortest",
+    "max": "longest",
+    "items_per_s": "texts or images a second, by the median; null where each call is a new process",
+    "tokens_per_s": "tokens a second, by the median; null for images",
+    "ratio": "this side ÷ jinaclip, round by round: p50, p10, p90; null for jinaclip",
+    "cosine": "lowest of this side's vectors with jinaclip's; null for jinaclip",
+    "peak_rss_mib": "peak resident set of the process (VmHWM), median; null for calls within one process",
+    "pss_mib": "its proportional set after the first vector, median; null likewise",
+    "shape": "of the input: [texts, tokens], [images, height, width, 3] or one photo's [height, width, 3]",
+    "threads": "cores a call may use",
+    "repeats": "number of samples",
+    "burn_in": "calls before them",
+    "precision": "of the weights; null where none take part",
+    "model": "random-small, random-full or the published id; null for other checkpoints",
+    "weights_sha256": "of the checkpoint's weights",
+    "provenance": "of the bundle in this precision",
+    "machine": "cpu, instructions that low precisions use, cores, memory_gib, os",
+    "load": "runnable processes of the minute before the run; well above 0, others took part in the timing",
+    "versions": "python, jinaclip, onnxruntime, torch",
+    "commit": "of the checkout, -dirty if changed; null outside one",
+}
+_PUBLIC_IDS = ("random-small", "random-full", "jinaai/jina-clip-v2")  # another may be the name of a directory
+
+
+def run_facts(bundle: Bundle, precision: str) -> dict[str, Any]:
+    """The fields that all lines of a run share."""
+    model_id = bundle.model.get("id")
+    return {
+        "schema": SCHEMA,
+        "run": _now("milliseconds"),
+        "model": model_id if model_id in _PUBLIC_IDS else None,
+        "weights_sha256": bundle.model["weights_sha256"],
+        "provenance": bundle.provenance(dict.fromkeys(bundle.towers, precision)),
+        "machine": machine_facts(),
+        "load": load(),
+        "versions": versions(),
+        "commit": commit(),
+    }
+
+
+def records_of(
+    case: Case,
+    opened: Opened,
+    settings: Settings,
+    samples: Mapping[str, Sequence[Sample]],
+    cosines: Mapping[str, float],
+    facts: Mapping[str, Any],
+) -> list[dict[str, Any]]:
+    """One record for each side, in FIELDS' order."""
+    times = {side: [sample.seconds * 1e3 for sample in of_side] for side, of_side in samples.items()}
+    precisions = {side: side.removeprefix("torch-") for side in samples} | {OURS: settings.precision}
+    records = []
+    for side, milliseconds in times.items():
+        figures = summary(milliseconds)
+        calls_per_s = 1e3 / figures["p50"]
+        values = {
+            **facts,
+            "time": _now("seconds"),
+            "case": case.name,
+            "side": side,
+            "unit": "ms",
+            "samples": [round(ms, 4) for ms in milliseconds],
+            **{name: round(figure, 4) for name, figure in figures.items()},
+            "items_per_s": round(case.rows * calls_per_s, 3) if opened.steady else None,
+            "tokens_per_s": round(opened.tokens * calls_per_s, 2) if opened.steady and opened.tokens else None,
+            "ratio": None if side == OURS else _rounded(paired_ratio(milliseconds, times[OURS])),
+            "cosine": round(cosines[side], 8) if side in cosines else None,
+            "peak_rss_mib": _median([sample.peak_rss_mib for sample in samples[side]]),
+            "pss_mib": _median([sample.pss_mib for sample in samples[side]]),
+            "shape": list(opened.shape),
+            "threads": opened.threads,
+            "repeats": len(milliseconds),
+            "burn_in": opened.burn_in,
+            "precision": None if case.kind == "preprocess" else precisions[side],
+        }
+        records.append({name: values[name] for name in FIELDS})
+    return records
+
+
+def to_line(record: Mapping[str, Any]) -> str:
+    """The record as a line of a .jsonl file, without its end."""
+    return json.dumps(record, ensure_ascii=False, allow_nan=False)
+
+
+def _rounded(figures: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(figure, 4) for name, figure in figures.items()}
+
+
+def _median(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return round(statistics.median(known), 1) if known else None
+
+
+def _now(precision: str) -> str:
+    return datetime.now(UTC).isoformat(timespec=precision).replace("+00:00", "Z")

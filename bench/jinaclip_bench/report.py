@@ -1,0 +1,136 @@
+"""Measurements as Markdown: for the terminal, and for the README from a file that was kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from jinaclip_bench.errors import BenchError
+from jinaclip_bench.record import FIELDS, SCHEMA
+
+Record = Mapping[str, Any]
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """Records of a .jsonl file.
+
+    Raises:
+        BenchError: a line is not a record that this version knows; names it.
+    """
+    records = []
+    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise BenchError(f"{path} line {number} is not JSON ({error}); expected a file of `bench run`") from error
+        if not isinstance(record, dict) or record.get("schema") != SCHEMA or not record.keys() >= FIELDS.keys():
+            raise BenchError(f"{path} line {number} is no measurement of schema {SCHEMA}; measure again")
+        records.append(record)
+    return records
+
+
+def render(records: Iterable[Record]) -> str:
+    """Each run as a line of facts and its tables: steady calls, then new processes. Equal records, equal text."""
+    parts = []
+    for _, run in groupby(records, key=lambda record: record["run"]):
+        lines = list(run)
+        parts.append(_facts(lines))
+        steady = [record for record in lines if record["items_per_s"] is not None]
+        starting = [record for record in lines if record["items_per_s"] is None]
+        for rows, columns in ((steady, _STEADY), (starting, _STARTING)):
+            if rows:
+                parts.append("\n".join(_table(rows, columns)))
+    return "\n\n".join(parts) + "\n" if parts else ""
+
+
+def _facts(records: Sequence[Record]) -> str:
+    first = records[0]
+    machine, found = first["machine"], first["versions"]
+    threads, cores = max(record["threads"] for record in records), machine["cores"]
+    libraries = ", ".join(f"{name} {found[name]}" for name in ("onnxruntime", "torch", "python") if found[name])
+    commit = f" ({_short_commit(first['commit'])})" if first["commit"] else ""
+    memory = f", {machine['memory_gib']} GiB" if machine["memory_gib"] else ""
+    load = "" if first["load"] is None else f", load {first['load']:.1f} before"
+    return (
+        f"{machine['cpu'] or 'unknown processor'}, {threads} of {cores} cores{memory}, {machine['os']}{load}; "
+        f"jinaclip {found['jinaclip']}{commit}, {libraries}; "
+        f"{first['model'] or 'model'}, weights {first['weights_sha256'][:12]}, {first['provenance']}; {first['run']}"
+    )
+
+
+def _short_commit(commit: str) -> str:
+    name, dash, dirty = commit.partition("-")
+    return name[:10] + dash + dirty
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def _ratio(record: Record) -> str:
+    ratio = record["ratio"]
+    return f"{ratio['p50']:.2f} ({ratio['p10']:.2f} … {ratio['p90']:.2f})" if ratio else ""
+
+
+def _cosine(record: Record) -> str:
+    return "" if record["cosine"] is None else f"{record['cosine']:.6f}"
+
+
+def _figure(name: str) -> Callable[[Record], str]:
+    return lambda record: _number(record[name])
+
+
+Columns = tuple[tuple[str, Callable[[Record], str]], ...]
+
+_NAMES: Columns = (
+    ("case", lambda record: record["case"]),
+    ("side", lambda record: record["side"] + _precision_of(record)),
+    ("n", lambda record: str(record["repeats"])),
+)
+_COMPARED: Columns = (("side ÷ jinaclip (p10 … p90)", _ratio), ("cosine", _cosine))
+_STEADY: Columns = (
+    *_NAMES,
+    ("p50 ms", _figure("p50")),
+    ("p90", _figure("p90")),
+    ("p99", _figure("p99")),
+    ("min", _figure("min")),
+    ("max", _figure("max")),
+    ("items/s", _figure("items_per_s")),
+    ("tokens/s", _figure("tokens_per_s")),
+    *_COMPARED,
+)
+_STARTING: Columns = (
+    *_NAMES,
+    ("to first vector, p50 ms", _figure("p50")),
+    ("min", _figure("min")),
+    ("max", _figure("max")),
+    ("peak RSS MiB", _figure("peak_rss_mib")),
+    ("PSS MiB", _figure("pss_mib")),
+    *_COMPARED,
+)
+
+
+def _precision_of(record: Record) -> str:
+    """Our precision; a side of torch has it in its name."""
+    return f" {record['precision']}" if record["side"] == "jinaclip" and record["precision"] else ""
+
+
+def _table(records: Sequence[Record], columns: Columns) -> Iterator[str]:
+    """Padded, so that it also reads well on a terminal; a column that no row fills is left out."""
+    cells = [[cell(record) for record in records] for _, cell in columns]
+    kept = [(title, column) for (title, _), column in zip(columns, cells, strict=True) if any(column)]
+    widths = [max(3, *map(len, (title, *column))) for title, column in kept]
+
+    def row(words: Sequence[str]) -> str:
+        padded = [w.ljust(n) if i < 2 else w.rjust(n) for i, (w, n) in enumerate(zip(words, widths, strict=True))]
+        return f"| {' | '.join(padded)} |"
+
+    yield row([title for title, _ in kept])
+    yield row(["-" * n if i < 2 else "-" * (n - 1) + ":" for i, n in enumerate(widths)])
+    for index in range(len(records)):
+        yield row([column[index] for _, column in kept])

@@ -1,0 +1,64 @@
+"""Measure cases one after another, one tower in memory at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from itertools import groupby
+from typing import Any
+
+from jinaclip.progress import Progress, say
+from jinaclip_bench.cases import CASES, Case
+from jinaclip_bench.kinds import KINDS, USES_TORCH, Embed, Settings
+from jinaclip_bench.measure import agreement, interleave
+from jinaclip_bench.record import records_of, run_facts
+
+Write = Callable[[dict[str, Any]], None]
+
+
+def run_cases(names: Iterable[str], settings: Settings, write: Write) -> None:
+    """Measure, and hand each record to `write` as soon as its case is done.
+
+    Args:
+        names: of CASES; they run in its order.
+
+    Raises:
+        BenchError: sides return different vectors, or one cannot run. BundleError: the bundle lacks a tower.
+    """
+    wanted = set(names)
+    cases = [case for case in CASES.values() if case.name in wanted]
+    facts = run_facts(settings.bundle, settings.precision)
+    for (tower, uses_torch), group in groupby(cases, key=lambda case: (case.tower, case.kind in USES_TORCH)):
+        _run_group(list(group), tower if uses_torch else None, settings, facts, write)
+
+
+def _run_group(
+    cases: Sequence[Case], tower: str | None, settings: Settings, facts: Mapping[str, Any], write: Write
+) -> None:
+    """Cases that share torch's towers; these are freed on return."""
+    with ExitStack() as stack:
+        torch: dict[str, Embed] = {}
+        if tower is not None and settings.checkpoint is not None:
+            from jinaclip_bench.torch_side import open_torch
+
+            settings.bundle.tower(tower)
+            say(f"torch {tower}: loading")
+            opening = open_torch(settings.checkpoint, settings.bundle, tower, threads=settings.threads)
+            torch = stack.enter_context(opening)
+        for case in cases:
+            for record in measure(case, settings, torch, facts):
+                write(record)
+
+
+def measure(
+    case: Case, settings: Settings, torch: Mapping[str, Embed], facts: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """One case: burn in, compare what the sides return, then time them in turn."""
+    say(f"{case.name}: loading")
+    with KINDS[case.kind](case, settings, torch) as opened:
+        for _ in range(opened.burn_in):
+            outputs = {name: side().output for name, side in opened.sides.items()}
+        cosines = agreement(outputs)
+        progress = Progress(f"{case.name} rounds", opened.rounds)
+        samples = interleave(opened.sides, opened.rounds, advance=progress.advance)
+        return records_of(case, opened, settings, samples, cosines, facts)
