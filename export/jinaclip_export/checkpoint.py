@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -167,10 +167,18 @@ class Checkpoint:
         """The learnt logarithm of the factor between a cosine and a logit."""
         return float(self._read("logit_scale", ()))
 
+    def check(self, towers: Iterable[str]) -> None:
+        """Name, shape and type of every tensor of these towers, before anything slow starts."""
+        if "text" in towers:
+            self._check("text_model.", text_shapes(self.config.text))
+        if "image" in towers:
+            self._check("vision_model.", image_shapes(self.config.image))
+        self._check_shape("logit_scale", ())
+
     def text_tower(self) -> TextTower:
         """The text tower in float32 with the adapter merged."""
         config = self.config.text
-        self._check("text_model.", text_shapes(config))
+        self.check(["text"])
         with torch.device("meta"):
             tower = TextTower(config)
         return self._fill(tower, self._text_state(config))  # type: ignore[return-value]
@@ -178,7 +186,7 @@ class Checkpoint:
     def image_tower(self) -> ImageTower:
         """The image tower in float32."""
         config = self.config.image
-        self._check("vision_model.", image_shapes(config))
+        self.check(["image"])
         with torch.device("meta"):
             tower = ImageTower(config)
         return self._fill(tower, self._image_state(config))  # type: ignore[return-value]
@@ -197,7 +205,7 @@ class Checkpoint:
         return chosen, known.index(chosen)
 
     def _check(self, prefix: str, expected: Mapping[str, tuple[int, ...]]) -> None:
-        """All missing and unknown names at once, before anything slow starts."""
+        """All missing and unknown names at once."""
         found = {name for name in self._names if name.startswith(prefix) and ".rope." not in name}
         for problem, names in (("lacks", expected.keys() - found), ("has unknown", found - expected.keys())):
             if names:

@@ -61,6 +61,8 @@ def export_bundle(
         ExportError: `output` cannot be written. In every case nothing is left of it.
     """
     _check_disk(checkpoint, output, towers)
+    checkpoint.check(towers)
+    preprocessing = _preprocessing(checkpoint) if "image" in towers else None
     weights = checkpoint.weights_sha256()
     published = weights == PUBLISHED_SHA256
     manifest: dict[str, Any] = {
@@ -88,8 +90,8 @@ def export_bundle(
     with _new_directory(output) as directory:
         if "text" in towers:
             _add_text(checkpoint, directory, manifest)
-        if "image" in towers:
-            _add_image(checkpoint, directory, manifest, pixels)
+        if preprocessing:
+            _add_image(checkpoint, preprocessing, directory, manifest, pixels)
         say("hashes")
         manifest["files"] = {
             path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(directory.iterdir())
@@ -134,17 +136,24 @@ def _add_text(checkpoint: Checkpoint, directory: Path, manifest: dict[str, Any])
     }
 
 
-def _add_image(checkpoint: Checkpoint, directory: Path, manifest: dict[str, Any], pixels: str) -> None:
-    config = checkpoint.config.image
+def _preprocessing(checkpoint: Checkpoint) -> ImagePreprocessing:
     try:
         preprocessing = ImagePreprocessing.from_manifest(checkpoint.read_json("preprocessor_config.json"))
     except BundleError as error:
         raise CheckpointError(f"preprocessor_config.json: {error}") from error
-    if preprocessing.size != config.image_size:
+    size = checkpoint.config.image.image_size
+    if preprocessing.size != size:
         raise CheckpointError(
-            f"preprocessor_config.json has size {preprocessing.size}, config.json has image_size {config.image_size}; "
+            f"preprocessor_config.json has size {preprocessing.size}, config.json has image_size {size}; "
             "expected the files of one checkpoint"
         )
+    return preprocessing
+
+
+def _add_image(
+    checkpoint: Checkpoint, preprocessing: ImagePreprocessing, directory: Path, manifest: dict[str, Any], pixels: str
+) -> None:
+    config = checkpoint.config.image
     say("image tower: reading the weights")
     tower = checkpoint.image_tower()
     with _timed("image tower: exporting"):
@@ -229,7 +238,7 @@ def _timed(what: str) -> Iterator[None]:
 
 
 def _alive(pid: int) -> bool:
-    with suppress(ProcessLookupError):
+    with suppress(ProcessLookupError, OverflowError):
         try:
             os.kill(pid, 0)
         except PermissionError:

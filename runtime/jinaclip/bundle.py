@@ -86,11 +86,11 @@ class Bundle:
             self._read()
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
             raise BundleError(
-                f"{self.directory / MANIFEST} is not as the format says ({type(error).__name__}: {error}); "
+                f"{self.directory / MANIFEST} is not as the format says ({type(error).__name__}: {error!s:.200}); "
                 "export the bundle again"
             ) from error
         except (OSError, RuntimeError) as error:  # no permission, a name too long, links in a circle
-            raise BundleError(f"{self.directory} cannot be read ({error}); copy the bundle again") from error
+            raise BundleError(f"{self.directory} cannot be read ({error!s:.300}); copy the bundle again") from error
 
     def _read(self) -> None:
         manifest = self.manifest
@@ -112,7 +112,7 @@ class Bundle:
             raise BundleError(f"{MANIFEST}: logit_scale is {self.logit_scale}, expected a finite number")
         self.towers = {name: self._tower(name, t) for name, t in manifest["towers"].items()}
         if not self.towers or not set(self.towers) <= set(TOWERS):
-            raise BundleError(f"{MANIFEST} has towers {list(self.towers)}, expected some of {', '.join(TOWERS)}")
+            raise BundleError(f"{MANIFEST} has towers {list(self.towers)!r:.80}, expected some of {', '.join(TOWERS)}")
         if "text" in self.towers:
             text = manifest["text"]
             self.max_tokens = _whole(text, "max_tokens", 3)  # <s>, one token, </s>
@@ -238,7 +238,7 @@ class Bundle:
         """Path of a file named in the manifest; it may not leave the bundle."""
         pure = PurePosixPath(name)
         if not name or pure.is_absolute() or ".." in pure.parts or "\\" in name or "\0" in name:
-            raise BundleError(f"{MANIFEST} names the file {name!r}, which leaves the bundle; do not use it")
+            raise BundleError(f"{MANIFEST} names the file {name!r:.200}, which leaves the bundle; do not use it")
         path = self.directory / pure
         if not path.resolve().is_relative_to(self.directory.resolve()):
             raise BundleError(f"{path} is a link that leaves the bundle; do not use it")
@@ -246,13 +246,13 @@ class Bundle:
 
     def _listed(self, name: str) -> Path:
         if name not in self.files:
-            raise BundleError(f"{MANIFEST} uses {name!r} but does not list it under files; export it again")
+            raise BundleError(f"{MANIFEST} uses {name!r:.200} but does not list it under files; export it again")
         return self._inside(name)
 
     def _tower(self, name: str, tower: Mapping[str, Any]) -> TowerManifest:
         graphs = {str(precision): self._listed(path) for precision, path in tower["graphs"].items()}
         if unknown := set(graphs) - set(PRECISION_CLASS):
-            raise BundleError(f"{MANIFEST} has precision {sorted(unknown)}, expected {list(PRECISION_CLASS)}")
+            raise BundleError(f"{MANIFEST} has precision {sorted(unknown)!r:.80}, expected {list(PRECISION_CLASS)}")
         sizes = {key: _whole(tower, key) for key in ("layers", "width", "heads", "hidden_size")}
         return TowerManifest(name, _text(tower["input"], "name"), _text(tower["input"], "dtype"), graphs, **sizes)
 
@@ -293,7 +293,7 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
     version = manifest.get("format_version")
     if type(version) is not int or not OLDEST_VERSION <= version <= FORMAT_VERSION:
         raise BundleError(
-            f"{path} has format version {version!r}, this jinaclip reads {OLDEST_VERSION} to {FORMAT_VERSION}; "
+            f"{path} has format version {version!r:.80}, this jinaclip reads {OLDEST_VERSION} to {FORMAT_VERSION}; "
             "upgrade jinaclip, or export the bundle again with this version"
         )
     return manifest
@@ -310,6 +310,7 @@ def _text(section: Mapping[str, Any], name: str) -> str:
     value = section[name]
     if not isinstance(value, str):
         raise BundleError(f"{MANIFEST}: {name} is {value!r:.80}, expected a string")
+    value.encode("utf-8")  # a lone surrogate is a ValueError
     return value
 
 

@@ -79,12 +79,11 @@ class ClipModel:
         self.bundle = Bundle(bundle, cache_dir)
         if tuple(towers) == TOWERS:
             towers = [tower for tower in TOWERS if tower in self.bundle.towers]
-        self._precision = _resolve_precision(precision, self.bundle)
+        self._precision = _resolve_precision(precision, self.bundle, towers)
         self._tokenizer: TextTokenizer | None = None
         self._sessions: dict[str, Session] = {}
         self._self_test: dict[str, dict[str, float | bool]] = {}
         if "text" in towers:
-            self.bundle.tower("text")
             self._tokenizer = TextTokenizer(
                 self.bundle.tokenizer, vocab_size=self.bundle.vocab_size, special_ids=self.bundle.special_ids
             )
@@ -287,7 +286,11 @@ class ClipModel:
     @property
     def provenance(self) -> str:
         """Id of weights, preprocessing and precision class: only vectors of one id belong in one index."""
-        return self.bundle.provenance(self._precision)
+        return self.provenance_of()
+
+    def provenance_of(self, *, resize_mode: str | None = None, exif_transpose: bool = False) -> str:
+        """The id of vectors that were made with these arguments of `encode_image`."""
+        return self.bundle.provenance(self._precision, resize_mode=resize_mode, exif_transpose=exif_transpose)
 
     def info(self) -> dict[str, Any]:
         """What was loaded and what "auto" chose; JSON values only."""
@@ -330,18 +333,24 @@ class ClipModel:
         raise InputError(f"the {tower} tower was not loaded; open ClipModel with towers=('text', 'image')")
 
 
-def _resolve_precision(asked: str | Mapping[str, str], bundle: Bundle) -> dict[str, str]:
-    """Precision of every tower of the bundle. Auto is fp32, the reference."""
-    by_tower = dict.fromkeys(bundle.towers, asked) if isinstance(asked, str) else dict(asked)
+def _resolve_precision(asked: str | Mapping[str, str], bundle: Bundle, towers: Sequence[str]) -> dict[str, str]:
+    """Precision of every tower of the bundle; auto is fp32, the reference.
+
+    What is not loaded is resolved too, so that both towers give one provenance; only what is loaded must be there.
+    """
+    by_tower = dict.fromkeys(TOWERS, asked) if isinstance(asked, str) else dict(asked)
     if unknown := set(by_tower) - set(TOWERS):
         raise InputError(f"precision names the tower {sorted(unknown)[0]!r}, expected {' or '.join(TOWERS)}")
-    resolved = {}
-    for tower in bundle.towers:
-        precision = by_tower.get(tower, "auto")
+    for precision in by_tower.values():
         _check_choice("precision", precision, PRECISIONS)
-        resolved[tower] = "fp32" if precision == "auto" else precision
+    resolved = {tower: by_tower.get(tower, "auto").replace("auto", "fp32") for tower in TOWERS}
+    for tower in towers:
         bundle.graph(tower, resolved[tower])
-    return resolved
+    return {
+        tower: precision if tower in towers or precision in bundle.tower(tower).graphs else "fp32"
+        for tower, precision in resolved.items()
+        if tower in bundle.towers
+    }
 
 
 def _result(future: Future[np.ndarray]) -> np.ndarray | InputError:

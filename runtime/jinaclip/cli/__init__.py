@@ -36,17 +36,20 @@ def _main(argv: Sequence[str] | None) -> int:
         return _fail("stdout is closed; redirect it to a file or to /dev/null")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file name need not be UTF-8
+    words = sys.argv[1:] if argv is None else [*argv]
     verbs = {entry.name: entry for entry in entry_points(group="jinaclip.commands")}
+    # Read from every verb's file: not when one is called already.
+    listed = [] if words[:1] and words[0] in verbs else sorted(verbs)
     parser = argparse.ArgumentParser(
         prog="jinaclip",
         description="Jina CLIP v2: export, verify, encode.",
-        epilog="verbs:\n" + "\n".join(f"  {name:<9} {_summary(verbs[name])}" for name in sorted(verbs)),
+        epilog="verbs:\n" + "\n".join(f"  {name:<9} {_summary(verbs[name])}" for name in listed),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"jinaclip {version('jinaclip')}")
     parser.add_argument("verb", metavar="VERB", choices=sorted(verbs), help="see below; VERB --help tells more")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS).required = False
-    args = parser.parse_args(argv)
+    args = parser.parse_args(words)
     logging.basicConfig(format="jinaclip: %(message)s", level=logging.WARNING)
     module = verbs[args.verb].load()
     verb_parser = argparse.ArgumentParser(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import glob
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -68,11 +69,12 @@ def find_images(words: Sequence[str]) -> list[str]:
     """
     found: list[str] = []
     for word in words:
-        path = Path(word)
-        if path.is_dir():
-            files = sorted(str(p) for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+        if word[:5].lower() == "data:":
+            files, expected = [word], ""
+        elif os.path.isdir(word):  # not Path's: it raises where a name is too long
+            files = sorted(str(p) for p in Path(word).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
             expected = f"images ({', '.join(sorted(IMAGE_SUFFIXES))})"
-        elif path.exists() or word[:5].lower() == "data:":
+        elif os.path.exists(word):
             files, expected = [word], ""
         else:
             files, expected = sorted(glob.glob(word, recursive=True)), "a file, a directory or a pattern"

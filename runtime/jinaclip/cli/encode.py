@@ -66,11 +66,7 @@ def run(args: argparse.Namespace) -> int:
     towers = [tower for tower, wanted in (("text", wants_text), ("image", images)) if wanted]
     with open_model(args, towers) as model:
         rows = _encode_texts(model, texts, args) + _encode_images(model, images, args)
-        provenance = model.bundle.provenance(
-            {tower: facts["precision"] for tower, facts in model.info()["towers"].items()}
-            if len(towers) == 2 else model._precision,
-            resize_mode=args.resize_mode, exif_transpose=args.exif_transpose,
-        )  # fmt: skip
+        provenance = model.provenance_of(resize_mode=args.resize_mode, exif_transpose=args.exif_transpose)
         dim = check_dim(args.truncate_dim, model.dims)
     records = [{"id": index, **record, "provenance": provenance} for index, record in enumerate(rows)]
     _write(_serialise(records, form, dim), args.output)
@@ -180,7 +176,9 @@ def _check_output(output: str | None) -> None:
 
 def _write(content: bytes, output: str | None) -> None:
     if output is None:
-        sys.stdout.buffer.write(content)
+        rest = memoryview(content)
+        while rest:  # with PYTHONUNBUFFERED one write need not take all of it
+            rest = rest[sys.stdout.buffer.write(rest) or 0 :]
     elif Path(output).exists() and not Path(output).is_file():  # /dev/null, a pipe: nothing to put in its place
         Path(output).write_bytes(content)
     else:
