@@ -530,7 +530,9 @@ def test_an_interrupted_export_leaves_nothing(good: Path, tmp_path: Path) -> Non
     time.sleep(0.5)  # into torch
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
-    assert (process.returncode, out, err) == (130, "", "jinaclip: interrupted\n")
+    # Where Ctrl-C meets an exec() inside torch, Python ends by the signal itself; a shell calls both 130.
+    assert process.returncode in (130, -signal.SIGINT)
+    assert (out, err) == ("", "jinaclip: interrupted\n")
     assert listing(tmp_path) == []
 
 
