@@ -65,6 +65,8 @@ def relist(bundle: Path, *names: str) -> None:
     for name in names:
         content = (bundle / name).read_bytes()
         manifest["files"][name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        if name == manifest.get("text", {}).get("tokenizer"):
+            manifest["tokenizer_sha256"] = manifest["files"][name]["sha256"]
     write(bundle, manifest)
 
 
@@ -664,12 +666,23 @@ def test_provenance_is_of_what_decides_a_vector(bundle: Path) -> None:
         provenance(bundle, lambda m: m["image"].update(mean=[0.5, 0.5, 0.5])),
         provenance(bundle, lambda m: m["model"].update(adaptation="text-matching")),
         provenance(bundle, lambda m: m["model"].update(weights_sha256="0" * 64)),
-        provenance(bundle, lambda m: m["files"]["tokenizer.json"].update(sha256="0" * 64)),
+        provenance(
+            bundle,
+            lambda m: (m["files"]["tokenizer.json"].update(sha256="0" * 64), m.update(tokenizer_sha256="0" * 64)),
+        ),
     }
     assert len(ids) == 11
     assert provenance(bundle, resize_mode="shortest") == provenance(bundle)  # the bundle's own, said aloud
     fp16 = Bundle(bundle).provenance({"text": "fp16", "image": "fp32"})
     assert fp16 == provenance(bundle)  # one class
+
+
+def test_towers_exported_apart_have_one_provenance(small_checkpoint: Path, small_bundle: Path, tmp_path: Path) -> None:
+    """Images indexed by one machine are searched with texts of another."""
+    for tower in ("text", "image"):
+        export_bundle(Checkpoint(small_checkpoint), tmp_path / tower, identity=Identity("apart"), towers=[tower])
+        with ClipModel(tmp_path / tower) as model:
+            assert model.provenance == provenance(small_bundle)
 
 
 # Bundles of one tower, and what they lack
@@ -681,7 +694,7 @@ def only(bundle: Path, tower: str) -> Path:
     other = "image" if tower == "text" else "text"
     for section in ("towers", "goldens", "parity"):
         del manifest[section][other]
-    del manifest[other]
+    manifest.pop("text" if tower == "image" else "", None)  # "image" stays: the provenance is the whole model's
     gone = ("image-", "golden-") if tower == "text" else ("text-", "tokenizer")
     for name in [name for name in manifest["files"] if name.startswith(gone)]:
         del manifest["files"][name]
@@ -722,4 +735,4 @@ def test_a_precision_that_only_one_tower_has(bundle: Path) -> None:
 @pytest.mark.parametrize("precision", ["int8", "fp16", {"text": "int8"}, {"image": "fp16"}])
 def test_a_precision_that_the_bundle_lacks(bundle: Path, precision: Any) -> None:
     name = precision if isinstance(precision, str) else next(iter(precision.values()))
-    refused(bundle, f"has no {name}", "(it has: fp32)", f"--precision {name}", precision=precision)
+    refused(bundle, f"has no {name}", "(it has: fp32)", "ask for one of these", precision=precision)

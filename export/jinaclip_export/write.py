@@ -62,7 +62,7 @@ def export_bundle(
     """
     _check_disk(checkpoint, output, towers)
     checkpoint.check(towers)
-    preprocessing = _preprocessing(checkpoint) if "image" in towers else None
+    preprocessing = _preprocessing(checkpoint)
     weights = checkpoint.weights_sha256()
     published = weights == PUBLISHED_SHA256
     manifest: dict[str, Any] = {
@@ -83,6 +83,9 @@ def export_bundle(
         },
         "dims": list(checkpoint.config.matryoshka_dimensions),
         "logit_scale": checkpoint.logit_scale,
+        # These two also where their tower is left out: the provenance is the whole model's.
+        "tokenizer_sha256": _sha256(checkpoint.file("tokenizer.json")),
+        "image": preprocessing.to_manifest(),
         "towers": {},
         "goldens": {},
         "parity": {},
@@ -90,7 +93,7 @@ def export_bundle(
     with _new_directory(output) as directory:
         if "text" in towers:
             _add_text(checkpoint, directory, manifest)
-        if preprocessing:
+        if "image" in towers:
             _add_image(checkpoint, preprocessing, directory, manifest, pixels)
         say("hashes")
         manifest["files"] = {
@@ -171,7 +174,6 @@ def _add_image(
         "hidden_size": config.hidden_size,
         "graphs": {"fp32": "image-fp32.onnx"},
     }
-    manifest["image"] = preprocessing.to_manifest()
 
 
 @contextmanager

@@ -106,6 +106,7 @@ class Bundle:
                 )
         self.model = dict(manifest["model"])
         _text(self.model, "weights_sha256")
+        _text(manifest, "tokenizer_sha256")
         self.dims = tuple(sorted(_whole({"dims": d}, "dims") for d in manifest["dims"]))
         self.logit_scale = float(manifest["logit_scale"])
         if not math.isfinite(self.logit_scale):
@@ -121,12 +122,15 @@ class Bundle:
             if self.default_task is not None and self.default_task not in self.tasks:
                 raise BundleError(f"{MANIFEST}: default_task is {self.default_task!r:.80}, expected one of its tasks")
             self.tokenizer = self._listed(text["tokenizer"])
+            if self.files[text["tokenizer"]][1] != manifest["tokenizer_sha256"]:
+                raise BundleError(
+                    f"{MANIFEST}: tokenizer_sha256 is not that of {text['tokenizer']!r:.80}; export the bundle again"
+                )
             self.vocab_size = _whole(text, "vocab_size")
             self.special_ids = {name: _whole(text["special_ids"], name, 0) for name in ("bos", "pad", "eos")}
         else:
             self.max_tokens, self.tasks, self.default_task = 0, {}, None
-        if "image" in self.towers:
-            self.preprocessing = ImagePreprocessing.from_manifest(manifest["image"])
+        self.preprocessing = ImagePreprocessing.from_manifest(manifest["image"])
         self.goldens = {name: tuple(self._goldens(name)) for name in self.towers}
 
     def tower(self, name: str) -> TowerManifest:
@@ -151,8 +155,7 @@ class Bundle:
         graphs = self.tower(tower).graphs
         if precision not in graphs:
             raise BundleError(
-                f"{self.directory} has no {precision} {tower} graph (it has: {', '.join(graphs)}); "
-                f"export it with --precision {precision}"
+                f"{self.directory} has no {precision} {tower} graph (it has: {', '.join(graphs)}); ask for one of these"
             )
         return graphs[precision]
 
@@ -162,7 +165,7 @@ class Bundle:
         """Short id of everything that decides a vector: weights × preprocessing × precision class.
 
         Vectors may be mixed in one index exactly if their ids are equal. fp32 and fp16 are one class, int8 is
-        another; the task and the dim are not part of it.
+        another; the task and the dim are not part of it. A bundle of one tower has the id of the whole model.
 
         Args:
             precision: of each tower.
@@ -171,14 +174,14 @@ class Bundle:
         classes = sorted({PRECISION_CLASS[p] for p in precision.values()})
         if len(classes) > 1:
             classes = [f"{tower}={PRECISION_CLASS[p]}" for tower, p in sorted(precision.items())]
-        image = dict(self.manifest["image"]) if "image" in self.towers else {}
-        if resize_mode is not None and image:
+        image = self.preprocessing.to_manifest()
+        if resize_mode is not None:
             image["resize_mode"] = resize_mode
         facts = {
             "weights": self.model["weights_sha256"],
             "adaptation": self.model.get("adaptation"),
-            "tokenizer": self.files[self.manifest["text"]["tokenizer"]][1] if self.towers.get("text") else None,
-            "image": {key: image[key] for key in sorted(image) if key != "pixels"},
+            "tokenizer": self.manifest["tokenizer_sha256"],
+            "image": image,
             "exif_transpose": exif_transpose,
             "class": classes,
         }

@@ -15,9 +15,8 @@ from jinaclip.bundle import TowerManifest
 from jinaclip.errors import InputError
 
 BUDGET_BYTES = 1 << 30
-# A CPU is as fast with 256 tokens in a run as with more (DECISIONS.md 6); a batch this large keeps the padding
-# and the memory small.
-TOKENS_PER_BATCH = 2048
+# A CPU is as fast with this many tokens in a run as with more, and padding and memory stay small (DECISIONS.md 6).
+TOKENS_PER_BATCH = 512
 # A run of more than this gives its memory back: the arena never shrinks by itself.
 RELEASE_BYTES = 256 << 20
 

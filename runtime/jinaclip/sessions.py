@@ -8,10 +8,13 @@ from __future__ import annotations
 import ctypes
 import math
 import os
+import platform
 import threading
 import weakref
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -129,6 +132,7 @@ class OnnxRuntimeSession:
             "device": self.device,
             "providers": self._checked().get_providers(),
             "threads": self.threads,
+            "cpu": _cpu_model(),
         }
 
     def close(self) -> None:
@@ -144,6 +148,16 @@ class OnnxRuntimeSession:
         if self._session is None:
             raise BackendError("this model is closed; open a new ClipModel")
         return self._session
+
+
+@cache
+def _cpu_model() -> str:
+    """What the kernels are chosen for: the CPU's name where the kernel tells, else its architecture."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.machine()
 
 
 def import_onnxruntime() -> Any:
