@@ -126,5 +126,11 @@ def test_errors_are_drawn_with_their_status() -> None:
             assert errors.status_of(getattr(errors, match[1])("x")) == (int(match[2]), match[3]), line
 
 
+def test_bench_table_of_the_readme_is_the_one_in_the_results() -> None:
+    from jinaclip_bench.report import read_records, render
+
+    assert render(read_records(ROOT / "bench/results/cpu-fp32.jsonl")) in (ROOT / "README.md").read_text("utf-8")
+
+
 def test_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 150
