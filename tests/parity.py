@@ -19,8 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from tests.conftest import PHOTOS, TEXTS
-from tests.references import Floats, image_reference, text_reference, unit
 from tokenizers import Tokenizer
 
 from jinaclip import ClipModel
@@ -30,6 +28,8 @@ from jinaclip_export.checkpoint import Checkpoint
 from jinaclip_export.graphs import export_image, export_text
 from jinaclip_export.random_checkpoint import SIZES, published_config, write_random_checkpoint
 from jinaclip_export.write import Identity, export_bundle
+from tests.conftest import PHOTOS, TEXTS
+from tests.references import Floats, image_reference, text_reference, unit
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench/results/parity.json"

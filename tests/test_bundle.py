@@ -20,12 +20,12 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from tests.conftest import PHOTOS, MakeCheckpoint
 
 from jinaclip import BackendError, BundleError, ClipModel, InputError, SelfTestFailed
 from jinaclip.bundle import MANIFEST, MAX_MANIFEST_BYTES, Bundle
 from jinaclip_export.checkpoint import Checkpoint
 from jinaclip_export.write import Identity, export_bundle
+from tests.conftest import PHOTOS, MakeCheckpoint
 
 TEXT = {
     "vocab_size": 512, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 64,

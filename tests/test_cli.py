@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.conftest import PHOTOS, TEXTS
 
 from jinaclip import ClipModel
 from jinaclip.cli import main
+from tests.conftest import PHOTOS, TEXTS
 
 COMMAND = (sys.executable, "-m", "jinaclip")
 VERBS = {entry.name: entry for entry in entry_points(group="jinaclip.commands")}

@@ -21,7 +21,6 @@ import onnxruntime
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.conftest import PHOTOS, TEXTS, MakeCheckpoint
 
 from jinaclip import BundleError, ClipModel, InputError
 from jinaclip.bundle import MANIFEST, Bundle
@@ -31,6 +30,7 @@ from jinaclip_export.checkpoint import WEIGHTS, Checkpoint
 from jinaclip_export.errors import CheckpointError, ParityError
 from jinaclip_export.random_checkpoint import SIZES, published_config, write_random_checkpoint
 from jinaclip_export.write import Identity, export_bundle
+from tests.conftest import PHOTOS, TEXTS, MakeCheckpoint
 
 ROOT = Path(__file__).parent.parent
 TEXT = {

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from tests.conftest import PHOTOS, TEXTS
 
 from jinaclip import BackendError, BackendMissing, BundleError, ClipModel, InputError
+from tests.conftest import PHOTOS, TEXTS
 
 # Alone and in company a row goes through the same float32 sums, but in GEMMs of another height.
 INVARIANT = 1e-6

@@ -12,14 +12,14 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
-from tests import parity
-from tests.conftest import PHOTOS, TEXTS
-from tests.references import unit
 
 from jinaclip import ClipModel, SelfTestFailed
 from jinaclip_export.checkpoint import Checkpoint
 from jinaclip_export.errors import ParityError
 from jinaclip_export.graphs import MAX_ERROR, TextGraph, _compare
+from tests import parity
+from tests.conftest import PHOTOS, TEXTS
+from tests.references import unit
 
 # The bound of DESIGN for fp32: sums of a few thousand float32 products in another order.
 BOUND = 1e-5

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+
 from tests.references import Floats, Tensors, image_reference, text_reference, unit
 
 GOLDEN = Path(__file__).parent / "data" / "golden-tiny"

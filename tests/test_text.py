@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.conftest import TEXTS
 from tokenizers import Tokenizer
 
 from jinaclip import InputError
 from jinaclip.bundle import Bundle
 from jinaclip.text import TextTokenizer, instruction_of
+from tests.conftest import TEXTS
 
 HOSTILE = [
     "", " ", "\n\t\r\n", "\0", "a\0b", "</s>", "<s>", "<pad>", "x<pad>y", "<mask>", "a <mask> b", "<unk>", "<s></s>",

@@ -156,7 +156,7 @@ _STANDARD_DEVIATION: tuple[tuple[str, Callable[[int], float]], ...] = (
     ("patch_embed.proj.weight", lambda fan: 2.0 / math.sqrt(fan)),
     ("pos_embed", lambda fan: 0.5),
     ("cls_token", lambda fan: 0.5),
-    ("bias", lambda fan: 0.05),
+    ("bias", lambda fan: 0.02),
     ("", lambda fan: 1.0 / math.sqrt(fan)),
 )
 
@@ -165,7 +165,7 @@ def _random(name: str, shape: tuple[int, ...], generator: torch.Generator, layer
     noise = torch.randn(shape, generator=generator)
     layer = name.removesuffix(".parametrizations.weight.original").removesuffix(".weight").removesuffix(".bias")
     if layer.endswith(("norm", "norm1", "norm2", "_ln")):
-        return 1.0 + 0.1 * noise if name.endswith(".weight") else 0.05 * noise
+        return 1.0 + 0.1 * noise if name.endswith(".weight") else 0.02 * noise
     fan = math.prod(shape[1:]) if len(shape) != 3 else shape[-1]
     weight = noise.mul_(next(rule(fan) for end, rule in _STANDARD_DEVIATION if name.endswith(end)))
     if "token_type_embeddings" in name:
@@ -177,7 +177,7 @@ def _random(name: str, shape: tuple[int, ...], generator: torch.Generator, layer
         if layer.endswith("mixer.Wqkv"):
             weight[: 2 * shape[1]] *= 2.4 * depth
         elif layer.endswith("mixer.out_proj"):
-            weight *= 2.0 * depth
+            weight *= 3.0 * depth
         elif layer.endswith("mlp.fc2"):
             # GELU's outputs have a positive mean, which would add one and the same vector to every token.
             weight -= weight.mean(1, keepdim=True)
