@@ -46,10 +46,10 @@ CONFIGURATIONS: dict[str, tuple[str, int, dict[str, Any], dict[str, Any]]] = {
         {"layers": 2},
     ),
     "odd": (
-        "1 and 5 blocks, width 120, heads of 24 and 40, 100 px, patch 16, two adapters",
+        "1 and 4 blocks, width 120, heads of 24 and 40, 100 px, patch 16, two adapters",
         120,
         {
-            "vocab_size": 30011, "hidden_size": 120, "num_hidden_layers": 5, "num_attention_heads": 5,
+            "vocab_size": 30011, "hidden_size": 120, "num_hidden_layers": 4, "num_attention_heads": 5,
             "intermediate_size": 200, "rotary_emb_base": 10000.0, "layer_norm_eps": 1e-4, "lora_rank": 3,
             "lora_alpha": 5, "lora_adaptations": ["retrieval.query", "other"], "max_position_embeddings": 600,
         },
