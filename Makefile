@@ -39,13 +39,13 @@ $(VENV)/bin/python:
 	@$(PY) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --upgrade 'pip>=25.1'
 
 $(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
-	@echo "Installing into $(VENV): 1.5 GB with a CPU build of torch, 6 GB or more with the CUDA build that"
+	@echo "Installing into $(VENV): 1.3 GB with a CPU build of torch, several more with the CUDA build that"
 	@echo "pip takes by default on Linux. PIP_ARGS='--index-url ...' chooses another (README, Install)."
 	@$(PIP) -e '.[demo]'
 	@touch $@
 
 $(VENV)/.test: pyproject.toml | $(VENV)/bin/python
-	@echo "Installing into $(VENV): 2 GB with a CPU build of torch, 6 GB or more with the CUDA build that"
+	@echo "Installing into $(VENV): 1.7 GB with a CPU build of torch, several more with the CUDA build that"
 	@echo "pip takes by default on Linux. PIP_ARGS='--index-url ...' chooses another (README, Install)."
 	@$(PIP) -e '.[cpu,export,bulk,bench]' --group test
 	@rm -rf $(VENV)/other-pillow

@@ -1,7 +1,7 @@
 """How far the exported model is from public implementations with the same weights; makes the README's table.
 
     python -m tests.parity            measure golden-tiny, small, full-width and odd (a minute)
-    python -m tests.parity --full     the full-size random checkpoint too (10 minutes, 12 GB of memory)
+    python -m tests.parity --full     the full-size random checkpoint too (6 minutes, 12 GB of memory)
     ... --write                       keep the figures in bench/results/parity.json and the table in README.md
 
 The whole way is measured: text through the reference's own tokeniser call, photos through Pillow in the
