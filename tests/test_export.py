@@ -12,7 +12,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -425,6 +427,49 @@ def test_offline_is_said_in_one_line(tmp_path: Path) -> None:
     assert result.stderr.count("\n") == 1 and "cannot download jinaai/jina-clip-v2" in result.stderr
     assert "HF_HUB_OFFLINE" in result.stderr
     assert not (tmp_path / "bundle").exists()
+
+
+def download(endpoint: str, tmp_path: Path) -> list[str]:
+    """What a failing download from a hub at `endpoint` says on stderr, line by line."""
+    environment = os.environ | {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "hf"), "HOME": str(tmp_path)}
+    environment |= {"HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1"}
+    command = [*COMMAND, "export", "jinaai/jina-clip-v2", "--output", str(tmp_path / "bundle")]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 1 and result.stdout == ""
+    assert not (tmp_path / "bundle").exists()
+    return result.stderr.splitlines()
+
+
+def test_a_hub_that_refuses_is_said_in_one_line(tmp_path: Path) -> None:
+    """As for a gated model without a login; the licence and the size are said before the request."""
+
+    class Gated(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(403)
+            self.send_header("X-Error-Code", "GatedRepo")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Gated) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        lines = download(f"http://127.0.0.1:{server.server_port}", tmp_path)
+        server.shutdown()
+    assert len(lines) == 2, lines
+    assert "CC BY-NC 4.0 (no commercial use), 1.7 GB" in lines[0]
+    assert "cannot download jinaai/jina-clip-v2" in lines[1] and "your login" in lines[1]
+
+
+@pytest.mark.slow  # the client tries again for half a minute
+def test_a_hub_that_cannot_be_reached_is_said_in_one_line(tmp_path: Path) -> None:
+    """The client's own warnings of every retry once stood between."""
+    lines = download("http://127.0.0.1:9", tmp_path)
+    assert len(lines) == 2, lines
+    assert "cannot download jinaai/jina-clip-v2" in lines[1] and "check the network" in lines[1]
 
 
 # Where the bundle goes

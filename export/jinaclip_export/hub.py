@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from contextlib import suppress
@@ -39,6 +40,8 @@ def fetch(model_id: str, revision: str | None) -> Path:
         revision = PUBLISHED_REVISION
     if not sys.stderr.isatty():
         disable_progress_bars()
+    # Its warnings of every retry would stand between our two lines; what ends the download is told below.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     where = f"{model_id} at {revision or 'its newest revision'}"
     with suppress(Exception):  # not in the cache, whatever the client calls that
         cached = Path(snapshot_download(model_id, revision=revision, allow_patterns=list(FILES), local_files_only=True))
