@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from jinaclip_export.write import Identity
 
 EXTRA = "export"
-PRECISIONS = ("fp32",)
+PRECISIONS = ("fp32", "fp16", "int8")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--random", choices=("small", "full"), help="seeded random weights instead of a checkpoint")
     parser.add_argument("--output", metavar="BUNDLE", required=True, help="directory to make")
     parser.add_argument("--towers", type=_words(TOWERS), default="text,image", help="text, image or both")
-    parser.add_argument("--precision", type=_words(PRECISIONS), default="fp32", help="of the graphs: fp32")
+    parser.add_argument("--precision", type=_words(PRECISIONS), default="fp32",
+                        help="of the graphs: fp32 (the reference), fp16, int8")  # fmt: skip
     parser.add_argument("--pixels", choices=("uint8", "float32"), default="uint8",
                         help="image input: bytes [B, S, S, 3], or the published file's [B, 3, S, S]")  # fmt: skip
     parser.add_argument("--revision", metavar="R", help="of the hub id (default: the one this version was made for)")
@@ -61,8 +62,9 @@ def run(args: argparse.Namespace) -> int:
         else:
             directory, identity = _find(args)
         bundle = export_bundle(
-            Checkpoint(directory, args.adaptation), output, identity=identity, towers=args.towers, pixels=args.pixels
-        )
+            Checkpoint(directory, args.adaptation), output, identity=identity, towers=args.towers,
+            precisions=args.precision, pixels=args.pixels,
+        )  # fmt: skip
     size = sum(size for size, _ in bundle.files.values())
     print(f"{args.output}: {', '.join(bundle.towers)}; {size / 1e6:,.0f} MB; {bundle.model['id']}, "
           f"licence {bundle.model['licence'] or 'not stated'}", file=sys.stderr)  # fmt: skip

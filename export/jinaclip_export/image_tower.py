@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.onnx.ops import rotary_embedding
 
 from jinaclip_export.config import ImageConfig
 
@@ -38,8 +39,9 @@ class ImageTower(nn.Module):
         """pixels [B, 3, S, S] -> hidden state after the final norm [B, N, D]."""
         x = self.patch_embed(pixels).flatten(2).transpose(1, 2)  # [B, P, D]
         x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1) + self.pos_embed  # [B, N, D]
+        positions = torch.arange(x.shape[1], device=x.device).expand(x.shape[:2])  # [B, N], into the tables
         for block in self.blocks:
-            x = block(x, self.cos, self.sin)
+            x = block(x, self.cos, self.sin, positions)
         return self.norm(x)  # type: ignore[no-any-return]
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -65,10 +67,10 @@ class ImageBlock(nn.Module):
         self.ffn_norm = nn.LayerNorm(F_, eps=eps)
         self.down = nn.Linear(F_, D)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor) -> Tensor:
         y = self.norm1(x)
         q, k, v = (self._heads(project(y)) for project in (self.q, self.k, self.v))  # each [B, H, N, K]
-        q, k = rotate_pairs(q, cos, sin), rotate_pairs(k, cos, sin)
+        q, k = (rotary_embedding(t, cos, sin, positions, interleaved=True) for t in (q, k))  # on pairs (2i, 2i + 1)
         attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)  # [B, N, D]
         x = x + self.out(self.inner_norm(attended))
         y = self.norm2(x)
@@ -93,9 +95,3 @@ def rotary_table_2d(grid: int, head_size: int, pt_hw_seq_len: int) -> tuple[Tens
     angle = torch.cat((rows, columns), dim=-1).flatten(0, 1)  # [P, K/2]
     angle = torch.cat((torch.zeros(1, head_size // 2, dtype=torch.float64, device="cpu"), angle))  # [N, K/2]
     return angle.cos().float(), angle.sin().float()
-
-
-def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions on neighbouring pairs (2i, 2i + 1), x [B, H, N, K], cos and sin [N, K/2]."""
-    a, b = x.view(*x.shape[:-1], -1, 2).unbind(-1)  # each [B, H, N, K/2]
-    return torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2)  # [B, H, N, K]

@@ -171,14 +171,14 @@ def _random(name: str, shape: tuple[int, ...], generator: torch.Generator, layer
     if "token_type_embeddings" in name:
         weight *= 0.1  # one vector added to every token makes all texts alike
     if len(shape) == 2:
-        # Text attends sharply and attention outweighs the residual, or word order would not show; the deeper
-        # the tower the gentler, or rounding would grow from block to block until no precision could hold.
-        depth = (3 / layers) ** (1 / 3)
+        # Text attends sharply and attention outweighs the MLP, or word order would not show; the deeper the tower
+        # the gentler, or rounding would grow from block to block until no precision could hold.
+        depth = 3 / layers
         if layer.endswith("mixer.Wqkv"):
-            weight[: 2 * shape[1]] *= 2.4 * depth
+            weight[: 2 * shape[1]] *= 1.6 * depth ** (1 / 9)
         elif layer.endswith("mixer.out_proj"):
-            weight *= 3.0 * depth
+            weight *= 2.0 * depth ** (1 / 3)
         elif layer.endswith("mlp.fc2"):
             # GELU's outputs have a positive mean, which would add one and the same vector to every token.
-            weight -= weight.mean(1, keepdim=True)
+            weight = 0.3 * (weight - weight.mean(1, keepdim=True))
     return weight

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.onnx.ops import rotary_embedding
 
 from jinaclip_export.config import TextConfig
 
@@ -37,10 +38,10 @@ class TextTower(nn.Module):
         T = ids.shape[1]
         keep = ids != self.config.pad_token_id  # [B, T]
         mask = keep[:, None, None, :].expand(-1, 1, T, -1)  # [B, 1, T, T], True = attend
-        cos, sin = self.cos[:T], self.sin[:T]  # [T, K/2]
+        positions = torch.arange(T, device=ids.device).expand_as(ids)  # [B, T], from the left
         x = self.norm(self.word_embeddings(ids) + self.type_embeddings.weight[0])  # [B, T, D]
         for block in self.blocks:
-            x = block(x, mask, cos, sin)
+            x = block(x, mask, self.cos, self.sin, positions)
         return x  # type: ignore[no-any-return]
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -62,9 +63,9 @@ class TextBlock(nn.Module):
         self.fc2 = nn.Linear(F_, D)
         self.norm2 = nn.LayerNorm(D, eps=config.layer_norm_eps)
 
-    def forward(self, x: Tensor, mask: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor, cos: Tensor, sin: Tensor, positions: Tensor) -> Tensor:
         q, k, v = (self._heads(t) for t in self.qkv(x).chunk(3, dim=-1))  # each [B, H, T, K]
-        q, k = rotate_half(q, cos, sin), rotate_half(k, cos, sin)
+        q, k = (rotary_embedding(t, cos, sin, positions) for t in (q, k))  # on pairs (i, i + K/2)
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # [B, H, T, K]
         attended = attended.transpose(1, 2).flatten(2)  # [B, T, D]
         x = self.norm1(x + self.out(attended))
@@ -79,9 +80,3 @@ def rotary_table(positions: int, head_size: int, base: float) -> tuple[Tensor, T
     frequency = base ** (-torch.arange(0, head_size, 2, dtype=torch.float64, device="cpu") / head_size)  # [K/2]
     angle = torch.arange(positions, dtype=torch.float64, device="cpu")[:, None] * frequency  # [positions, K/2]
     return angle.cos().float(), angle.sin().float()
-
-
-def rotate_half(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions on pairs (i, i + K/2), x [B, H, T, K], cos and sin [T, K/2]."""
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)  # [B, H, T, K]

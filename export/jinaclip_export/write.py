@@ -17,19 +17,23 @@ from typing import Any
 import onnx
 import torch
 
-from jinaclip.bundle import FORMAT, FORMAT_VERSION, MANIFEST, Bundle
+from jinaclip.bundle import FORMAT, FORMAT_VERSION, MANIFEST, PRECISION_CLASS, Bundle
 from jinaclip.errors import BundleError, InputError
-from jinaclip.image import ImagePreprocessing
+from jinaclip.image import ImagePreprocessing, normalise, preprocess
 from jinaclip.model import ClipModel
 from jinaclip.progress import say
+from jinaclip.sessions import Arrays
 from jinaclip.text import TextTokenizer
 from jinaclip_export.checkpoint import Checkpoint, image_shapes, text_shapes
 from jinaclip_export.errors import CheckpointError, ExportError
 from jinaclip_export.goldens import image_goldens, text_goldens
 from jinaclip_export.graphs import OPSET, export_image, export_text
 from jinaclip_export.hub import PUBLISHED_ID, PUBLISHED_LICENCE, PUBLISHED_SHA256
+from jinaclip_export.precisions import write_precisions
+from jinaclip_export.probe import PROBE_TEXTS, probe_pictures
 
 PIXELS = ("uint8", "float32")
+BYTES = {"fp32": 4, "fp16": 2, "int8": 1}  # of a weight
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ def export_bundle(
     *,
     identity: Identity,
     towers: Sequence[str] = ("text", "image"),
+    precisions: Sequence[str] = ("fp32",),
     pixels: str = "uint8",
 ) -> Bundle:
     """Write a bundle.
@@ -54,13 +59,14 @@ def export_bundle(
     Args:
         output: directory that must not exist yet, or be empty.
         towers: "text", "image" or both.
+        precisions: some of "fp32", "fp16" and "int8". Without "fp32" there is nothing to certify the others against.
         pixels: input of the image graph, "uint8" or the published "float32".
 
     Raises:
         CheckpointError: the checkpoint is wrong. ParityError: a graph differs from torch.
         ExportError: `output` cannot be written. In every case nothing is left of it.
     """
-    _check_disk(checkpoint, output, towers)
+    _check_disk(checkpoint, output, towers, precisions)
     checkpoint.check(towers)
     preprocessing = _preprocessing(checkpoint)
     weights = checkpoint.weights_sha256()
@@ -89,24 +95,26 @@ def export_bundle(
         "towers": {},
         "goldens": {},
         "parity": {},
+        "precisions": {},
     }
     with _new_directory(output) as directory:
         if "text" in towers:
-            _add_text(checkpoint, directory, manifest)
+            _add_text(checkpoint, directory, manifest, precisions)
         if "image" in towers:
-            _add_image(checkpoint, preprocessing, directory, manifest, pixels)
+            _add_image(checkpoint, preprocessing, directory, manifest, precisions, pixels)
         say("hashes")
         manifest["files"] = {
             path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(directory.iterdir())
         }
         (directory / MANIFEST).write_text(json.dumps(manifest, ensure_ascii=False, indent=1) + "\n", "utf-8")
         say("self-test")
-        ClipModel(directory, towers=tuple(towers)).close()
+        for precision in precisions:
+            ClipModel(directory, towers=tuple(towers), precision=precision).close()
         shutil.rmtree(directory / "selftest", ignore_errors=True)
     return Bundle(output)
 
 
-def _add_text(checkpoint: Checkpoint, directory: Path, manifest: dict[str, Any]) -> None:
+def _add_text(checkpoint: Checkpoint, directory: Path, manifest: dict[str, Any], precisions: Sequence[str]) -> None:
     config = checkpoint.config.text
     special_ids = {"bos": config.bos_token_id, "pad": config.pad_token_id, "eos": config.eos_token_id}
     source = checkpoint.file("tokenizer.json")
@@ -127,7 +135,7 @@ def _add_text(checkpoint: Checkpoint, directory: Path, manifest: dict[str, Any])
         "width": config.hidden_size,
         "heads": config.num_attention_heads,
         "hidden_size": config.intermediate_size,
-        "graphs": {"fp32": "text-fp32.onnx"},
+        "graphs": {},
     }
     manifest["text"] = {
         "tokenizer": "tokenizer.json",
@@ -137,6 +145,24 @@ def _add_text(checkpoint: Checkpoint, directory: Path, manifest: dict[str, Any])
         "tasks": dict(config.task_instructions),
         "default_task": config.default_instruction_task,
     }
+    del tower
+    ids = [row[: config.max_tokens] for row in tokenizer.encode(list(PROBE_TEXTS))]
+    _add_graphs("text", directory, manifest, precisions, [{"input_ids": tokenizer.padded([row])} for row in ids])
+
+
+def _add_graphs(
+    tower: str, directory: Path, manifest: dict[str, Any], precisions: Sequence[str], inputs: Sequence[Arrays]
+) -> None:
+    """The other precisions of a tower whose fp32 graph is written, which goes where it is not wanted itself."""
+    fp32 = directory / f"{tower}-fp32.onnx"
+    others = [precision for precision in precisions if precision != "fp32"]
+    if others:
+        with _timed(f"{tower} tower: {', '.join(others)}"):
+            manifest["precisions"][tower] = write_precisions(fp32, others, inputs)
+    if "fp32" not in precisions:
+        fp32.unlink()
+        fp32.with_name(f"{fp32.name}.data").unlink()
+    manifest["towers"][tower]["graphs"] = {p: f"{tower}-{p}.onnx" for p in PRECISION_CLASS if p in precisions}
 
 
 def _preprocessing(checkpoint: Checkpoint) -> ImagePreprocessing:
@@ -154,8 +180,9 @@ def _preprocessing(checkpoint: Checkpoint) -> ImagePreprocessing:
 
 
 def _add_image(
-    checkpoint: Checkpoint, preprocessing: ImagePreprocessing, directory: Path, manifest: dict[str, Any], pixels: str
-) -> None:
+    checkpoint: Checkpoint, preprocessing: ImagePreprocessing, directory: Path, manifest: dict[str, Any],
+    precisions: Sequence[str], pixels: str,
+) -> None:  # fmt: skip
     config = checkpoint.config.image
     say("image tower: reading the weights")
     tower = checkpoint.image_tower()
@@ -172,8 +199,12 @@ def _add_image(
         "width": config.width,
         "heads": config.heads,
         "hidden_size": config.hidden_size,
-        "graphs": {"fp32": "image-fp32.onnx"},
+        "graphs": {},
     }
+    batches = [preprocess(image, preprocessing)[None] for image in probe_pictures(size)]
+    inputs = [{"pixel_values": normalise(b, preprocessing) if pixels == "float32" else b} for b in batches]
+    del tower
+    _add_graphs("image", directory, manifest, precisions, inputs)
 
 
 @contextmanager
@@ -210,7 +241,7 @@ def check_output(output: Path) -> None:
         raise ExportError(f"{output.parent} is not a directory; make it first, or choose another --output")
 
 
-def _check_disk(checkpoint: Checkpoint, output: Path, towers: Sequence[str]) -> None:
+def _check_disk(checkpoint: Checkpoint, output: Path, towers: Sequence[str], precisions: Sequence[str]) -> None:
     check_output(output)
     config = checkpoint.config
     shapes = (text_shapes(config.text) if "text" in towers else {}) | (
@@ -222,7 +253,8 @@ def _check_disk(checkpoint: Checkpoint, output: Path, towers: Sequence[str]) -> 
         for side in shape:
             count *= side
         numbers += count if "lora_" not in name else 0
-    needed = numbers * 4 + (64 << 20)
+    # The fp32 graphs are written in any case: the others are made from them.
+    needed = numbers * sum(BYTES[precision] for precision in {"fp32", *precisions}) + (64 << 20)
     free = shutil.disk_usage(output.parent).free
     if free < needed:
         raise ExportError(

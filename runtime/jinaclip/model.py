@@ -18,9 +18,10 @@ from jinaclip.errors import BackendMissing, InputError
 from jinaclip.image import RESIZE_MODES, ImageInput, normalise, preprocess
 from jinaclip.matryoshka import check_dim, truncate
 from jinaclip.packing import RELEASE_BYTES, pack_texts, predicted_bytes, require_memory
+from jinaclip.prepared import open_graph
 from jinaclip.progress import Progress
 from jinaclip.selftest import run_self_test
-from jinaclip.sessions import OnnxRuntimeSession, Session
+from jinaclip.sessions import Session
 from jinaclip.text import TextTokenizer, instruction_of
 
 BACKENDS = ("auto", "onnxruntime", "tensorrt", "tensorrt-rtx")
@@ -83,13 +84,13 @@ class ClipModel:
         self._tokenizer: TextTokenizer | None = None
         self._sessions: dict[str, Session] = {}
         self._self_test: dict[str, dict[str, float | bool]] = {}
+        self._graph: dict[str, str] = {}
         if "text" in towers:
             self._tokenizer = TextTokenizer(
                 self.bundle.tokenizer, vocab_size=self.bundle.vocab_size, special_ids=self.bundle.special_ids
             )
         for tower in towers:
-            graph = self.bundle.graph(tower, self._precision[tower])
-            session = OnnxRuntimeSession(graph, device="cpu", threads=threads)
+            session, self._graph[tower] = open_graph(self.bundle, tower, self._precision[tower], threads=threads)
             self._self_test[tower] = run_self_test(
                 self.bundle, tower, self._precision[tower], session,
                 tokenizer=self._tokenizer if tower == "text" else None, always=self_test == "always",
@@ -139,11 +140,13 @@ class ClipModel:
         progress = Progress("texts", len(rows), shown=show_progress_bar)
         for batch in pack_texts([len(row) for row in ids], tower, batch_size=batch_size):
             padded = tokenizer.padded([ids[i] for i in batch])
-            require_memory(len(batch), padded.shape[1], tower)
+            tiled = session.tiled_above is not None and padded.shape[1] > session.tiled_above
+            tiled = tiled and not (padded == tokenizer.pad).any()
+            require_memory(len(batch), padded.shape[1], tower, tiled=tiled)
             outputs = session.run(
                 {tower.input_name: padded},
                 interruptible=padded.size >= INTERRUPTIBLE_TOKENS,
-                release_memory=predicted_bytes(len(batch), padded.shape[1], tower) > RELEASE_BYTES,
+                release_memory=predicted_bytes(len(batch), padded.shape[1], tower, tiled=tiled) > RELEASE_BYTES,
             )
             result[batch] = truncate(outputs["text_embeddings"], dim, normalize=normalize_embeddings)
             progress.advance(len(batch))
@@ -303,7 +306,12 @@ class ClipModel:
             "tasks": list(self.tasks),
             "logit_scale": self.logit_scale,
             "towers": {
-                tower: {"precision": self._precision[tower], **session.describe(), "self_test": self._self_test[tower]}
+                tower: {
+                    "precision": self._precision[tower],
+                    **session.describe(),
+                    "graph_reason": self._graph[tower],
+                    "self_test": self._self_test[tower],
+                }
                 for tower, session in self._sessions.items()
             },
         }

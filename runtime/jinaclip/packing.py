@@ -21,8 +21,11 @@ TOKENS_PER_BATCH = 512
 RELEASE_BYTES = 256 << 20
 
 
-def predicted_bytes(rows: int, tokens: int, tower: TowerManifest) -> int:
+def predicted_bytes(rows: int, tokens: int, tower: TowerManifest, *, tiled: bool = False) -> int:
     """Memory one run adds while it lasts: scores and mask of one block, and the activations around it.
+
+    Args:
+        tiled: attention runs in tiles, which keep no scores.
 
     Measured on the full-size text tower, fp32, 2 cores: 64 × 32 tokens 252 MiB, 1 × 2048 520 MiB, 1 × 4096
     1.5 GiB, 1 × 8192 9.5 GiB. Scores count twice: with long texts the arena cannot reuse the block before's.
@@ -30,7 +33,7 @@ def predicted_bytes(rows: int, tokens: int, tower: TowerManifest) -> int:
     scores = 2 * rows * tower.heads * tokens * tokens * 4
     mask = 2 * rows * tokens * tokens
     activations = rows * tokens * 4 * (7 * tower.width + 6 * tower.hidden_size)
-    return scores + mask + activations
+    return activations + mask + (0 if tiled else scores)
 
 
 def pack_texts(lengths: Sequence[int], tower: TowerManifest, *, batch_size: int | None = None) -> list[list[int]]:
@@ -59,13 +62,13 @@ def pack_texts(lengths: Sequence[int], tower: TowerManifest, *, batch_size: int 
     return batches
 
 
-def require_memory(rows: int, tokens: int, tower: TowerManifest) -> None:
+def require_memory(rows: int, tokens: int, tower: TowerManifest, *, tiled: bool = False) -> None:
     """Refuse a run that cannot fit, before it starts: the kernel would kill the process in the middle.
 
     Raises:
         InputError: says what the run needs and what is free.
     """
-    needed = predicted_bytes(rows, tokens, tower)
+    needed = predicted_bytes(rows, tokens, tower, tiled=tiled)
     if needed <= BUDGET_BYTES // 4:
         return
     free = available_memory()
@@ -73,6 +76,7 @@ def require_memory(rows: int, tokens: int, tower: TowerManifest) -> None:
         raise InputError(
             f"a text of {tokens} tokens needs about {needed / 2**30:.1f} GiB on top of the model, but "
             f"{free / 2**30:.1f} GiB are free; lower max_length (memory grows with its square)"
+            + ("" if tiled else ", or run `jinaclip build`: prepared graphs work through long texts in tiles")
         )
 
 

@@ -31,6 +31,7 @@ class Session(Protocol):
     backend: str
     device: str
     threads: int
+    tiled_above: int | None  # texts without padding of more tokens need no memory for all scores; None: all do
 
     def run(
         self, inputs: Arrays, *, interruptible: bool = False, release_memory: bool = False
@@ -71,6 +72,20 @@ def _cgroup_quota(root: Path) -> float | None:
     return int(quota) / int(period)
 
 
+# Fusions of onnxruntime whose kernels are slower on a CPU than what they replace (DECISIONS.md 12).
+SLOW_FUSIONS = ["SkipLayerNormFusion", "BiasGeluFusion"]
+
+
+def session_options(ort: Any, threads: int) -> Any:
+    """What every session is opened with."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4  # errors arrive as exceptions; nothing is printed
+    options.enable_mem_pattern = False  # one memory plan per text length would never be freed
+    return options
+
+
 class OnnxRuntimeSession:
     """ONNX Runtime on the CPU.
 
@@ -78,6 +93,8 @@ class OnnxRuntimeSession:
         path: the .onnx file; its weights lie beside it.
         device: "cpu".
         threads: cores for one run; None takes `available_threads()`.
+        prepared: key of a prepared graph, which is opened as it is; None for a bundle's own, which is optimised now.
+        tiled_above: of a prepared graph.
 
     Raises:
         BackendMissing: onnxruntime is not installed, or does not serve `device`.
@@ -86,19 +103,23 @@ class OnnxRuntimeSession:
 
     backend = "onnxruntime"
 
-    def __init__(self, path: Path, *, device: str = "cpu", threads: int | None = None) -> None:
+    def __init__(
+        self, path: Path, *, device: str = "cpu", threads: int | None = None,
+        prepared: str | None = None, tiled_above: int | None = None,
+    ) -> None:  # fmt: skip
         if device != "cpu":
             raise BackendMissing(f"backend 'onnxruntime' does not serve device {device!r} yet; expected 'cpu'")
         ort = import_onnxruntime()
         self.device = device
         self.threads = threads or available_threads()
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = self.threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 4  # errors arrive as exceptions; nothing is printed
-        options.enable_mem_pattern = False  # one memory plan per text length would never be freed
+        self.prepared, self.tiled_above = prepared, tiled_above
+        options = session_options(ort, self.threads)
+        if prepared is not None:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
-            self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            self._session = ort.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=SLOW_FUSIONS
+            )
         except Exception as error:  # onnxruntime's exceptions have no common class of their own
             raise BundleError(
                 f"onnxruntime {ort.__version__} cannot open {path}: {_first_line(error)}; "
@@ -129,6 +150,7 @@ class OnnxRuntimeSession:
         return {
             "backend": self.backend,
             "version": self._ort.__version__,
+            "graph": self.prepared or "standard",
             "device": self.device,
             "providers": self._checked().get_providers(),
             "threads": self.threads,
@@ -158,6 +180,12 @@ def _cpu_model() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.machine()
+
+
+def onnxruntime_version() -> str:
+    """Version of the installed onnxruntime."""
+    version: str = import_onnxruntime().__version__
+    return version
 
 
 def import_onnxruntime() -> Any:

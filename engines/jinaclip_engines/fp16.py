@@ -1,0 +1,97 @@
+"""fp32 graph -> fp16 graph: `to_fp16`. What is float16 and what is not is said in the graph, type by type.
+
+float16: the weights and operands of every matrix product, the patch convolution, the embedding table, and what goes
+into and comes out of attention. float32: sums leave a product as float32, bias and residual are added there; the
+residual stream, LayerNorm, rotary positions, GELU, SwiGLU's product (which may pass 65504), softmax, pooling and the
+L2 norm. Attention is computed in float32 from operands rounded to float16, `Cast(f16) -> Cast(f32)` on each side:
+compilers for GPUs fuse that into a float16 kernel with float32 sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from jinaclip_engines.graph import Linear, Ops, constant, linears, nodes, shape_of
+
+LARGEST = 65504.0  # of float16
+# A layer whose input or output came closer to LARGEST than this factor on the probe's inputs stays in float32.
+HEADROOM = 4.0
+
+
+@dataclass(frozen=True)
+class Fp16Report:
+    """Layers that were left in float32, because their values or weights come too close to float16's end."""
+
+    kept: tuple[str, ...]
+
+
+def to_fp16(model: ir.Model, ranges: Mapping[str, np.ndarray]) -> Fp16Report:
+    """Make the matrix products of a tower float16.
+
+    Args:
+        model: the standard fp32 graph; changed.
+        ranges: for the input and the output of each linear layer, by the value's name: the largest |x| of each
+            channel.
+    """
+    kept = []
+    rounded: dict[str, ir.Value] = {}
+    for layer in linears(model):
+        largest = max(float(ranges[value.name or ""].max()) for value in (layer.x, layer.y))
+        if max(largest * HEADROOM, float(np.abs(constant(layer.weight)).max())) > LARGEST:
+            kept.append(layer.name)
+            continue
+        _replace(model, layer, rounded)
+    for node in nodes(model, "Conv"):
+        _convolution(model, node)
+    for node in nodes(model, "Attention"):
+        _round_attention(model, node)
+    for node in nodes(model, "Gather"):
+        if len(shape_of(node.inputs[0])) == 2:
+            _table(model, node)
+    return Fp16Report(tuple(kept))
+
+
+def _replace(model: ir.Model, layer: Linear, rounded: dict[str, ir.Value]) -> None:
+    with Ops(model, before=layer.matmul) as op:
+        key = layer.x.name or ""
+        if key not in rounded:  # q, k and v, or gate and up, read the same
+            rounded[key] = op("Cast", [layer.x], to=ir.DataType.FLOAT16)
+        weight = op.const(constant(layer.weight).astype(np.float16), f"{layer.name}.fp16")
+        y = op("Cast", [op("MatMul", [rounded[key], weight])], to=ir.DataType.FLOAT)
+        op.replace(layer.matmul.outputs[0], y)
+
+
+def _convolution(model: ir.Model, node: ir.Node) -> None:
+    x, weight, bias = node.inputs
+    with Ops(model, before=node) as op:
+        half = [op("Cast", [x], to=ir.DataType.FLOAT16)]
+        half += [op.const(constant(value).astype(np.float16)) for value in (weight, bias)]
+        attributes = {name: attribute.value for name, attribute in node.attributes.items()}
+        op.replace(node.outputs[0], op("Cast", [op("Conv", half, **attributes)], to=ir.DataType.FLOAT))
+
+
+def _round_attention(model: ir.Model, node: ir.Node) -> None:
+    with Ops(model, before=node) as op:
+        for index, value in enumerate(node.inputs[:3]):
+            node.replace_input_with(index, _rounded(op, value))
+    after = list(node.outputs[0].uses())
+    with Ops(model, before=after[0].node) as op:
+        value = _rounded(op, node.outputs[0])
+    for user, index in after:
+        user.replace_input_with(index, value)
+
+
+def _rounded(op: Ops, value: ir.Value | None) -> ir.Value:
+    return op("Cast", [op("Cast", [value], to=ir.DataType.FLOAT16)], to=ir.DataType.FLOAT)
+
+
+def _table(model: ir.Model, gather: ir.Node) -> None:
+    table, indices = gather.inputs
+    assert table is not None
+    with Ops(model, before=gather) as op:
+        rows = op("Gather", [op.const(constant(table).astype(np.float16), f"{table.name}.fp16"), indices], axis=0)
+        op.replace(gather.outputs[0], op("Cast", [rows], to=ir.DataType.FLOAT))

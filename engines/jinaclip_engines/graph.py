@@ -1,0 +1,195 @@
+"""What every pass needs of a graph: reading, writing, its linear layers, and new nodes in the right place.
+
+A pass takes an `onnx_ir.Model` of one tower and changes it in place. Weights stay on disk until they are touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes.common import NameFixPass, RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
+from onnx_ir.tape import Tape
+
+MICROSOFT = "com.microsoft"  # ONNX Runtime's own operators
+
+
+def read(path: Path) -> ir.Model:
+    """A graph; its weights are mapped from the file beside it."""
+    return ir.load(path)
+
+
+def write(model: ir.Model, path: Path) -> None:
+    """Write a graph, unused nodes and weights left out, with its weights in `<path>.data`, and check it.
+
+    `path` may not be the file that `model` was read from.
+    """
+    tidy(model)
+    ir.save(model, path, external_data=f"{path.name}.data")
+    onnx.checker.check_model(str(path))
+
+
+def tidy(model: ir.Model) -> None:
+    """Drop what nothing uses; give new nodes and values names."""
+    for step in (RemoveUnusedNodesPass(), RemoveUnusedOpsetsPass(), NameFixPass()):
+        step(model)
+
+
+def array(value: ir.Value | None) -> np.ndarray | None:
+    """The contents of an initializer, or None if `value` is computed."""
+    constant = None if value is None else value.const_value
+    return None if constant is None or (value is not None and value.producer() is not None) else constant.numpy()
+
+
+def constant(value: ir.Value | None) -> np.ndarray:
+    """The contents of what must be an initializer."""
+    found = array(value)
+    assert found is not None, f"{value} is computed, expected an initializer"
+    return found
+
+
+@dataclass(frozen=True)
+class Linear:
+    """y = x W + b: a MatMul with constant weights [in, out], and the Add of its bias [out] if it has one."""
+
+    matmul: ir.Node
+    add: ir.Node | None
+
+    @property
+    def x(self) -> ir.Value:
+        value = self.matmul.inputs[0]
+        assert value is not None
+        return value
+
+    @property
+    def weight(self) -> ir.Value:
+        value = self.matmul.inputs[1]
+        assert value is not None
+        return value
+
+    @property
+    def bias(self) -> ir.Value | None:
+        if self.add is None:
+            return None
+        return next(v for v in self.add.inputs if v is not None and array(v) is not None)
+
+    @property
+    def y(self) -> ir.Value:
+        return (self.add or self.matmul).outputs[0]
+
+    @property
+    def name(self) -> str:
+        """As the checkpoint's tower calls it where its bias tells, for messages: "blocks.3.fc1"."""
+        named = self.bias if self.bias is not None else self.weight
+        return (named.name or "?").removeprefix("tower.").removesuffix(".bias")
+
+
+def linears(model: ir.Model) -> list[Linear]:
+    """Every linear layer, in order of execution."""
+    found = []
+    for node in model.graph:
+        if node.op_type == "MatMul" and not node.domain and len(shape_of(node.inputs[1])) == 2:
+            add = only_user(node.outputs[0], "Add")
+            if add is not None and not any(array(v) is not None for v in add.inputs):
+                add = None
+            found.append(Linear(node, add))
+    return found
+
+
+def shape_of(value: ir.Value | None) -> tuple[int, ...]:
+    """Shape of an initializer; () for anything else."""
+    if value is None or value.const_value is None or value.producer() is not None:
+        return ()
+    return tuple(value.const_value.shape.numpy())
+
+
+def nodes(model: ir.Model, op_type: str, domain: str = "") -> list[ir.Node]:
+    """The nodes of one operator, in order of execution."""
+    return [node for node in model.graph if node.op_type == op_type and node.domain == domain]
+
+
+def producer(value: ir.Value | None, op_type: str) -> ir.Node | None:
+    """The node that computes `value`, if it is of this operator."""
+    node = None if value is None else value.producer()
+    return node if node is not None and node.op_type == op_type else None
+
+
+def only_user(value: ir.Value, op_type: str) -> ir.Node | None:
+    """The one node that reads `value`, if it is one and of this operator."""
+    users = list(value.uses())
+    return users[0].node if len(users) == 1 and users[0].node.op_type == op_type else None
+
+
+class Ops:
+    """New nodes, in order, put into the graph before or after a node when the block ends.
+
+    with Ops(model, before=node) as op:
+        y = op("Mul", [x, op.const(scale)])
+        op.replace(node.outputs[0], y)
+    """
+
+    def __init__(self, model: ir.Model, *, before: ir.Node) -> None:
+        self._model, self._before = model, before
+        self._tape = Tape()
+        self._replaced: list[tuple[ir.Value, ir.Value]] = []
+
+    def __enter__(self) -> Ops:
+        return self
+
+    def __call__(
+        self, op_type: str, inputs: Sequence[ir.Value | None], domain: str = "", **attributes: Any
+    ) -> ir.Value:
+        """Add a node with one output."""
+        return self._tape.op(op_type, inputs, attributes or None, domain=domain)
+
+    def several(
+        self, op_type: str, inputs: Sequence[ir.Value | None], outputs: int, domain: str = "", **attributes: Any
+    ) -> Sequence[ir.Value]:
+        """Add a node with several outputs."""
+        return self._tape.op_multi_out(op_type, inputs, attributes or None, num_outputs=outputs, domain=domain)
+
+    def const(self, values: np.ndarray | np.generic, name: str | None = None) -> ir.Value:
+        """Add an initializer."""
+        return initializer(self._model, np.asarray(values), name)
+
+    def replace(self, old: ir.Value, new: ir.Value) -> None:
+        """From the end of the block on, everything that read `old` reads `new`."""
+        self._replaced.append((old, new))
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is not None:
+            return
+        graph = self._model.graph
+        graph.insert_before(self._before, list(self._tape.nodes))
+        if any(node.domain == MICROSOFT for node in self._tape.nodes):
+            graph.opset_imports.setdefault(MICROSOFT, 1)
+        for old, new in self._replaced:
+            ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+
+
+def initializer(model: ir.Model, values: np.ndarray, name: str | None = None) -> ir.Value:
+    """A new constant of the graph; the name gets a number if it is taken."""
+    taken = model.graph.initializers
+    base = name or "constant"
+    number = len(taken)
+    while (full := base if name and base not in taken else f"{base}_{number}") in taken:
+        number += 1
+    value = ir.Value(name=full, shape=ir.Shape(values.shape), type=ir.TensorType(ir.DataType.from_numpy(values.dtype)))
+    value.const_value = ir.tensor(np.ascontiguousarray(values), name=full)
+    model.graph.register_initializer(value)
+    return value
+
+
+def attributes(node: ir.Node) -> Mapping[str, Any]:
+    """A node's attributes as Python values."""
+    return {name: attribute.value for name, attribute in node.attributes.items() if isinstance(attribute, ir.Attr)}
+
+
+def attention_nodes(model: ir.Model) -> Iterator[ir.Node]:
+    """The Attention nodes, one a block."""
+    yield from nodes(model, "Attention")
