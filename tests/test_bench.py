@@ -20,19 +20,22 @@ import torch
 
 from jinaclip.bundle import TOWERS, Bundle
 from jinaclip.cli import main
-from jinaclip_bench import measure, random_model
-from jinaclip_bench.cases import CASES, PHOTO_SIZE, photo_jpeg, random_ids
+from jinaclip_bench import cache, measure, random_model
+from jinaclip_bench.cases import CASES, PHOTO_SIZE, SUITES, photo_jpeg, random_ids
 from jinaclip_bench.errors import BenchError
-from jinaclip_bench.kinds import KINDS, Settings, process
+from jinaclip_bench.kinds import KINDS
 from jinaclip_bench.machine import commit, machine_facts, memory_of_this_process
 from jinaclip_bench.measure import Sample, agreement, interleave, paired_ratio, summary, timed
+from jinaclip_bench.processes import process
 from jinaclip_bench.record import FIELDS, run_facts, to_line
 from jinaclip_bench.report import read_records, render
+from jinaclip_bench.settings import Settings
 from jinaclip_bench.torch_side import matching_checkpoint, open_torch
 
 Records = list[dict[str, Any]]
-STEADY = [name for name in CASES if not name.startswith("process-")]
-SIDES = ["jinaclip", "torch-fp32", "torch-bf16"]
+BASIC = SUITES["basic"]
+STEADY = [name for name in BASIC if not name.startswith("process-")]
+SIDES = ["jinaclip fp32", "torch-fp32", "torch-bf16"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -72,17 +75,18 @@ def test_every_line_has_every_documented_field(run_file: Path, records: Records)
 
 def test_each_case_has_its_sides_in_turn(records: Records) -> None:
     found = [(record["case"], record["side"]) for record in records]
-    expected = dict.fromkeys(STEADY, SIDES) | {"image-preprocess": SIDES[:1]}
+    expected = dict.fromkeys(STEADY, SIDES) | {"image-preprocess": ["jinaclip"]}
     expected |= {"process-text": SIDES[:2], "process-image": SIDES[:2]}
-    assert found == [(case, side) for case in CASES for side in expected[case]]
+    assert found == [(case, side) for case in BASIC for side in expected[case]]
 
 
 def test_sides_return_the_same_vectors(records: Records) -> None:
     for record in records:
-        if record["side"] == "jinaclip":
-            assert record["cosine"] is None
+        if record["side"].startswith("jinaclip"):
+            assert record["against"] == {}
         else:
-            assert record["cosine"] > (0.999999 if record["side"] == "torch-fp32" else 0.99)
+            against = record["against"]["jinaclip fp32"]
+            assert against["cosine"] > (0.999999 if record["side"] == "torch-fp32" else 0.99)
 
 
 def test_figures_follow_from_the_samples(records: Records) -> None:
@@ -92,12 +96,11 @@ def test_figures_follow_from_the_samples(records: Records) -> None:
         assert len(samples) == record["repeats"] == (1 if record["case"].startswith("process-") else 3)
         assert record["p50"] == pytest.approx(np.median(samples), abs=1e-3)
         assert record["min"] == min(samples) <= record["p90"] <= record["p99"] <= max(samples) == record["max"]
-        if record["side"] == "jinaclip":
+        if record["side"].startswith("jinaclip"):
             ours[record["case"]] = samples
-            assert record["ratio"] is None
         else:
             pairs = [a / b for a, b in zip(samples, ours[record["case"]], strict=True)]
-            assert record["ratio"]["p50"] == pytest.approx(np.median(pairs), rel=1e-2)
+            assert record["against"]["jinaclip fp32"]["p50"] == pytest.approx(np.median(pairs), rel=1e-2)
 
 
 def test_rates_shapes_and_precisions(records: Records, small_bundle: Path) -> None:
@@ -135,7 +138,7 @@ def test_no_names_of_host_user_or_paths(run_file: Path, small_bundle: Path) -> N
     assert not re.search(r'"[^"]*[/\\][^"]*"', text)
     bundle = Bundle(small_bundle)
     bundle.model["id"] = "secret-project"  # what export takes from the name of a checkpoint's directory
-    assert "secret" not in json.dumps(run_facts(bundle, "fp32"))
+    assert "secret" not in json.dumps(run_facts(bundle))
 
 
 # What is refused, and what is left out
@@ -191,6 +194,9 @@ def test_without_a_checkpoint_jinaclip_stands_alone(small_bundle: Path, capsys: 
     ("arguments", "said"),
     [
         (["--cases", "text-1x32,text-9x9"], f"'text-9x9' is no case; expected some of {','.join(CASES)}"),
+        (["--suite", "gpu"], "invalid choice: 'gpu'"),
+        (["--suite", "cpu", "--cases", "text-1x32"], "not allowed with argument --suite"),
+        (["--precision", "fp32,bf16"], "'bf16' is no precision; expected some of fp32,fp16,int8"),
         (["--checkpoint", "x"], "--checkpoint goes with BUNDLE"),
         (["x", "--random", "small"], "--random goes without BUNDLE"),
         (["--repeats", "0"], "'0', expected a whole number from 1"),
@@ -209,14 +215,17 @@ def test_a_failing_process_is_told_in_one_line(small_bundle: Path, tmp_path: Pat
     settings = Settings(Bundle(copy), None, threads=1, repeats=1)
     with process(CASES["process-text"], settings, {}) as opened:
         (copy / "tokenizer.json").unlink()
-        with pytest.raises(BenchError, match=r"the jinaclip text process ended with status 1 and said: .* lacks token"):
-            opened.sides["jinaclip"]()
+        with pytest.raises(
+            BenchError, match=r"the jinaclip fp32 text process ended with status 1 and said: .* lacks token"
+        ):
+            opened.sides["jinaclip fp32"]()
 
 
 # The measuring itself
 
 
 def test_each_case_has_its_kind_and_tower() -> None:
+    assert {name for suite in SUITES.values() for name in suite} == set(CASES)
     for name, case in CASES.items():
         assert case.name == name and case.kind in KINDS and case.tower in TOWERS
 
@@ -259,12 +268,27 @@ def test_agreement_takes_the_worst_row() -> None:
     ours = np.eye(3, dtype=np.float32)
     near = ours.copy()
     near[1] = (0.1, 1.0, 0.0)
-    assert agreement({"jinaclip": ours, "torch-fp32": near})["torch-fp32"] == pytest.approx(1 / np.sqrt(1.01))
+    cosines = agreement({"jinaclip fp32": ours, "torch-fp32": near})
+    assert cosines == {("torch-fp32", "jinaclip fp32"): pytest.approx(1 / np.sqrt(1.01))}
     for wrong in (ours[::-1], np.full((3, 3), np.nan, np.float32), np.zeros((3, 3), np.float32)):
         with pytest.raises(BenchError, match="different vectors"):
-            agreement({"jinaclip": ours, "torch-fp32": wrong})
+            agreement({"jinaclip fp32": ours, "torch-fp32": wrong})
     with pytest.raises(BenchError, match="shape"):
-        agreement({"jinaclip": ours, "torch-bf16": ours[:1]})
+        agreement({"jinaclip fp32": ours, "torch-bf16": ours[:1]})
+
+
+def test_agreement_is_with_each_of_ours_and_as_close_as_the_coarser_allows() -> None:
+    exact = np.array([[1.0, 0.0]])
+    coarse = np.array([[0.97, np.sqrt(1 - 0.97**2)]])
+    sides = {"jinaclip fp32": exact, "jinaclip int8": coarse, "torch-bf16": exact, "fused-onnx": exact}
+    assert agreement(sides) == {
+        (side, ours): pytest.approx(1.0 if {side, ours}.isdisjoint({"jinaclip int8"}) else 0.97)
+        for side in sides
+        for ours in ("jinaclip fp32", "jinaclip int8")
+        if side != ours
+    }
+    with pytest.raises(BenchError, match="fused-onnx and jinaclip fp32 return different vectors"):
+        agreement({"jinaclip fp32": exact, "fused-onnx": coarse})
 
 
 def test_torch_gets_the_threads_and_gives_them_back(small_bundle: Path, small_checkpoint: Path) -> None:
@@ -321,14 +345,15 @@ def test_render_is_stable(records: Records, run_file: Path) -> None:
 def test_render_of_known_records(records: Records) -> None:
     ours, theirs = (r for r in records if r["case"] == "text-1x32" and r["side"] != "torch-bf16")
     figures = {"p50": 1234.5, "p90": 12.34, "p99": 1.234, "min": 0.1234, "max": 5, "items_per_s": 7, "tokens_per_s": 8}
-    theirs = theirs | figures | {"ratio": {"p50": 2.0, "p10": 1.5, "p90": 3.0}, "cosine": 0.99999912}
+    against = {"jinaclip fp32": {"p50": 2.0, "p10": 1.5, "p90": 3.0, "cosine": 0.99999912}}
+    theirs = theirs | figures | {"against": against}
     text = render([ours | figures | {"model": None, "commit": "0123456789abcdef0123-dirty"}, theirs])
     facts, table = text.split("\n\n")
     version = ours["versions"]["jinaclip"]
     assert f"jinaclip {version} (0123456789-dirty), onnxruntime" in facts and "; model, weights " in facts
     title, rule, first, second = table.splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in (title, first, second)]
-    assert cells[0][-2:] == ["side ÷ jinaclip (p10 … p90)", "cosine"] and set(rule) == set("|-: ")
+    assert cells[0][-2:] == ["side ÷ jinaclip fp32 (p10 … p90)", "cosine, jinaclip fp32"] and set(rule) == set("|-: ")
     assert cells[1] == [
         "text-1x32",
         "jinaclip fp32",
@@ -405,14 +430,15 @@ def test_a_model_of_another_exporter_or_other_weights_is_not_reused(
 ) -> None:
     shutil.copytree(small_bundle, tmp_path / "bundle")
     shutil.copytree(small_checkpoint, tmp_path / "checkpoint")
-    assert random_model._open(tmp_path) is None  # as long as nothing says what made it
-    (tmp_path / "made-by").write_text(random_model._exporter())
-    assert random_model._open(tmp_path) is not None
+    cached = random_model.cached_model("small")
+    assert cached.found(tmp_path) is None  # as long as nothing says what made it
+    (tmp_path / "made-by").write_text(cached.maker)
+    assert cached.found(tmp_path) is not None
     (tmp_path / "made-by").write_text("another")
-    assert random_model._open(tmp_path) is None
-    (tmp_path / "made-by").write_text(random_model._exporter())
+    assert cached.found(tmp_path) is None
+    (tmp_path / "made-by").write_text(cached.maker)
     (tmp_path / "checkpoint" / "model.safetensors").write_bytes(b"")
-    assert random_model._open(tmp_path) is None
+    assert cached.found(tmp_path) is None
 
 
 def test_a_failed_making_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -434,4 +460,4 @@ def test_the_cache_is_where_xdg_says(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     monkeypatch.setenv("HOME", str(tmp_path))
     for value in ("", "relative"):  # a relative one must be ignored, says the specification
         monkeypatch.setenv("XDG_CACHE_HOME", value)
-        assert random_model.cache_directory() == tmp_path / ".cache" / "jinaclip"
+        assert cache.cache_directory() == tmp_path / ".cache" / "jinaclip"

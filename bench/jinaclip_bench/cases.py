@@ -26,7 +26,9 @@ class Case:
         tower: "text" or "image".
         summary: for --help.
         rows: texts or images in a call.
-        tokens: of each text, `<s>` and `</s>` included; None where the case's text or image decides.
+        tokens: of each text, `<s>` and `</s>` included; of a mix, of the longest one at most; None where the case's
+            text or image decides.
+        sigma: of the logarithm of a mix's token counts.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Case:
     summary: str
     rows: int = 1
     tokens: int | None = None
+    sigma: float | None = None
 
 
 # In the order they run: cases of one tower stand together, so that it is loaded once.
@@ -44,12 +47,29 @@ CASES = {
         Case("text-1x32", "graph", "text", "one text of 32 tokens", tokens=32),
         Case("text-8x128", "graph", "text", "a batch of 8 texts of 128 tokens", rows=8, tokens=128),
         Case("text-query", "encode", "text", "a short multilingual query, tokenizer included"),
+        Case("mix-512", "mix", "text", "64 texts, log-normal: median 30 tokens, sigma 0.8, at most 512; with tokenizer",
+             rows=64, tokens=512, sigma=0.8),
+        # With sigma 0.8 no text of 64 would pass 208 tokens, and this would be the same mix again.
+        Case("mix-2048", "mix", "text", "the same with sigma 1.2, at most 2048 (the longest has 546)",
+             rows=64, tokens=2048, sigma=1.2),
         Case("image-1", "graph", "image", "one image, from its pixels"),
         Case("image-preprocess", "preprocess", "image", "a 1920 x 1080 JPEG to pixels: decode and resize"),
+        Case("query-dummy-image", "query", "text", "a text of 32 tokens; a fused graph wants an image too", tokens=32),
+        Case("text-8192", "long", "text", "one text of 8192 tokens: memory above load", tokens=8192),
         Case("process-text", "process", "text", "a new process to its first text vector, and its memory"),
         Case("process-image", "process", "image", "a new process to its first image vector, and its memory"),
     )
-}
+}  # fmt: skip
+
+SUITES = {
+    "basic": (
+        "text-1x32", "text-8x128", "text-query", "image-1", "image-preprocess", "process-text", "process-image",
+    ),
+    "cpu": (
+        "text-1x32", "text-8x128", "text-query", "mix-512", "mix-2048", "image-1", "query-dummy-image", "text-8192",
+        "process-text", "process-image",
+    ),
+}  # fmt: skip
 
 
 def random_ids(bundle: Bundle, rows: int, tokens: int) -> np.ndarray:

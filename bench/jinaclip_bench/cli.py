@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import argparse
 import sys
+import textwrap
+from collections.abc import Collection
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jinaclip.bundle import PRECISION_CLASS, Bundle
-from jinaclip_bench.cases import CASES
+from jinaclip_bench.cases import CASES, SUITES
 
 if TYPE_CHECKING:
-    from jinaclip_bench.kinds import Settings
+    from jinaclip_bench.settings import Settings
 
 EXTRA = "bench"
 
@@ -26,23 +29,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "run",
         help="measure a bundle beside torch",
         description="Measure a bundle beside torch on the same weights; without BUNDLE, a random model of full size.",
-        epilog="cases:\n" + "\n".join(f"  {case.name:<17} {case.summary}" for case in CASES.values()),
+        epilog=_epilog(),
         formatter_class=parser.formatter_class,
     )
     run_parser.set_defaults(action=run_action, wrong_usage=run_parser.error)
     run_parser.add_argument("bundle", metavar="BUNDLE", nargs="?", help="directory made by `jinaclip export`")
     run_parser.add_argument("--checkpoint", metavar="DIR", help="what BUNDLE was exported from, to measure torch with")
     run_parser.add_argument("--random", choices=("small", "full"), help="size without BUNDLE (default: full, 5.2 GB)")
-    run_parser.add_argument(
-        "--precision", choices=tuple(PRECISION_CLASS), default="fp32", help="of the bundle's graphs"
-    )
+    run_parser.add_argument("--precision", type=_precisions, default="fp32", metavar="P,…",
+                            help=f"of the bundle's graphs, some of {', '.join(PRECISION_CLASS)}: a side of ours for "
+                                 "each, all in one run")  # fmt: skip
     run_parser.add_argument("--threads", type=_positive, metavar="N",
                             help="cores for every side (default: those this process may use)")  # fmt: skip
     run_parser.add_argument("--repeats", type=_positive, default=20, metavar="R",
-                            help="timed calls of each side; new processes at most 3")  # fmt: skip
-    run_parser.add_argument(
-        "--cases", type=_cases, metavar="NAME,…", help="see below (default: all of BUNDLE's towers)"
-    )
+                            help="timed calls of each side; mixes at most 5, new processes at most 3")  # fmt: skip
+    chosen = run_parser.add_mutually_exclusive_group()
+    chosen.add_argument("--suite", choices=tuple(SUITES), default="basic",
+                        help="its cases, see below, as far as BUNDLE has their towers")  # fmt: skip
+    chosen.add_argument("--cases", type=_cases, metavar="NAME,…", help="these cases and no suite")
     run_parser.add_argument("--output", metavar="FILE", help="append the measurements to FILE, one JSON object a line")
     run_parser.add_argument("--json", action="store_true", help="the same lines on stdout instead of the table")
 
@@ -65,7 +69,11 @@ def run_action(args: argparse.Namespace) -> int:
     with ExitStack() as stack:
         output = stack.enter_context(open(args.output, "a", encoding="utf-8")) if args.output else None
         settings = _settings(args)
-        cases = args.cases or [case.name for case in CASES.values() if case.tower in settings.bundle.towers]
+        cases = args.cases or [name for name in SUITES[args.suite] if CASES[name].tower in settings.bundle.towers]
+        if settings.checkpoint is not None and "query-dummy-image" in cases:
+            from jinaclip_bench.fused import fused_graph
+
+            settings = replace(settings, fused=fused_graph(settings.checkpoint, tell=_tell))
 
         def write(record: dict[str, Any]) -> None:
             records.append(record)
@@ -81,7 +89,7 @@ def run_action(args: argparse.Namespace) -> int:
 
 def _settings(args: argparse.Namespace) -> Settings:
     from jinaclip.sessions import available_threads
-    from jinaclip_bench.kinds import Settings
+    from jinaclip_bench.settings import Settings
 
     checkpoint = None
     if args.bundle is None:
@@ -96,7 +104,22 @@ def _settings(args: argparse.Namespace) -> Settings:
             from jinaclip_bench.torch_side import matching_checkpoint
 
             checkpoint = matching_checkpoint(bundle, Path(args.checkpoint))
-    return Settings(bundle, checkpoint, args.threads or available_threads(), args.repeats, args.precision)
+    return Settings(
+        bundle, checkpoint, threads=args.threads or available_threads(), repeats=args.repeats,
+        precisions=args.precision, suite=None if args.cases else args.suite,
+    )  # fmt: skip
+
+
+def _epilog() -> str:
+    lines = ["cases:", *(f"  {case.name:<18} {case.summary}" for case in CASES.values()), "", "suites:"]
+    for suite, names in SUITES.items():
+        words = textwrap.wrap(", ".join(names), 90, break_on_hyphens=False)
+        lines += [f"  {suite:<6} {words[0]}", *(f"  {'':<6} {line}" for line in words[1:])]
+    return "\n".join([
+        *lines, "",
+        "With query-dummy-image, a fused graph of both towers is made in the cache once (3.5 GB for the full size) and",
+        "measured in text-1x32 too.",
+    ])  # fmt: skip
 
 
 def _tell(line: str) -> None:
@@ -110,7 +133,15 @@ def _positive(text: str) -> int:
 
 
 def _cases(text: str) -> tuple[str, ...]:
+    return _some_of(text, "case", CASES)
+
+
+def _precisions(text: str) -> tuple[str, ...]:
+    return _some_of(text, "precision", PRECISION_CLASS)
+
+
+def _some_of(text: str, what: str, known: Collection[str]) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(text.split(",")))
-    if unknown := [name for name in names if name not in CASES]:
-        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is no case; expected some of {','.join(CASES)}")
+    if unknown := [name for name in names if name not in known]:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is no {what}; expected some of {','.join(known)}")
     return names

@@ -1,21 +1,13 @@
 """How each kind of case becomes sides to call: `kind(case, settings, torch)` opens it and frees it again.
 
-Every side of a case starts from the same ids, pixels, text or file and ends with the same unit vectors.
+Every side of a case starts from the same ids, pixels, texts or file and ends with the same unit vectors.
 """
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, closing, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -26,70 +18,31 @@ from jinaclip.selftest import run_self_test
 from jinaclip.sessions import OnnxRuntimeSession
 from jinaclip.text import TextTokenizer
 from jinaclip_bench.cases import PHOTO_SIZE, QUERY, Case, photo_jpeg, random_ids
-from jinaclip_bench.errors import BenchError
-from jinaclip_bench.measure import OURS, Sample, Side, timed
+from jinaclip_bench.measure import OURS, ours, timed
+from jinaclip_bench.processes import long_text, process
+from jinaclip_bench.settings import Embed, Kind, Opened, Settings
+from jinaclip_bench.texts import log_normal_lengths, open_tokenizer, texts_of
 
-if TYPE_CHECKING:
-    from jinaclip_export.checkpoint import Checkpoint
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What holds for a whole run. Without a checkpoint there is nothing to compare with."""
-
-    bundle: Bundle
-    checkpoint: Checkpoint | None
-    threads: int
-    repeats: int
-    precision: str = "fp32"
-
-
-@dataclass(frozen=True)
-class Opened:
-    """A case that is ready.
-
-    Attributes:
-        sides: by name, ours first.
-        shape: of what goes in.
-        tokens: in a call, padding excluded; None for images.
-        threads: that a call uses.
-        rounds, burn_in: timed calls of each side, and calls before them.
-        steady: whether items per second mean anything: not where every call is a new process.
-    """
-
-    sides: Mapping[str, Side]
-    shape: tuple[int, ...]
-    tokens: int | None
-    threads: int
-    rounds: int
-    burn_in: int = 3
-    steady: bool = True
-
-
-Embed = Callable[[np.ndarray], np.ndarray]
-Kind = Callable[[Case, Settings, Mapping[str, Embed]], AbstractContextManager[Opened]]
+PUBLISHER_BATCH = 32  # the publisher's encode_text pads this many texts to the longest of them
 
 
 @contextmanager
 def graph(case: Case, settings: Settings, torch: Mapping[str, Embed]) -> Iterator[Opened]:
     """Ids or pixels to unit vectors: the tower alone."""
-    bundle, tower = settings.bundle, settings.bundle.tower(case.tower)
+    bundle = settings.bundle
+    bundle.tower(case.tower)
     if case.tower == "text":
-        assert case.tokens is not None  # the table of cases gives every text graph its length
-        inputs = random_ids(bundle, case.rows, case.tokens)  # [B, T]
+        inputs = random_ids(bundle, case.rows, _tokens(case))  # [B, T]
     else:
         inputs = np.stack([preprocess(photo_jpeg(), bundle.preprocessing)] * case.rows)  # [B, S, S, 3]
-    session = OnnxRuntimeSession(bundle.graph(case.tower, settings.precision), threads=settings.threads)
-    with closing(session):
-        tokenizer = _tokenizer(bundle) if case.tower == "text" else None
-        run_self_test(bundle, case.tower, settings.precision, session, tokenizer=tokenizer)
-
-        def ours(values: np.ndarray) -> np.ndarray:
-            if tower.input_dtype == "float32":
-                values = normalise(values, bundle.preprocessing)
-            return session.run({tower.input_name: values})[f"l2norm_{case.tower}_embeddings"]
-
-        calls = {OURS: ours, **torch}
+    with ExitStack() as stack:
+        calls = {
+            ours(precision): stack.enter_context(_our_graph(bundle, case.tower, precision, settings.threads))
+            for precision in settings.precisions
+        }
+        calls |= torch
+        if case.name == "text-1x32":
+            calls |= _fused(settings, stack)
         yield Opened(
             sides={name: timed(partial(call, inputs)) for name, call in calls.items()},
             shape=inputs.shape,
@@ -102,24 +55,51 @@ def graph(case: Case, settings: Settings, torch: Mapping[str, Embed]) -> Iterato
 @contextmanager
 def encode(case: Case, settings: Settings, torch: Mapping[str, Embed]) -> Iterator[Opened]:
     """A text to its vector, tokenizer included; torch gets the same tokenizer."""
-    tokenizer = _tokenizer(settings.bundle)
+    with _encoding([QUERY], case, settings, torch) as opened:
+        yield opened
 
-    def theirs(embed: Embed) -> np.ndarray:
-        return embed(tokenizer.padded(tokenizer.encode([QUERY])))
 
-    tokens = len(tokenizer.encode([QUERY])[0])
-    precision = {case.tower: settings.precision}
-    with ClipModel(
-        settings.bundle.directory, towers=(case.tower,), precision=precision, threads=settings.threads
-    ) as model:
-        calls = {OURS: partial(model.encode_text, [QUERY])}
-        calls |= {name: partial(theirs, embed) for name, embed in torch.items()}
+@contextmanager
+def query(case: Case, settings: Settings, torch: Mapping[str, Embed]) -> Iterator[Opened]:
+    """A text of so many tokens to its vector, tokenizer included, beside the fused graph with its dummy image."""
+    text = texts_of(settings.bundle, open_tokenizer(settings.bundle), [_tokens(case)])
+    with ExitStack() as stack, _encoding(text, case, settings, _fused(settings, stack)) as opened:
+        yield opened
+
+
+@contextmanager
+def mix(case: Case, settings: Settings, torch: Mapping[str, Embed]) -> Iterator[Opened]:
+    """Texts of mixed lengths to vectors, tokenizer included; at most five times, it takes long.
+
+    Torch goes the publisher's way: texts sorted by their number of characters, padded batches of PUBLISHER_BATCH.
+    torch-fp32-unsorted takes the same batches in the caller's order.
+    """
+    assert case.sigma is not None  # the table of cases gives every mix its spread
+    bundle, longest = settings.bundle, _tokens(case)
+    tokenizer = open_tokenizer(bundle)
+    lengths = log_normal_lengths(case.rows, case.sigma, longest)
+    texts = texts_of(bundle, tokenizer, lengths)
+
+    def theirs(embed: Embed, *, by_characters: bool = True) -> np.ndarray:
+        order = sorted(range(len(texts)), key=lambda i: -len(texts[i])) if by_characters else range(len(texts))
+        return _in_batches(texts, order, tokenizer, longest, embed)
+
+    with ExitStack() as stack:
+        models = _models(case, settings, stack)
+        calls: dict[str, Callable[[], np.ndarray]] = {
+            name: partial(model.encode_text, texts, max_length=longest) for name, model in models.items()
+        }
+        for name, embed in torch.items():
+            calls[name] = partial(theirs, embed)
+            if name == "torch-fp32":
+                calls["torch-fp32-unsorted"] = partial(theirs, embed, by_characters=False)
         yield Opened(
             sides={name: timed(call) for name, call in calls.items()},
-            shape=(1, tokens),
-            tokens=tokens,
+            shape=(len(texts), max(lengths)),
+            tokens=sum(lengths),
             threads=settings.threads,
-            rounds=settings.repeats,
+            rounds=min(settings.repeats, 5),
+            burn_in=1,
         )
 
 
@@ -132,64 +112,87 @@ def preprocessing(case: Case, settings: Settings, torch: Mapping[str, Embed]) ->
     yield Opened({OURS: timed(call)}, shape=(height, width, 3), tokens=None, threads=1, rounds=settings.repeats)
 
 
+KINDS: dict[str, Kind] = {
+    "graph": graph,
+    "encode": encode,
+    "query": query,
+    "mix": mix,
+    "preprocess": preprocessing,
+    "long": long_text,
+    "process": process,
+}
+USES_TORCH = ("graph", "encode", "mix")  # the kinds that are handed torch's towers
+
+
 @contextmanager
-def process(case: Case, settings: Settings, torch: Mapping[str, Embed]) -> Iterator[Opened]:
-    """A new process to its first vector, its files in the page cache; at most three times, it takes long."""
-    bundle = settings.bundle
-    bundle.graph(case.tower, settings.precision)
-    with tempfile.TemporaryDirectory(prefix="jinaclip-bench-") as scratch:
-        source: str
-        shape: tuple[int, ...]
-        tokens: int | None
-        if case.tower == "text":
-            tokens = len(_tokenizer(bundle).encode([QUERY])[0])
-            source, shape = QUERY, (1, tokens)
-        else:
-            (photo := Path(scratch) / "photo.jpg").write_bytes(photo_jpeg())
-            source, shape, tokens = str(photo), (PHOTO_SIZE[1], PHOTO_SIZE[0], 3), None
-        names = (OURS,) if settings.checkpoint is None else (OURS, "torch-fp32")
+def _our_graph(bundle: Bundle, tower: str, precision: str, threads: int) -> Iterator[Embed]:
+    manifest = bundle.tower(tower)
+    with closing(OnnxRuntimeSession(bundle.graph(tower, precision), threads=threads)) as session:
+        tokenizer = open_tokenizer(bundle) if tower == "text" else None
+        run_self_test(bundle, tower, precision, session, tokenizer=tokenizer)
+
+        def embed(values: np.ndarray) -> np.ndarray:
+            if manifest.input_dtype == "float32":
+                values = normalise(values, bundle.preprocessing)
+            return session.run({manifest.input_name: values})[f"l2norm_{tower}_embeddings"]
+
+        yield embed
+
+
+@contextmanager
+def _encoding(texts: Sequence[str], case: Case, settings: Settings, others: Mapping[str, Embed]) -> Iterator[Opened]:
+    """`ClipModel.encode_text` beside sides that take the ids of the same tokenizer."""
+    tokenizer = open_tokenizer(settings.bundle)
+    ids = tokenizer.encode(texts)
+
+    def theirs(embed: Embed) -> np.ndarray:
+        return embed(tokenizer.padded(tokenizer.encode(texts)))
+
+    with ExitStack() as stack:
+        models = _models(case, settings, stack)
+        calls: dict[str, Callable[[], np.ndarray]] = {n: partial(m.encode_text, texts) for n, m in models.items()}
+        calls |= {name: partial(theirs, embed) for name, embed in others.items()}
         yield Opened(
-            sides={name: partial(_start, name, case.tower, source, settings) for name in names},
-            shape=shape,
-            tokens=tokens,
+            sides={name: timed(call) for name, call in calls.items()},
+            shape=(len(ids), max(map(len, ids))),
+            tokens=sum(map(len, ids)),
             threads=settings.threads,
-            rounds=min(settings.repeats, 3),
-            burn_in=1,
-            steady=False,
+            rounds=settings.repeats,
         )
 
 
-KINDS: dict[str, Kind] = {"graph": graph, "encode": encode, "preprocess": preprocessing, "process": process}
-USES_TORCH = ("graph", "encode")  # the kinds that are handed torch's towers
-
-
-def _tokenizer(bundle: Bundle) -> TextTokenizer:
-    bundle.tower("text")
-    return TextTokenizer(bundle.tokenizer, vocab_size=bundle.vocab_size, special_ids=bundle.special_ids)
-
-
-def _start(side: str, tower: str, source: str, settings: Settings) -> Sample:
-    options = {
-        "side": side,
-        "tower": tower,
-        "bundle": settings.bundle.directory,
-        "precision": settings.precision,
-        "threads": settings.threads,
-        "input": source,
+def _models(case: Case, settings: Settings, stack: ExitStack) -> dict[str, ClipModel]:
+    """Our sides, one of each precision, closed with the stack."""
+    directory, tower, threads = settings.bundle.directory, case.tower, settings.threads
+    return {
+        ours(precision): stack.enter_context(
+            ClipModel(directory, towers=(tower,), precision={tower: precision}, threads=threads)
+        )
+        for precision in settings.precisions
     }
-    if settings.checkpoint is not None:
-        options["checkpoint"] = settings.checkpoint.directory
-    command = [sys.executable, "-P", "-m", "jinaclip_bench.child", *(f"--{k}={v}" for k, v in options.items())]
-    start = time.monotonic()  # one clock for all processes of a machine
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
-    if done.returncode != 0:
-        said = (done.stderr.strip().splitlines() or ["nothing"])[-1]
-        killed = "; was there enough memory?" if done.returncode < 0 else ""
-        raise BenchError(f"the {side} {tower} process ended with status {done.returncode} and said: {said}{killed}")
-    found = json.loads(done.stdout)
-    return Sample(
-        seconds=found["monotonic_s"] - start,
-        output=np.array(found["vector"], np.float32),
-        peak_rss_mib=found["peak_rss_mib"],
-        pss_mib=found["pss_mib"],
-    )
+
+
+def _fused(settings: Settings, stack: ExitStack) -> dict[str, Embed]:
+    """The side of the fused graph, where it is measured."""
+    if settings.fused is None:
+        return {}
+    from jinaclip_bench.fused import FusedSession
+
+    session = stack.enter_context(closing(FusedSession(settings.fused, settings.threads)))
+    return {"fused-onnx": session.embed_text}
+
+
+def _in_batches(
+    texts: Sequence[str], order: Sequence[int], tokenizer: TextTokenizer, max_length: int, embed: Embed
+) -> np.ndarray:
+    """Vectors [N, D] in the caller's order, of texts that run in another."""
+    vectors = []
+    for start in range(0, len(order), PUBLISHER_BATCH):
+        batch = [texts[i] for i in order[start : start + PUBLISHER_BATCH]]
+        vectors.append(embed(tokenizer.padded(tokenizer.truncated(tokenizer.encode(batch), max_length))))
+    return np.concatenate(vectors)[np.argsort(order)]
+
+
+def _tokens(case: Case) -> int:
+    assert case.tokens is not None  # the table of cases gives these kinds their length
+    return case.tokens

@@ -62,6 +62,17 @@ def memory_of_this_process(proc: Path = Path("/proc/self")) -> Mapping[str, floa
     }
 
 
+def resident_mib(proc: Path = Path("/proc/self")) -> float | None:
+    """The resident set now; None where there is no such /proc."""
+    return _kilobytes(proc / "status", "VmRSS")
+
+
+def restart_peak(proc: Path = Path("/proc/self")) -> None:
+    """Let the peak of the resident set count from now. Where the system refuses, it stays the process's highest."""
+    with suppress(OSError):
+        (proc / "clear_refs").write_text("5")
+
+
 def _memory_gib(cgroup: Path) -> float | None:
     limits = []
     if "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {}):

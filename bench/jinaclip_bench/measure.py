@@ -15,12 +15,28 @@ import numpy as np
 
 from jinaclip_bench.errors import BenchError
 
-OURS = "jinaclip"
+OURS = "jinaclip"  # then a blank and the precision
 # After a call, onnxruntime's threads spin on for about 20 ms each and torch's for 5 (2 cores), and would take the
 # cores from the side that comes next: without a pause, torch's barriers stalled for 200 ms.
 SETTLE_S = 0.1
-# Sides further apart than this do not compute the same thing. bfloat16 has 8 bits, and 24 blocks to lose them in.
-LOWEST_COSINE = {"torch-fp32": 0.99, "torch-bf16": 0.95}
+# By the precision of the weights: sides further apart than the coarser of the two allows do not compute the same
+# thing. bfloat16 has 8 bits, and 24 blocks to lose them in.
+LOWEST_COSINE = {"fp32": 0.99, "fp16": 0.99, "bf16": 0.95, "int8": 0.95}
+
+
+def ours(precision: str) -> str:
+    """Name of our side in a precision."""
+    return f"{OURS} {precision}"
+
+
+def is_ours(side: str) -> bool:
+    """Whether a side is jinaclip, in whatever precision."""
+    return side.split()[0] == OURS
+
+
+def precision_of(side: str) -> str:
+    """Of a side's weights, from its name: "torch-bf16", "jinaclip int8". fused-onnx, without one, is fp32."""
+    return next((name for name in LOWEST_COSINE if name in side), "fp32")
 
 
 @dataclass(frozen=True)
@@ -31,12 +47,14 @@ class Sample:
         seconds: how long it took.
         output: what it returned: vectors [rows, D], or pixels.
         peak_rss_mib, pss_mib: of the process that ran it, where it had one for itself.
+        above_load_mib: peak of the resident set during the call, above what it was before.
     """
 
     seconds: float
     output: np.ndarray
     peak_rss_mib: float | None = None
     pss_mib: float | None = None
+    above_load_mib: float | None = None
 
 
 Side = Callable[[], Sample]
@@ -66,26 +84,28 @@ def interleave(
     return samples
 
 
-def agreement(outputs: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Lowest cosine, over the rows, of each other side's vectors with ours.
+def agreement(outputs: Mapping[str, np.ndarray]) -> dict[tuple[str, str], float]:
+    """Lowest cosine, over the rows, of a side's vectors with ours; by (side, ours), for every two different sides.
 
     Raises:
         BenchError: a side returns something else, so that comparing the times would mean nothing.
     """
-    ours = outputs[OURS]
-    cosines = {}
-    for name in outputs.keys() - {OURS}:
-        if outputs[name].shape != ours.shape:
-            raise BenchError(f"{name} returns shape {outputs[name].shape}, {OURS} {ours.shape}; expected equal shapes")
-        cosine = float((_unit(outputs[name]) * _unit(ours)).sum(axis=-1).min())
-        if not cosine >= LOWEST_COSINE[name]:  # also when it is NaN
-            raise BenchError(
-                f"{name} and {OURS} return different vectors (cosine {cosine:.4f}, expected at least "
-                f"{LOWEST_COSINE[name]}), so their times are not compared; check the bundle with `jinaclip verify`, "
-                "and that the checkpoint's config.json is the one it was exported with"
-            )
-        cosines[name] = cosine
-    return cosines
+    pairs = [(side, mine) for side in outputs for mine in outputs if is_ours(mine) and side != mine]
+    return {(side, mine): _cosine(side, outputs[side], mine, outputs[mine]) for side, mine in pairs}
+
+
+def _cosine(side: str, theirs: np.ndarray, mine: str, expected: np.ndarray) -> float:
+    if theirs.shape != expected.shape:
+        raise BenchError(f"{side} returns shape {theirs.shape}, {mine} {expected.shape}; expected equal shapes")
+    cosine = float((_unit(theirs) * _unit(expected)).sum(axis=-1).min())
+    lowest = min(LOWEST_COSINE[precision_of(name)] for name in (side, mine))
+    if not cosine >= lowest:  # also when it is NaN
+        raise BenchError(
+            f"{side} and {mine} return different vectors (cosine {cosine:.4f}, expected at least {lowest}), so their "
+            "times are not compared; check the bundle with `jinaclip verify`, and that the checkpoint's config.json "
+            "is the one it was exported with"
+        )
+    return cosine
 
 
 def summary(values: Sequence[float]) -> dict[str, float]:
@@ -94,9 +114,14 @@ def summary(values: Sequence[float]) -> dict[str, float]:
     return {"p50": float(p50), "p90": float(p90), "p99": float(p99), "min": min(values), "max": max(values)}
 
 
-def paired_ratio(theirs: Sequence[float], ours: Sequence[float]) -> dict[str, float]:
-    """theirs ÷ ours of every round, above 1 where ours is faster: p50, and p10 and p90 as its spread."""
-    p10, p50, p90 = np.percentile([a / b for a, b in zip(theirs, ours, strict=True)], (10, 50, 90))
+def paired_ratio(theirs: Sequence[float], mine: Sequence[float]) -> dict[str, float]:
+    """theirs ÷ mine of every round, above 1 where mine is faster: p50, and p10 and p90 as its spread."""
+    return spread([a / b for a, b in zip(theirs, mine, strict=True)])
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """p50, p10 and p90."""
+    p10, p50, p90 = np.percentile(values, (10, 50, 90))
     return {"p50": float(p50), "p10": float(p10), "p90": float(p90)}
 
 

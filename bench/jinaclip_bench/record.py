@@ -10,18 +10,19 @@ from typing import Any
 
 from jinaclip.bundle import Bundle
 from jinaclip_bench.cases import Case
-from jinaclip_bench.kinds import Opened, Settings
 from jinaclip_bench.machine import commit, load, machine_facts, versions
-from jinaclip_bench.measure import OURS, Sample, paired_ratio, summary
+from jinaclip_bench.measure import Sample, is_ours, paired_ratio, precision_of, spread, summary
+from jinaclip_bench.settings import Opened, Settings
 
-SCHEMA = 1
+SCHEMA = 2
 
 FIELDS = {
     "schema": "version of this format",
     "run": "when the run began, UTC; lines of one run were measured side by side",
     "time": "when this was measured, UTC",
+    "suite": "a name of jinaclip_bench.cases.SUITES; null where cases were named one by one",
     "case": "a name of jinaclip_bench.cases.CASES",
-    "side": "jinaclip, torch-fp32 or torch-bf16",
+    "side": "jinaclip and a precision, torch-fp32, torch-fp32-unsorted, torch-bf16 or fused-onnx",
     "unit": "of samples, p50, p90, p99, min and max: ms",
     "samples": "every timed call in order; those of equal position on two sides are one round",
     "p50": "median of samples",
@@ -31,18 +32,18 @@ FIELDS = {
     "max": "longest",
     "items_per_s": "texts or images a second, by the median; null where each call is a new process",
     "tokens_per_s": "tokens a second, by the median; null for images",
-    "ratio": "this side ÷ jinaclip, round by round: p50, p10, p90; null for jinaclip",
-    "cosine": "lowest of this side's vectors with jinaclip's; null for jinaclip",
+    "against": "by side of ours but itself: p50, p10, p90 of this side ÷ ours by round; lowest cosine",
     "peak_rss_mib": "peak resident set of the process (VmHWM), median; null for calls within one process",
     "pss_mib": "its proportional set after the first vector, median; null likewise",
-    "shape": "of the input: [texts, tokens], [images, height, width, 3] or one photo's [height, width, 3]",
+    "above_load_mib": "peak resident set in a call above that before: p50, p10, p90; null if not measured",
+    "shape": "of the input: [texts, longest's tokens], [images, height, width, 3] or one photo's [height, width, 3]",
     "threads": "cores a call may use",
     "repeats": "number of samples",
     "burn_in": "calls before them",
     "precision": "of the weights; null where none take part",
     "model": "random-small, random-full or the published id; null for other checkpoints",
     "weights_sha256": "of the checkpoint's weights",
-    "provenance": "of the bundle in this precision",
+    "provenance": "of the bundle in this precision; null for other sides",
     "machine": "cpu, instructions that low precisions use, cores, memory_gib, os",
     "load": "runnable processes of the minute before the run; well above 0, others took part in the timing",
     "versions": "python, jinaclip, onnxruntime, torch",
@@ -51,15 +52,15 @@ FIELDS = {
 _PUBLIC_IDS = ("random-small", "random-full", "jinaai/jina-clip-v2")  # another may be the name of a directory
 
 
-def run_facts(bundle: Bundle, precision: str) -> dict[str, Any]:
+def run_facts(bundle: Bundle, suite: str | None = None) -> dict[str, Any]:
     """The fields that all lines of a run share."""
     model_id = bundle.model.get("id")
     return {
         "schema": SCHEMA,
         "run": _now("milliseconds"),
+        "suite": suite,
         "model": model_id if model_id in _PUBLIC_IDS else None,
         "weights_sha256": bundle.model["weights_sha256"],
-        "provenance": bundle.provenance(dict.fromkeys(bundle.towers, precision)),
         "machine": machine_facts(),
         "load": load(),
         "versions": versions(),
@@ -72,16 +73,18 @@ def records_of(
     opened: Opened,
     settings: Settings,
     samples: Mapping[str, Sequence[Sample]],
-    cosines: Mapping[str, float],
+    cosines: Mapping[tuple[str, str], float],
     facts: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
     """One record for each side, in FIELDS' order."""
+    bundle = settings.bundle
     times = {side: [sample.seconds * 1e3 for sample in of_side] for side, of_side in samples.items()}
-    precisions = {side: side.removeprefix("torch-") for side in samples} | {OURS: settings.precision}
     records = []
     for side, milliseconds in times.items():
         figures = summary(milliseconds)
         calls_per_s = 1e3 / figures["p50"]
+        precision = None if case.kind == "preprocess" else precision_of(side)
+        above = [sample.above_load_mib for sample in samples[side] if sample.above_load_mib is not None]
         values = {
             **facts,
             "time": _now("seconds"),
@@ -92,15 +95,22 @@ def records_of(
             **{name: round(figure, 4) for name, figure in figures.items()},
             "items_per_s": round(case.rows * calls_per_s, 3) if opened.steady else None,
             "tokens_per_s": round(opened.tokens * calls_per_s, 2) if opened.steady and opened.tokens else None,
-            "ratio": None if side == OURS else _rounded(paired_ratio(milliseconds, times[OURS])),
-            "cosine": round(cosines[side], 8) if side in cosines else None,
+            "against": {
+                mine: {**_rounded(paired_ratio(milliseconds, times[mine])), "cosine": round(cosine, 8)}
+                for (other, mine), cosine in cosines.items()
+                if other == side
+            },
             "peak_rss_mib": _median([sample.peak_rss_mib for sample in samples[side]]),
             "pss_mib": _median([sample.pss_mib for sample in samples[side]]),
+            "above_load_mib": _rounded(spread(above)) if above else None,
             "shape": list(opened.shape),
             "threads": opened.threads,
             "repeats": len(milliseconds),
             "burn_in": opened.burn_in,
-            "precision": None if case.kind == "preprocess" else precisions[side],
+            "precision": precision,
+            "provenance": (
+                bundle.provenance(dict.fromkeys(bundle.towers, precision)) if precision and is_ours(side) else None
+            ),
         }
         records.append({name: values[name] for name in FIELDS})
     return records

@@ -8,7 +8,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from jinaclip_bench.bounds import BOUNDS
 from jinaclip_bench.errors import BenchError
+from jinaclip_bench.measure import is_ours
 from jinaclip_bench.record import FIELDS, SCHEMA
 
 Record = Mapping[str, Any]
@@ -33,7 +35,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
 
 def render(records: Iterable[Record]) -> str:
-    """Each run as a line of facts and its tables: steady calls, then new processes. Equal records, equal text."""
+    """Each run as facts and tables: steady calls, new processes, bounds. Equal records, equal text."""
     parts = []
     for _, run in groupby(records, key=lambda record: record["run"]):
         lines = list(run)
@@ -42,7 +44,9 @@ def render(records: Iterable[Record]) -> str:
         starting = [record for record in lines if record["items_per_s"] is None]
         for rows, columns in ((steady, _STEADY), (starting, _STARTING)):
             if rows:
-                parts.append("\n".join(_table(rows, columns)))
+                parts.append("\n".join(_table(rows, columns + _compared(lines))))
+        if bounds := _bounds(lines):
+            parts.append("\n".join(_table(bounds, _BOUNDS)))
     return "\n\n".join(parts) + "\n" if parts else ""
 
 
@@ -53,11 +57,12 @@ def _facts(records: Sequence[Record]) -> str:
     libraries = ", ".join(f"{name} {found[name]}" for name in ("onnxruntime", "torch", "python") if found[name])
     commit = f" ({_short_commit(first['commit'])})" if first["commit"] else ""
     memory = f", {machine['memory_gib']} GiB" if machine["memory_gib"] else ""
+    provenances = dict.fromkeys(record["provenance"] for record in records if record["provenance"])
+    model = ", ".join([first["model"] or "model", f"weights {first['weights_sha256'][:12]}", *provenances])
     load = "" if first["load"] is None else f", load {first['load']:.1f} before"
     return (
         f"{machine['cpu'] or 'unknown processor'}, {threads} of {cores} cores{memory}, {machine['os']}{load}; "
-        f"jinaclip {found['jinaclip']}{commit}, {libraries}; "
-        f"{first['model'] or 'model'}, weights {first['weights_sha256'][:12]}, {first['provenance']}; {first['run']}"
+        f"jinaclip {found['jinaclip']}{commit}, {libraries}; {model}; {first['run']}"
     )
 
 
@@ -72,13 +77,11 @@ def _number(value: float | None) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
-def _ratio(record: Record) -> str:
-    ratio = record["ratio"]
-    return f"{ratio['p50']:.2f} ({ratio['p10']:.2f} … {ratio['p90']:.2f})" if ratio else ""
-
-
-def _cosine(record: Record) -> str:
-    return "" if record["cosine"] is None else f"{record['cosine']:.6f}"
+def _spread(figures: Mapping[str, float] | None, number: Callable[[float], str] = "{:.2f}".format) -> str:
+    if not figures:
+        return ""
+    p50, p10, p90 = (number(figures[name]) for name in ("p50", "p10", "p90"))
+    return f"{p50} ({p10} … {p90})"
 
 
 def _figure(name: str) -> Callable[[Record], str]:
@@ -89,10 +92,9 @@ Columns = tuple[tuple[str, Callable[[Record], str]], ...]
 
 _NAMES: Columns = (
     ("case", lambda record: record["case"]),
-    ("side", lambda record: record["side"] + _precision_of(record)),
+    ("side", lambda record: record["side"]),
     ("n", lambda record: str(record["repeats"])),
 )
-_COMPARED: Columns = (("side ÷ jinaclip (p10 … p90)", _ratio), ("cosine", _cosine))
 _STEADY: Columns = (
     *_NAMES,
     ("p50 ms", _figure("p50")),
@@ -102,7 +104,7 @@ _STEADY: Columns = (
     ("max", _figure("max")),
     ("items/s", _figure("items_per_s")),
     ("tokens/s", _figure("tokens_per_s")),
-    *_COMPARED,
+    ("MiB above load", lambda record: _number((record["above_load_mib"] or {}).get("p50"))),
 )
 _STARTING: Columns = (
     *_NAMES,
@@ -111,13 +113,43 @@ _STARTING: Columns = (
     ("max", _figure("max")),
     ("peak RSS MiB", _figure("peak_rss_mib")),
     ("PSS MiB", _figure("pss_mib")),
-    *_COMPARED,
 )
 
 
-def _precision_of(record: Record) -> str:
-    """Our precision; a side of torch has it in its name."""
-    return f" {record['precision']}" if record["side"] == "jinaclip" and record["precision"] else ""
+_BOUNDS: Columns = (
+    ("case", lambda row: row["bound"].case),
+    ("what must hold", lambda row: row["bound"].what),
+    ("bound", lambda row: f"{'≥' if row['bound'].over else '≤'} {_number(row['bound'].limit)}"),
+    ("measured (p10 … p90)", lambda row: _spread(row["measured"], _number)),
+    ("verdict", lambda row: row["verdict"]),
+)
+
+
+def _compared(records: Sequence[Record]) -> Columns:
+    """Every side against each of ours: the ratios, then the cosines."""
+    sides = [side for side in dict.fromkeys(record["side"] for record in records) if is_ours(side)]
+
+    def ratio(side: str) -> Callable[[Record], str]:
+        return lambda record: _spread(record["against"].get(side))
+
+    def cosine(side: str) -> Callable[[Record], str]:
+        return lambda record: f"{record['against'][side]['cosine']:.6f}" if side in record["against"] else ""
+
+    return (
+        *((f"side ÷ {side} (p10 … p90)", ratio(side)) for side in sides),
+        *((f"cosine, {side}", cosine(side)) for side in sides),
+    )
+
+
+def _bounds(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """What the run measured of the bounds; of its own suite's, also what it did not."""
+    rows = []
+    for bound in BOUNDS:
+        measured = bound.measured(records)
+        if measured or bound.suite == records[0]["suite"]:
+            verdict = "not measured" if not measured else "holds" if bound.holds(measured["p50"]) else "MISSED"
+            rows.append({"bound": bound, "measured": measured, "verdict": verdict})
+    return rows
 
 
 def _table(records: Sequence[Record], columns: Columns) -> Iterator[str]:

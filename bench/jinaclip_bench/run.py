@@ -9,9 +9,10 @@ from typing import Any
 
 from jinaclip.progress import Progress, say
 from jinaclip_bench.cases import CASES, Case
-from jinaclip_bench.kinds import KINDS, USES_TORCH, Embed, Settings
+from jinaclip_bench.kinds import KINDS, USES_TORCH
 from jinaclip_bench.measure import agreement, interleave
 from jinaclip_bench.record import records_of, run_facts
+from jinaclip_bench.settings import Embed, Settings
 
 Write = Callable[[dict[str, Any]], None]
 
@@ -23,11 +24,15 @@ def run_cases(names: Iterable[str], settings: Settings, write: Write) -> None:
         names: of CASES; they run in its order.
 
     Raises:
-        BenchError: sides return different vectors, or one cannot run. BundleError: the bundle lacks a tower.
+        BenchError: sides return different vectors, or one cannot run. BundleError: the bundle lacks a tower or a
+            precision; nothing was measured.
     """
     wanted = set(names)
     cases = [case for case in CASES.values() if case.name in wanted]
-    facts = run_facts(settings.bundle, settings.precision)
+    for case in cases:
+        for precision in settings.precisions if case.kind != "preprocess" else ():
+            settings.bundle.graph(case.tower, precision)
+    facts = run_facts(settings.bundle, settings.suite)
     for (tower, uses_torch), group in groupby(cases, key=lambda case: (case.tower, case.kind in USES_TORCH)):
         _run_group(list(group), tower if uses_torch else None, settings, facts, write)
 
