@@ -14,6 +14,7 @@ from typing import Generic, TypeVar
 
 import jinaclip.image
 import jinaclip.text
+import jinaclip_engines
 import jinaclip_export
 from jinaclip.errors import JinaClipError
 from jinaclip_bench.errors import BenchError
@@ -102,7 +103,8 @@ def cache_directory() -> Path:
 def exporter(*more: Path) -> str:
     """Digest of the sources that decide a graph, and of `more`: one that is no longer written must not be measured."""
     digest = hashlib.sha256()
-    sources = sorted(Path(jinaclip_export.__file__).parent.glob("*.py"))
+    packages = (jinaclip_engines, jinaclip_export)
+    sources = [path for package in packages for path in sorted(Path(package.__file__).parent.glob("*.py"))]
     for path in (*sources, Path(jinaclip.image.__file__), Path(jinaclip.text.__file__), *more):
         digest.update(path.read_bytes())
     return digest.hexdigest()

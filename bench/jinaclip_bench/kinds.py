@@ -14,8 +14,8 @@ import numpy as np
 from jinaclip.bundle import Bundle
 from jinaclip.image import normalise, preprocess
 from jinaclip.model import ClipModel
+from jinaclip.prepared import open_graph
 from jinaclip.selftest import run_self_test
-from jinaclip.sessions import OnnxRuntimeSession
 from jinaclip.text import TextTokenizer
 from jinaclip_bench.cases import PHOTO_SIZE, QUERY, Case, photo_jpeg, random_ids
 from jinaclip_bench.measure import OURS, ours, timed
@@ -127,7 +127,8 @@ USES_TORCH = ("graph", "encode", "mix")  # the kinds that are handed torch's tow
 @contextmanager
 def _our_graph(bundle: Bundle, tower: str, precision: str, threads: int) -> Iterator[Embed]:
     manifest = bundle.tower(tower)
-    with closing(OnnxRuntimeSession(bundle.graph(tower, precision), threads=threads)) as session:
+    opened, _ = open_graph(bundle, tower, precision, threads=threads)
+    with closing(opened) as session:
         tokenizer = open_tokenizer(bundle) if tower == "text" else None
         run_self_test(bundle, tower, precision, session, tokenizer=tokenizer)
 

@@ -13,11 +13,13 @@ from pathlib import Path
 from jinaclip.bundle import Bundle
 from jinaclip_bench.cache import Cached, exporter
 from jinaclip_bench.torch_side import matching_checkpoint
+from jinaclip_engines.prepare import prepare
 from jinaclip_export.checkpoint import Checkpoint
 from jinaclip_export.random_checkpoint import SIZES, published_config, write_random_checkpoint
 from jinaclip_export.write import Identity, export_bundle
 
-_DISK_GB = {"small": 0.05, "full": 5.2}
+PRECISIONS = ("fp32", "int8")
+_DISK_GB = {"small": 0.2, "full": 14.0}
 _COST = {"small": "some seconds", "full": "about 9 GB of memory, some minutes"}
 
 
@@ -40,7 +42,11 @@ def cached_model(size: str, seed: int = 0) -> Cached[tuple[Bundle, Checkpoint]]:
     def make(directory: Path) -> None:
         write_random_checkpoint(directory / "checkpoint", published_config(**SIZES[size]), seed=seed)
         identity = Identity(f"random-{size}", f"seed-{seed}", "none: random weights")
-        export_bundle(Checkpoint(directory / "checkpoint"), directory / "bundle", identity=identity)
+        checkpoint = Checkpoint(directory / "checkpoint")
+        bundle = export_bundle(checkpoint, directory / "bundle", identity=identity, precisions=PRECISIONS)
+        for tower in bundle.towers:
+            for precision in PRECISIONS:
+                prepare(bundle, tower, precision)
 
     torch_version = version("torch").partition("+")[0]
     return Cached(
