@@ -26,7 +26,7 @@ RUNTIME = [
     {"errors", "progress"},
     {"image", "text", "matryoshka"},
     {"bundle"},
-    {"packing", "sessions"},
+    {"packing", "sessions", "certificates"},
     {"selftest"},
     {"model"},
     {"__init__"},

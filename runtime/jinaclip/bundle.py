@@ -212,9 +212,15 @@ class Bundle:
                 facts.append((name, size, sha256, self._inside(name).stat().st_mtime_ns))
         return hashlib.sha256(repr(facts).encode()).hexdigest()
 
+    def graph_identity(self, tower: str, precision: str) -> str:
+        """16 hex digits over the listed hashes of a graph's files: the same graph wherever it is copied to."""
+        prefix = self.graph(tower, precision).relative_to(self.directory).as_posix()
+        facts = [(name, sha256) for name, (_, sha256) in sorted(self.files.items()) if name.startswith(prefix)]
+        return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+
     def read_note(self, name: str) -> dict[str, Any] | None:
-        """A small JSON file kept beside the bundle, or None."""
-        for directory in self._note_directories():
+        """A small JSON file kept beside the bundle, or None; one in `cache_dir` goes before the bundle's own."""
+        for directory in (*self._note_directories(), self.directory):
             with suppress(OSError, ValueError, RecursionError):
                 value = json.loads((directory / name).read_text("utf-8"))
                 if isinstance(value, dict):
@@ -223,10 +229,11 @@ class Bundle:
 
     def write_note(self, name: str, value: Mapping[str, Any]) -> bool:
         """Keep a small JSON file beside the bundle, atomically; False where nothing can be written."""
+        content = json.dumps(value, indent=1, allow_nan=False).encode()
         for directory in self._note_directories():
             with suppress(OSError):
                 (directory / name).parent.mkdir(parents=True, exist_ok=True)
-                write_atomically(directory / name, json.dumps(value, indent=1).encode())
+                write_atomically(directory / name, content)
                 return True
         return False
 

@@ -127,12 +127,9 @@ class OnnxRuntimeSession:
 
     def describe(self) -> dict[str, Any]:
         return {
-            "backend": self.backend,
-            "version": self._ort.__version__,
-            "device": self.device,
+            **onnxruntime_facts(self.device),
             "providers": self._checked().get_providers(),
             "threads": self.threads,
-            "cpu": _cpu_model(),
         }
 
     def close(self) -> None:
@@ -148,6 +145,16 @@ class OnnxRuntimeSession:
         if self._session is None:
             raise BackendError("this model is closed; open a new ClipModel")
         return self._session
+
+
+def onnxruntime_facts(device: str) -> dict[str, str]:
+    """What decides a graph's numbers on this machine, known before one is opened: part of every `describe()`."""
+    return {
+        "backend": OnnxRuntimeSession.backend,
+        "version": import_onnxruntime().__version__,
+        "device": device,
+        "cpu": _cpu_model(),
+    }
 
 
 @cache
