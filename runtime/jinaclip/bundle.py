@@ -237,6 +237,15 @@ class Bundle:
                 return True
         return False
 
+    def can_write_notes(self) -> bool:
+        """Whether `write_note` would work, for one who must know before a long measurement."""
+        for directory in self._note_directories():
+            with suppress(OSError):
+                directory.mkdir(parents=True, exist_ok=True)
+                tempfile.TemporaryFile(dir=directory).close()
+                return True
+        return False
+
     def _note_directories(self) -> Iterator[Path]:
         if self.cache_dir is not None:
             identity = hashlib.sha256(json.dumps(self.manifest["files"], sort_keys=True).encode()).hexdigest()
