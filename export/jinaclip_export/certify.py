@@ -10,22 +10,31 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from jinaclip.bundle import PRECISION_CLASS, TOWERS, Bundle
 from jinaclip.certificates import note_name
 from jinaclip.errors import BackendMissing, BundleError, InputError
 from jinaclip.progress import say
-from jinaclip_export.certify_inputs import built_in_images, built_in_texts, images_of, texts_of
-from jinaclip_export.certify_measure import TowerInputs, Vectors, certificate, run_graph, try_graph, with_other_towers
+from jinaclip_export.certify_inputs import Items, built_in_images, built_in_texts, images_of, texts_of
+from jinaclip_export.certify_measure import (
+    Measured,
+    TowerInputs,
+    Vectors,
+    certificate,
+    run_graph,
+    try_graph,
+    with_other_towers,
+)
+from jinaclip_export.certify_table import render
 from jinaclip_export.cli import words_of
 from jinaclip_export.errors import CertificationError
 
 EXTRA = "certify"
 PLOTS = (".png", ".svg")
+Inputs = Mapping[str, TowerInputs]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,38 +56,30 @@ def run(args: argparse.Namespace) -> int:
     towers = args.towers or tuple(bundle.towers)
     precisions = args.precision or tuple(p for p in PRECISION_CLASS if any(_has(bundle, t, p) for t in towers))
     _check(args, bundle, towers, precisions)
-    plot = _plotter(args, precisions)
+    draw = _plotter(args, precisions)
     against = _against(args, bundle)
     inputs = {tower: TowerInputs(bundle, tower, _items(args, tower)) for tower in towers}
     fp32 = {tower: run_graph(inputs[tower], "fp32", args.threads) for tower in towers}
     session = next(iter(fp32.values())).session
-    references = {tower: vectors.alone for tower, vectors in fp32.items()}
-    done: list[dict[str, Any]] = []
-    found: dict[str, dict[str, Vectors | str]] = {}
-    compared_with: dict[str, dict[str, np.ndarray]] = {}
+    measured: list[Measured] = []
+    certificates: list[dict[str, Any]] = []
     for precision in precisions:
         if precision == "fp32":
-            found[precision] = dict(fp32)
-            compared_with[precision], name = against(inputs)
+            measured.append(against(inputs, fp32))
         else:
-            measurable = [tower for tower in towers if _has(bundle, tower, precision)]
-            found[precision] = {t: try_graph(inputs[t], precision, args.threads) for t in measurable}
-            compared_with[precision], name = references, None
-        fresh = certificate(
-            bundle, precision, found[precision], compared_with[precision], inputs, session, reference_name=name
-        )
-        if not bundle.write_note(note_name(precision, session), with_other_towers(fresh, bundle)):
-            raise BundleError(
-                f"the certificate of {precision} cannot be written beside {args.bundle}; is the disk full?"
-            )
-        done.append(fresh)
-    print(_table(done), file=sys.stderr)
-    plot(found, compared_with, bundle.dims)
+            found = {t: try_graph(inputs[t], precision, args.threads) for t in towers if _has(bundle, t, precision)}
+            measured.append(Measured(precision, found, {tower: vectors.alone for tower, vectors in fp32.items()}))
+        certificates.append(certificate(bundle, measured[-1], inputs, session))
+        whole = with_other_towers(certificates[-1], bundle)
+        if not bundle.write_note(note_name(precision, session), whole):
+            raise BundleError(f"the {precision} certificate cannot be written beside {args.bundle}: is the disk full?")
+    print(render(certificates), file=sys.stderr)
+    draw(measured)
     if args.json:
-        print(json.dumps(done, ensure_ascii=False))
+        print(json.dumps(certificates, ensure_ascii=False))
     missed = [
         f"{c['precision']} {tower}: {reason}"
-        for c in done
+        for c in certificates
         for tower, entry in c["towers"].items()
         if entry["verdict"] == "failed"
         for reason in entry["reasons"]
@@ -109,16 +110,16 @@ def _check(args: argparse.Namespace, bundle: Bundle, towers: tuple[str, ...], pr
         raise BundleError(f"{args.cache or args.bundle} cannot be written to; name another place with --cache DIR")
 
 
-def _items(args: argparse.Namespace, tower: str) -> Any:
+def _items(args: argparse.Namespace, tower: str) -> Items:
     if tower == "text":
         return texts_of(args.texts) if args.texts else built_in_texts()
     return images_of(args.images) if args.images else built_in_images()
 
 
-def _against(args: argparse.Namespace, bundle: Bundle) -> Any:
-    """Function from the inputs to torch's vectors of each tower and what they are of; both empty without --against."""
+def _against(args: argparse.Namespace, bundle: Bundle) -> Callable[[Inputs, Mapping[str, Vectors]], Measured]:
+    """What turns the fp32 vectors into a measurement: with torch's vectors to compare with, if --against was given."""
     if not args.against:
-        return lambda inputs: ({}, None)
+        return lambda inputs, fp32: Measured("fp32", fp32, {})
     try:
         import torch
 
@@ -127,22 +128,22 @@ def _against(args: argparse.Namespace, bundle: Bundle) -> Any:
         raise BackendMissing(f"--against needs {error.name}; run: pip install 'jinaclip[export]'") from error
     checkpoint = open_checkpoint(args.against, bundle)
 
-    def measure(inputs: dict[str, TowerInputs]) -> tuple[dict[str, np.ndarray], str]:
+    def measure(inputs: Inputs, fp32: Mapping[str, Vectors]) -> Measured:
         if args.threads:
             torch.set_num_threads(args.threads)
-        vectors = {}
+        references = {}
         for tower, rows in inputs.items():
             say(f"torch {tower}")
-            vectors[tower] = torch_vectors(checkpoint, bundle, tower, (rows.row(i) for i in range(len(rows))))
-        return vectors, REFERENCE
+            references[tower] = torch_vectors(checkpoint, bundle, tower, (rows.row(i) for i in range(len(rows))))
+        return Measured("fp32", fp32, references, REFERENCE)
 
     return measure
 
 
-def _plotter(args: argparse.Namespace, precisions: tuple[str, ...]) -> Any:
-    """Function that draws what was found; its library and its file's place are looked at now."""
+def _plotter(args: argparse.Namespace, precisions: tuple[str, ...]) -> Callable[[Sequence[Measured]], None]:
+    """What draws --plot; its library and its file's place are looked at before the long part."""
     if not args.plot:
-        return lambda *_: None
+        return lambda measured: None
     path = Path(args.plot)
     if path.suffix.lower() not in PLOTS:
         args.usage_error(f"--plot {args.plot}: expected a name that ends in {' or '.join(PLOTS)}")
@@ -152,32 +153,4 @@ def _plotter(args: argparse.Namespace, precisions: tuple[str, ...]) -> Any:
         args.usage_error("--plot: fp32 alone is compared with nothing; give --against CHECKPOINT")
     from jinaclip_export.certify_plot import draw
 
-    return lambda found, compared_with, dims: draw(path, found, compared_with, dims)
-
-
-def _table(certificates: list[dict[str, Any]]) -> str:
-    """Every number for people: a line a dim, and the verdicts under them."""
-    lines, verdicts = [], []
-    head = ("", "dim", "cosine min", "1 %", "mean", "max abs", "error÷nearest", "median", "top 10", "across")
-    for c in certificates:
-        for tower, entry in c["towers"].items():
-            name = f"{c['precision']} {tower}"
-            for dim, n in entry.get("dims", {}).items():
-                cosine, ratio, top10 = n["cosine"], n["error_ratio"], n["top10"]
-                lines.append((
-                    name, dim, f"{cosine['min']:.7f}", f"{cosine['p1']:.7f}", f"{cosine['mean']:.7f}",
-                    f"{n['max_abs']:.1e}", f"{ratio['max']:.2g}", f"{ratio['median']:.2g}", f"{top10['within']:.3f}",
-                    f"{top10['across']:.3f}" if "across" in top10 else "-",
-                ))  # fmt: skip
-            said = f"{name}: {entry['verdict']}; {entry['items']} items ({entry['source']})"
-            if "batch" in entry:
-                said += f"; beside an outlier: cosine {entry['batch']['cosine']:.8f}, max abs {entry['batch']['max_abs']:.1e}"
-            if "known_answers" in entry:
-                said += f"; known answers: off by {entry['known_answers']['max_error']:.1e}"
-            verdicts += [said, *(f"  {reason}" for reason in entry["reasons"])]
-    if not lines:
-        return "\n".join(verdicts)
-    widths = [max(len(row[i]) for row in (head, *lines)) for i in range(len(head))]
-    rows = ["  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
-            for row in (head, *lines)]  # fmt: skip
-    return "\n".join([*rows, "", *verdicts])
+    return lambda measured: draw(path, measured)

@@ -39,6 +39,7 @@ class Vectors:
         alone: every item [N, D].
         beside: the rows `sample` of it, each beside an outlier [S, D].
         known: the known answers' texts [10, D], for the published weights' text tower.
+        dims: lengths that a vector may be cut to.
         session: what ran it.
     """
 
@@ -46,7 +47,24 @@ class Vectors:
     beside: np.ndarray
     sample: Sequence[int]
     known: np.ndarray | None
+    dims: Sequence[int]
     session: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One precision of a bundle.
+
+    Attributes:
+        found: of each tower, its vectors, or why there are none.
+        references: raw vectors [N, D] of each tower to compare with; without them only batches are judged.
+        reference_name: what the references are of; None for the bundle's fp32 graphs.
+    """
+
+    precision: str
+    found: Mapping[str, Vectors | str]
+    references: Mapping[str, np.ndarray]
+    reference_name: str | None = None
 
 
 class TowerInputs:
@@ -121,6 +139,7 @@ def run_graph(inputs: TowerInputs, precision: str, threads: int | None) -> Vecto
             beside=run(inputs.beside_outlier(i) for i in sample),
             sample=sample,
             known=_known_answers(inputs, session),
+            dims=bundle.dims,
             session=session.describe(),
         )
     finally:
@@ -156,61 +175,52 @@ def try_graph(inputs: TowerInputs, precision: str, threads: int | None) -> Vecto
 
 
 def certificate(
-    bundle: Bundle,
-    precision: str,
-    found: Mapping[str, Vectors | str],
-    references: Mapping[str, np.ndarray],
-    inputs: Mapping[str, TowerInputs],
-    session: Mapping[str, Any],
-    *,
-    reference_name: str | None,
+    bundle: Bundle, measured: Measured, inputs: Mapping[str, TowerInputs], session: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The certificate of one precision; docs/bundle.md has its fields.
 
     Args:
-        found: of each tower, its vectors or why there are none.
-        references: raw vectors of each tower to compare with; without one, only batch invariance is measured.
         session: what ran the graphs.
-        reference_name: what the references are of; None takes the tower's fp32 graph.
     """
     towers = {}
-    for tower, vectors in found.items():
+    for tower, vectors in measured.found.items():
         entry: dict[str, Any] = {
-            "graph": bundle.graph_identity(tower, precision),
+            "graph": bundle.graph_identity(tower, measured.precision),
             "items": len(inputs[tower]),
             "source": inputs[tower].items.source,
-            "reference": None,
         }
-        if isinstance(vectors, str):
-            entry["error"] = vectors
-        else:
-            if tower in references:
-                entry["reference"] = reference_name or f"fp32 graph {bundle.graph_identity(tower, 'fp32')}"
-                other = "image" if tower == "text" else "text"
-                theirs, across = found.get(other), None
-                if isinstance(theirs, Vectors) and other in references:
-                    across = (theirs.alone, references[other])
-                entry["dims"] = {
-                    str(dim): compare(vectors.alone, references[tower], dim, across=across) for dim in bundle.dims
-                }
-            entry["batch"] = {
-                "items": len(vectors.sample),
-                **beside(vectors.alone[list(vectors.sample)], vectors.beside, bundle.dims),
-            }
-            if vectors.known is not None:
-                entry["known_answers"] = compare_known_answers(unit(vectors.known, max(bundle.dims)))
-        entry["verdict"], entry["reasons"] = verdict_of(precision, entry)
+        entry |= {"error": vectors} if isinstance(vectors, str) else _numbers(bundle, measured, tower, vectors)
+        entry["verdict"], entry["reasons"] = verdict_of(measured.precision, entry)
         towers[tower] = entry
     return {
         "format_version": FORMAT_VERSION,
         "created": datetime.now(UTC).date().isoformat(),
         "model": bundle.model["id"],
         "weights_sha256": bundle.model["weights_sha256"],
-        "precision": precision,
+        "precision": measured.precision,
         "session": dict(session),
         "passed": all(entry["verdict"] == "passed" for entry in towers.values()),
         "towers": towers,
     }
+
+
+def _numbers(bundle: Bundle, measured: Measured, tower: str, vectors: Vectors) -> dict[str, Any]:
+    """What a tower's entry says of its vectors."""
+    numbers: dict[str, Any] = {"reference": None}
+    if tower in measured.references:
+        numbers["reference"] = measured.reference_name or f"fp32 graph {bundle.graph_identity(tower, 'fp32')}"
+        other = "image" if tower == "text" else "text"
+        theirs, across = measured.found.get(other), None
+        if isinstance(theirs, Vectors) and other in measured.references:
+            across = (theirs.alone, measured.references[other])
+        numbers["dims"] = {
+            str(dim): compare(vectors.alone, measured.references[tower], dim, across=across) for dim in bundle.dims
+        }
+    sample = list(vectors.sample)
+    numbers["batch"] = {"items": len(sample), **beside(vectors.alone[sample], vectors.beside, bundle.dims)}
+    if vectors.known is not None:
+        numbers["known_answers"] = compare_known_answers(unit(vectors.known, max(bundle.dims)))
+    return numbers
 
 
 def with_other_towers(fresh: dict[str, Any], bundle: Bundle) -> dict[str, Any]:
