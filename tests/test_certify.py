@@ -30,7 +30,8 @@ from jinaclip.cli import main
 from jinaclip.sessions import onnxruntime_facts
 from jinaclip.text import TextTokenizer
 from jinaclip_export import certify_inputs, certify_measure, certify_numbers, known_answers
-from tests.conftest import PHOTOS
+from jinaclip_export.random_checkpoint import SIZES
+from tests.conftest import PHOTOS, MakeCheckpoint
 from tests.test_bundle import unprivileged
 
 ROOT = Path(__file__).parent.parent
@@ -108,7 +109,18 @@ def certified(small_bundle: Path, small_checkpoint: Path, tmp_path_factory: pyte
     for tower, bits in (("text", 10), ("image", 8)):
         add_graph(copy, tower, "fp16", half)
         add_graph(copy, tower, "int8", rounded(bits))
-    command = [sys.executable, "-m", "jinaclip", "certify", copy, "--against", small_checkpoint, "--json"]
+    command = [
+        sys.executable,
+        "-m",
+        "jinaclip",
+        "certify",
+        copy,
+        "--against",
+        small_checkpoint,
+        "--json",
+        "--threads",
+        "1",
+    ]
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=300)
     return Certified(copy, done.stdout, done.stderr, done.returncode)
 
@@ -160,7 +172,7 @@ def test_the_format_page_names_every_field(certified: Certified) -> None:
     def names(value: object) -> set[str]:
         return set(value) | {n for v in value.values() for n in names(v)} if isinstance(value, dict) else set()
 
-    for name in names(certificate(certified.bundle)) - {"32", "64", "128", "text", "image"}:
+    for name in names(certificate(certified.bundle)) - {"32", "64", "128", "towers", "text", "image"}:
         assert f"`{name}`" in page, name
 
 
@@ -266,7 +278,7 @@ def test_few_items_are_indicative(bundle: Path, sentences: Path, tmp_path: Path,
 
 
 def test_fp32_needs_torch_to_pass(
-    bundle: Path, sentences: Path, small_checkpoint: Path, make_checkpoint: Callable[..., Path], capsys: Capture
+    bundle: Path, sentences: Path, small_checkpoint: Path, make_checkpoint: MakeCheckpoint, capsys: Capture
 ) -> None:
     words = ["certify", str(bundle), "--towers", "text", "--texts", str(sentences), "--threads", "1"]
     assert main(words) == 0
@@ -276,8 +288,7 @@ def test_fp32_needs_torch_to_pass(
     assert main([*words, "--against", str(small_checkpoint)]) == 0
     assert certificate(bundle, "fp32")["passed"]
     capsys.readouterr()
-    small = {"vocab_size": 36864, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
-    other = make_checkpoint(128, text=small, vision={"layers": 1, "image_size": 28})
+    other = make_checkpoint(128, text=SIZES["small"]["text"], vision=SIZES["small"]["vision"], seed=1)
     assert main([*words, "--against", str(other)]) == 1
     assert "name the checkpoint that was exported" in capsys.readouterr().err
 
@@ -570,8 +581,11 @@ def test_every_bound_is_held_at_every_dim(precision: str) -> None:
     def entry(**changes: Any) -> dict[str, Any]:
         exact = {"cosine": {"min": 1.0}, "max_abs": 0.0}
         return {
-            "items": 100, "reference": "r", "dims": {"32": exact, "64": exact}, "batch": {"max_abs": 0.0, "cosine": 1.0},
-        } | changes  # fmt: skip
+            "items": 100,
+            "reference": "r",
+            "dims": {"32": exact, "64": exact},
+            "batch": {"max_abs": 0.0, "cosine": 1.0},
+        } | changes
 
     bounds = BOUNDS[precision]
     assert verdict_of(precision, entry()) == ("passed", [])

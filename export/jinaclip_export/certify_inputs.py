@@ -9,10 +9,10 @@ that scikit-image's wheel carries, only from those in the public domain or under
     clock_motion.png         public domain (Stefan van der Walt)
     brick.png, grass.png, gravel.png    CC0 (CC0 Textures)
     camera.png               CC0 (Lav Varshney)
-    cell.png                 CC0 (see scikit-image's data.cell)
+    cell.png                 CC0 (Paul Müller and others)
     chelsea.png              CC0 (Stefan van der Walt)
     coffee.png               CC0 (Rachel Michetti)
-    retina.jpg               CC0 (Häggström)
+    retina.jpg               CC0 (Mikael Häggström)
 """
 
 from __future__ import annotations
