@@ -28,6 +28,7 @@ RUNTIME = [
     {"bundle"},
     {"packing", "sessions"},
     {"prepared"},
+    {"certificates"},
     {"selftest"},
     {"model"},
     {"__init__"},
@@ -45,6 +46,8 @@ CONFINED = {
     "onnx_ir": {"jinaclip_engines"},
     "safetensors": {"jinaclip_export"},
     "huggingface_hub": {"jinaclip_export"},
+    "skimage": {"jinaclip_export/certify_inputs.py"},
+    "matplotlib": {"jinaclip_export/certify_plot.py"},
     "transformers": set(),
     "timm": set(),
 }
@@ -128,7 +131,12 @@ def test_wheel_has_the_packages_and_nothing_else(tmp_path: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     top = {name.split("/")[0] for name in names}
     assert {name for name in top if not name.endswith(".dist-info")} == set(PACKAGES)
-    for name in ("jinaclip/py.typed", "jinaclip/cli/encode.py", "jinaclip_export/cli.py"):
+    for name in (
+        "jinaclip/py.typed",
+        "jinaclip/cli/encode.py",
+        "jinaclip_export/cli.py",
+        "jinaclip_export/certificate_texts.tsv",
+    ):
         assert name in names
     assert any(name.endswith("licenses/NOTICE") for name in names)
     assert not any(name.endswith((".onnx", ".data", ".safetensors", ".engine", ".npz")) for name in names)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import jinaclip.image
 import jinaclip.text
@@ -103,7 +103,7 @@ def cache_directory() -> Path:
 def exporter(*more: Path) -> str:
     """Digest of the sources that decide a graph, and of `more`: one that is no longer written must not be measured."""
     digest = hashlib.sha256()
-    packages = (jinaclip_engines, jinaclip_export)
+    packages: tuple[Any, ...] = (jinaclip_engines, jinaclip_export)
     sources = [path for package in packages for path in sorted(Path(package.__file__).parent.glob("*.py"))]
     for path in (*sources, Path(jinaclip.image.__file__), Path(jinaclip.text.__file__), *more):
         digest.update(path.read_bytes())

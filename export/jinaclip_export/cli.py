@@ -28,8 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument("checkpoint", metavar="CHECKPOINT", nargs="?", help="directory or hub id")
     source.add_argument("--random", choices=("small", "full"), help="seeded random weights instead of a checkpoint")
     parser.add_argument("--output", metavar="BUNDLE", required=True, help="directory to make")
-    parser.add_argument("--towers", type=_words(TOWERS), default="text,image", help="text, image or both")
-    parser.add_argument("--precision", type=_words(PRECISIONS), default="fp32",
+    parser.add_argument("--towers", type=words_of(TOWERS), default="text,image", help="text, image or both")
+    parser.add_argument("--precision", type=words_of(PRECISIONS), default="fp32",
                         help="of the graphs: fp32 (the reference), fp16, int8")  # fmt: skip
     parser.add_argument("--pixels", choices=("uint8", "float32"), default="uint8",
                         help="image input: bytes [B, S, S, 3], or the published file's [B, 3, S, S]")  # fmt: skip
@@ -105,7 +105,7 @@ def _find(args: argparse.Namespace) -> tuple[Path, Identity]:
     return directory, Identity(args.checkpoint, directory.name, licence)  # the client names it by the commit
 
 
-def _words(allowed: tuple[str, ...]) -> Callable[[str], tuple[str, ...]]:
+def words_of(allowed: tuple[str, ...]) -> Callable[[str], tuple[str, ...]]:
     """An argparse type: words of `allowed`, separated by commas."""
 
     def parse(text: str) -> tuple[str, ...]:

@@ -19,3 +19,7 @@ class CheckpointError(ExportError):
 
 class ParityError(ExportError):
     """The exported graph's output is too far from torch's."""
+
+
+class CertificationError(JinaClipError):
+    """A precision missed a bound, or there is nothing that could be certified."""

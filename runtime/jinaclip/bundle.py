@@ -219,8 +219,8 @@ class Bundle:
         return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
     def read_note(self, name: str) -> dict[str, Any] | None:
-        """A small JSON file kept beside the bundle, or None."""
-        for directory in self.note_directories():
+        """A small JSON file kept beside the bundle, or None; one in `cache_dir` goes before the bundle's own."""
+        for directory in (*self.note_directories(), self.directory):
             with suppress(OSError, ValueError, RecursionError):
                 value = json.loads((directory / name).read_text("utf-8"))
                 if isinstance(value, dict):
@@ -229,10 +229,20 @@ class Bundle:
 
     def write_note(self, name: str, value: Mapping[str, Any]) -> bool:
         """Keep a small JSON file beside the bundle, atomically; False where nothing can be written."""
+        content = json.dumps(value, indent=1, allow_nan=False).encode()
         for directory in self.note_directories():
             with suppress(OSError):
                 (directory / name).parent.mkdir(parents=True, exist_ok=True)
-                write_atomically(directory / name, json.dumps(value, indent=1).encode())
+                write_atomically(directory / name, content)
+                return True
+        return False
+
+    def can_write_notes(self) -> bool:
+        """Whether `write_note` would work, for one who must know before a long measurement."""
+        for directory in self.note_directories():
+            with suppress(OSError):
+                directory.mkdir(parents=True, exist_ok=True)
+                tempfile.TemporaryFile(dir=directory).close()
                 return True
         return False
 

@@ -9,8 +9,8 @@
     │   └── SelfTestFailed              500    JINACLIP_ERROR_BACKEND   a session returned wrong vectors
     └── Overloaded                      429    JINACLIP_ERROR_OVERLOADED   the queue is full
 
-jinaclip_export derives ExportError. A message says what was found, what was expected and what to do;
-the command line prints it as one line and exits with 1.
+jinaclip_export derives ExportError and CertificationError. A message says what was found, what was expected
+and what to do; the command line prints it as one line and exits with 1.
 """
 
 from __future__ import annotations

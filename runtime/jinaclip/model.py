@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from jinaclip.bundle import PRECISION_CLASS, TOWERS, Bundle
+from jinaclip.certificates import choose_precision
 from jinaclip.errors import BackendMissing, InputError
 from jinaclip.image import RESIZE_MODES, ImageInput, normalise, preprocess
 from jinaclip.matryoshka import check_dim, truncate
@@ -21,7 +22,7 @@ from jinaclip.packing import RELEASE_BYTES, pack_texts, predicted_bytes, require
 from jinaclip.prepared import open_graph
 from jinaclip.progress import Progress
 from jinaclip.selftest import run_self_test
-from jinaclip.sessions import Session
+from jinaclip.sessions import Session, onnxruntime_facts
 from jinaclip.text import TextTokenizer, instruction_of
 
 BACKENDS = ("auto", "onnxruntime", "tensorrt", "tensorrt-rtx")
@@ -37,7 +38,8 @@ class ClipModel:
         backend: "auto" or one of BACKENDS.
         device: "auto" or "cpu".
         precision: "auto", "fp32", "fp16", "int8", or a dict of them by tower. What is asked for is given or
-            refused; auto takes what `info()` then tells.
+            refused; auto takes the fastest that `jinaclip certify` has passed on such a machine, else fp32,
+            and `info()` tells which and why.
         threads: cores for one call; None takes what affinity and the cgroup's quota allow.
         towers: which to load; by default those that the bundle has.
         cache_dir: where notes go that would lie beside a bundle that is read-only.
@@ -80,7 +82,7 @@ class ClipModel:
         self.bundle = Bundle(bundle, cache_dir)
         if tuple(towers) == TOWERS:
             towers = [tower for tower in TOWERS if tower in self.bundle.towers]
-        self._precision = _resolve_precision(precision, self.bundle, towers)
+        self._precision, self._precision_reason = _resolve_precision(precision, self.bundle, towers)
         self._tokenizer: TextTokenizer | None = None
         self._sessions: dict[str, Session] = {}
         self._self_test: dict[str, dict[str, float | bool]] = {}
@@ -308,6 +310,7 @@ class ClipModel:
             "towers": {
                 tower: {
                     "precision": self._precision[tower],
+                    "precision_reason": self._precision_reason[tower],
                     **session.describe(),
                     "graph_reason": self._graph[tower],
                     "self_test": self._self_test[tower],
@@ -341,8 +344,10 @@ class ClipModel:
         raise InputError(f"the {tower} tower was not loaded; open ClipModel with towers=('text', 'image')")
 
 
-def _resolve_precision(asked: str | Mapping[str, str], bundle: Bundle, towers: Sequence[str]) -> dict[str, str]:
-    """Precision of every tower of the bundle; auto is fp32, the reference.
+def _resolve_precision(
+    asked: str | Mapping[str, str], bundle: Bundle, towers: Sequence[str]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Precision of every tower of the bundle, and why it is that one.
 
     What is not loaded is resolved too, so that both towers give one provenance; only what is loaded must be there.
     """
@@ -351,14 +356,18 @@ def _resolve_precision(asked: str | Mapping[str, str], bundle: Bundle, towers: S
         raise InputError(f"precision names the tower {sorted(unknown)[0]!r}, expected {' or '.join(TOWERS)}")
     for precision in by_tower.values():
         _check_choice("precision", precision, PRECISIONS)
-    resolved = {tower: by_tower.get(tower, "auto").replace("auto", "fp32") for tower in TOWERS}
-    for tower in towers:
-        bundle.graph(tower, resolved[tower])
-    return {
-        tower: precision if tower in towers or precision in bundle.tower(tower).graphs else "fp32"
-        for tower, precision in resolved.items()
-        if tower in bundle.towers
-    }
+    resolved: dict[str, str] = {}
+    reasons: dict[str, str] = {}
+    for tower in (*towers, *(t for t in bundle.towers if t not in towers)):
+        precision, reason = by_tower.get(tower, "auto"), "asked for"
+        if precision == "auto":
+            precision, reason = choose_precision(bundle, tower, onnxruntime_facts("cpu"))
+        if tower in towers:
+            bundle.graph(tower, precision)
+        elif precision not in bundle.tower(tower).graphs:
+            precision, reason = "fp32", f"not loaded, and the bundle has no {precision} graph"
+        resolved[tower], reasons[tower] = precision, reason
+    return resolved, reasons
 
 
 def _result(future: Future[np.ndarray]) -> np.ndarray | InputError:

@@ -13,21 +13,15 @@ import platform
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from jinaclip.bundle import Bundle
-from jinaclip.sessions import OnnxRuntimeSession, onnxruntime_version
+from jinaclip.sessions import OnnxRuntimeSession, cpu_features, onnxruntime_version
 
 ENGINES = "engines"
 SIDECAR = "engine.json"
 SIDECAR_VERSION = 1
-# What decides which kernels run and how weights are packed for them, as the kernel names it.
-_FEATURES = {
-    "avx", "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni",
-    "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16", "asimd", "asimddp", "asimdhp", "i8mm", "bf16", "sve", "sve2",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -75,6 +69,13 @@ def find_prepared(bundle: Bundle, tower: str, precision: str) -> tuple[Prepared 
     return None, "the bundle's graph; `jinaclip build` prepares one for this machine"
 
 
+def running_graph(bundle: Bundle, tower: str, precision: str) -> str:
+    """Identity of the graph that would be opened here: the bundle's own, and what it was prepared as."""
+    prepared, _ = find_prepared(bundle, tower, precision)
+    identity = bundle.graph_identity(tower, precision)
+    return identity if prepared is None else f"{identity} {prepared.key}"
+
+
 def required_facts(bundle: Bundle, tower: str, precision: str) -> dict[str, Any]:
     """What a prepared graph is tied to, as it is here and now."""
     return {
@@ -93,17 +94,6 @@ def engine_key(facts: Mapping[str, Any]) -> str:
     """Name of the directory of a prepared graph: readable, and different whenever a fact is."""
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     return f"{facts['tower']}-{facts['precision']}-{facts['backend']}-{digest}"
-
-
-@cache
-def cpu_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, ...]:
-    """Instruction sets that kernels are chosen by, sorted; where nothing tells, the processor's name."""
-    with suppress(OSError):
-        for line in cpuinfo.read_text().splitlines():
-            name, _, value = line.partition(":")
-            if name.strip() in ("flags", "Features"):
-                return tuple(sorted(_FEATURES & set(value.split())))
-    return (platform.processor() or platform.machine(),)
 
 
 def _candidates(bundle: Bundle, prefix: str) -> Iterator[Path]:

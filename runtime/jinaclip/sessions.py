@@ -24,6 +24,12 @@ from jinaclip.errors import BackendError, BackendMissing, BundleError
 
 Arrays = Mapping[str, np.ndarray]
 
+# What decides which kernels run and how weights are packed for them, as the kernel names it.
+_FEATURES = {
+    "avx", "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni",
+    "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16", "asimd", "asimddp", "asimdhp", "i8mm", "bf16", "sve", "sve2",
+}  # fmt: skip
+
 
 class Session(Protocol):
     """A graph that is ready to run. Safe to call from several threads at once."""
@@ -148,13 +154,10 @@ class OnnxRuntimeSession:
 
     def describe(self) -> dict[str, Any]:
         return {
-            "backend": self.backend,
-            "version": self._ort.__version__,
+            **onnxruntime_facts(self.device),
             "graph": self.prepared or "standard",
-            "device": self.device,
             "providers": self._checked().get_providers(),
             "threads": self.threads,
-            "cpu": _cpu_model(),
         }
 
     def close(self) -> None:
@@ -170,6 +173,28 @@ class OnnxRuntimeSession:
         if self._session is None:
             raise BackendError("this model is closed; open a new ClipModel")
         return self._session
+
+
+def onnxruntime_facts(device: str) -> dict[str, str]:
+    """What decides a graph's numbers on this machine, known before one is opened: part of every `describe()`."""
+    return {
+        "backend": OnnxRuntimeSession.backend,
+        "version": onnxruntime_version(),
+        "device": device,
+        "cpu": _cpu_model(),
+        "cpu_features": " ".join(cpu_features()),
+    }
+
+
+@cache
+def cpu_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, ...]:
+    """Instruction sets that kernels are chosen by, sorted; where nothing tells, the processor's name."""
+    with suppress(OSError):
+        for line in cpuinfo.read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() in ("flags", "Features"):
+                return tuple(sorted(_FEATURES & set(value.split())))
+    return (platform.processor() or platform.machine(),)
 
 
 @cache

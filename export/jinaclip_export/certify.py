@@ -1,0 +1,156 @@
+"""Prove what each precision of a bundle costs on real inputs, and write its certificates.
+
+Every precision is compared with the bundle's fp32 graphs, fp32 itself with torch's (--against). A certificate
+that passed lets precision="auto" take that precision on machines with the same CPU and library version. The
+table is for people, on stderr; the exit status is 1 if a bound was missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinaclip.bundle import PRECISION_CLASS, TOWERS, Bundle
+from jinaclip.certificates import note_name
+from jinaclip.errors import BackendMissing, BundleError, InputError
+from jinaclip.progress import say
+from jinaclip_export.certify_inputs import Items, built_in_images, built_in_texts, images_of, texts_of
+from jinaclip_export.certify_measure import (
+    Measured,
+    TowerInputs,
+    Vectors,
+    certificate,
+    run_graph,
+    try_graph,
+    with_other_towers,
+)
+from jinaclip_export.certify_table import render
+from jinaclip_export.cli import words_of
+from jinaclip_export.errors import CertificationError
+
+EXTRA = "certify"
+PLOTS = (".png", ".svg")
+Inputs = Mapping[str, TowerInputs]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", metavar="BUNDLE", help="directory made by `jinaclip export`")
+    parser.add_argument("--against", metavar="CHECKPOINT", help="directory that the bundle was exported from")
+    parser.add_argument("--images", metavar="DIR", help="measure on these (default: 144 crops of public photos)")
+    parser.add_argument("--texts", metavar="FILE", help="one a line (default: 260 sentences in 26 languages)")
+    parser.add_argument("--precision", type=words_of(tuple(PRECISION_CLASS)),
+                        help="fp32, fp16, int8 (default: all that the bundle has)")  # fmt: skip
+    parser.add_argument("--towers", type=words_of(TOWERS), help="text, image (default: those of the bundle)")
+    parser.add_argument("--threads", type=int, help="cores to use (default: those this process may use)")
+    parser.add_argument("--cache", metavar="DIR", help="for the certificates of a bundle that is read-only")
+    parser.add_argument("--plot", metavar="FILE", help="distribution of the cosines, .png or .svg")
+    parser.add_argument("--json", action="store_true", help="the certificates on stdout")
+
+
+def run(args: argparse.Namespace) -> int:
+    bundle = Bundle(args.bundle, args.cache)
+    towers = args.towers or tuple(bundle.towers)
+    precisions = args.precision or tuple(p for p in PRECISION_CLASS if any(_has(bundle, t, p) for t in towers))
+    _check(args, bundle, towers, precisions)
+    draw = _plotter(args, precisions)
+    against = _against(args, bundle)
+    inputs = {tower: TowerInputs(bundle, tower, _items(args, tower)) for tower in towers}
+    fp32 = {tower: run_graph(inputs[tower], "fp32", args.threads) for tower in towers}
+    session = next(iter(fp32.values())).session
+    measured: list[Measured] = []
+    certificates: list[dict[str, Any]] = []
+    for precision in precisions:
+        if precision == "fp32":
+            measured.append(against(inputs, fp32))
+        else:
+            found = {t: try_graph(inputs[t], precision, args.threads) for t in towers if _has(bundle, t, precision)}
+            measured.append(Measured(precision, found, {tower: vectors.alone for tower, vectors in fp32.items()}))
+        certificates.append(certificate(bundle, measured[-1], inputs, session))
+        whole = with_other_towers(certificates[-1], bundle)
+        if not bundle.write_note(note_name(precision, session), whole):
+            raise BundleError(f"the {precision} certificate cannot be written beside {args.bundle}: is the disk full?")
+    print(render(certificates), file=sys.stderr)
+    draw(measured)
+    if args.json:
+        print(json.dumps(certificates, ensure_ascii=False))
+    missed = [
+        f"{c['precision']} {tower}: {reason}"
+        for c in certificates
+        for tower, entry in c["towers"].items()
+        if entry["verdict"] == "failed"
+        for reason in entry["reasons"]
+    ]
+    if missed:
+        more = f" (and {len(missed) - 1} more)" if len(missed) > 1 else ""
+        raise CertificationError(f"{missed[0]}{more}; precision=auto will not take what failed")
+    return 0
+
+
+def _has(bundle: Bundle, tower: str, precision: str) -> bool:
+    return precision in bundle.tower(tower).graphs
+
+
+def _check(args: argparse.Namespace, bundle: Bundle, towers: tuple[str, ...], precisions: tuple[str, ...]) -> None:
+    """Everything that can be refused before the long part."""
+    if args.threads is not None and args.threads < 1:
+        args.usage_error(f"--threads is {args.threads}, expected a whole number from 1")
+    for tower in towers:
+        bundle.graph(tower, "fp32")  # the reference of every other
+    for precision in precisions:
+        if not any(_has(bundle, tower, precision) for tower in towers):
+            bundle.graph(towers[0], precision)  # says what there is
+    for name, tower in (("texts", "text"), ("images", "image")):
+        if getattr(args, name) and tower not in towers:
+            args.usage_error(f"--{name} goes with the {tower} tower, which is not measured")
+    if not bundle.can_write_notes():
+        raise BundleError(f"{args.cache or args.bundle} cannot be written to; name another place with --cache DIR")
+
+
+def _items(args: argparse.Namespace, tower: str) -> Items:
+    if tower == "text":
+        return texts_of(args.texts) if args.texts else built_in_texts()
+    return images_of(args.images) if args.images else built_in_images()
+
+
+def _against(args: argparse.Namespace, bundle: Bundle) -> Callable[[Inputs, Mapping[str, Vectors]], Measured]:
+    """What turns the fp32 vectors into a measurement: with torch's vectors to compare with, if --against was given."""
+    if not args.against:
+        return lambda inputs, fp32: Measured("fp32", fp32, {})
+    try:
+        import torch
+
+        from jinaclip_export.certify_torch import REFERENCE, open_checkpoint, torch_vectors
+    except ImportError as error:
+        raise BackendMissing(f"--against needs {error.name}; run: pip install 'jinaclip[export]'") from error
+    checkpoint = open_checkpoint(args.against, bundle)
+
+    def measure(inputs: Inputs, fp32: Mapping[str, Vectors]) -> Measured:
+        if args.threads:
+            torch.set_num_threads(args.threads)
+        references = {}
+        for tower, rows in inputs.items():
+            say(f"torch {tower}")
+            references[tower] = torch_vectors(checkpoint, bundle, tower, (rows.row(i) for i in range(len(rows))))
+        return Measured("fp32", fp32, references, REFERENCE)
+
+    return measure
+
+
+def _plotter(args: argparse.Namespace, precisions: tuple[str, ...]) -> Callable[[Sequence[Measured]], None]:
+    """What draws --plot; its library and its file's place are looked at before the long part."""
+    if not args.plot:
+        return lambda measured: None
+    path = Path(args.plot)
+    if path.suffix.lower() not in PLOTS:
+        args.usage_error(f"--plot {args.plot}: expected a name that ends in {' or '.join(PLOTS)}")
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"--plot {args.plot}: its directory does not exist; make it first")
+    if precisions == ("fp32",) and not args.against:
+        args.usage_error("--plot: fp32 alone is compared with nothing; give --against CHECKPOINT")
+    from jinaclip_export.certify_plot import draw
+
+    return lambda measured: draw(path, measured)

@@ -1,0 +1,104 @@
+"""How far one set of vectors is from another, as a certificate states it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jinaclip.matryoshka import truncate
+
+NEIGHBOURS = 10
+_ROWS = 1024  # of a similarity matrix that are held at once
+
+
+def unit(raw: np.ndarray, dim: int) -> np.ndarray:
+    """What a user gets of raw vectors [N, D]: cut, normalised, float32; here as float64 [N, dim]."""
+    return truncate(raw, dim).astype(np.float64)
+
+
+def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Cosine of each row of `a` [N, D] with the same row of `b`: [N]."""
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    result: np.ndarray = (a * b).sum(axis=1) / np.maximum(norms, 1e-12)
+    return result
+
+
+def compare(
+    found: np.ndarray,
+    reference: np.ndarray,
+    dim: int,
+    *,
+    across: tuple[np.ndarray, np.ndarray] | None = None,
+) -> dict[str, Any]:
+    """The numbers of one dim.
+
+    Args:
+        found, reference: raw vectors [N, D] of the same N items.
+        across: raw vectors of the other tower, as `found` and as `reference` have them.
+
+    Returns:
+        cosine: min, p1 (1st percentile) and mean over the items, found with reference.
+        max_abs: largest difference of a component.
+        error_ratio: error ÷ distance to the nearest other item of the reference, max and median.
+        top10: mean share of the ten nearest items that stay among them, `within` the tower and `across` towers.
+    """
+    f, r = unit(found, dim), unit(reference, dim)
+    same = cosines(f, r)
+    ratios = np.linalg.norm(f - r, axis=1) / np.maximum(distance_to_nearest(r), 1e-6)
+    top10 = {"within": agreement(f, f, r, r, same_set=True)}
+    if across is not None:
+        top10["across"] = agreement(f, unit(across[0], dim), r, unit(across[1], dim))
+    return {
+        "cosine": {"min": float(same.min()), "p1": float(np.percentile(same, 1)), "mean": float(same.mean())},
+        "max_abs": float(np.abs(f - r).max()),
+        "error_ratio": {"max": float(ratios.max()), "median": float(np.median(ratios))},
+        "top10": top10,
+    }
+
+
+def distance_to_nearest(units: np.ndarray) -> np.ndarray:
+    """Euclidean distance of each row [N, D] to the nearest other: [N]."""
+    nearest = np.empty(len(units))
+    for start in range(0, len(units), _ROWS):
+        cosine = units[start : start + _ROWS] @ units.T
+        cosine[np.arange(len(cosine)), start + np.arange(len(cosine))] = -np.inf
+        at = cosine.argmax(axis=1)
+        nearest[start : start + _ROWS] = np.linalg.norm(units[start : start + _ROWS] - units[at], axis=1)
+    return nearest
+
+
+def agreement(
+    queries: np.ndarray, items: np.ndarray, old_queries: np.ndarray, old_items: np.ndarray, *, same_set: bool = False
+) -> float:
+    """Mean share of each query's ten nearest items that are also the old query's ten nearest old items.
+
+    Args:
+        queries, old_queries: unit vectors [N, D] of the same queries. items, old_items: [M, D] likewise.
+        same_set: queries are the items; none is its own neighbour.
+    """
+    count = min(NEIGHBOURS, len(items) - same_set)
+    shares: list[float] = []
+    for start in range(0, len(queries), _ROWS):
+        rows = slice(start, start + _ROWS)
+        new, old = (_nearest(q[rows] @ i.T, count, start if same_set else None)
+                    for q, i in ((queries, items), (old_queries, old_items)))  # fmt: skip
+        shares += [len(set(a) & set(b)) / count for a, b in zip(new.tolist(), old.tolist(), strict=True)]
+    return float(np.mean(shares))
+
+
+def beside(alone: np.ndarray, in_company: np.ndarray, dims: Sequence[int]) -> dict[str, float]:
+    """How far the same items [N, D], raw, are in a batch from alone: largest error of a component of the full
+    unit vector, smallest cosine at any dim.
+    """
+    least = min(float(cosines(unit(alone, dim), unit(in_company, dim)).min()) for dim in dims)
+    full = max(dims)
+    return {"max_abs": float(np.abs(unit(alone, full) - unit(in_company, full)).max()), "cosine": least}
+
+
+def _nearest(similarity: np.ndarray, count: int, own: int | None) -> np.ndarray:
+    """Columns of the `count` largest of each row; `own` is the column that is the first row itself."""
+    if own is not None:
+        similarity[np.arange(len(similarity)), own + np.arange(len(similarity))] = -np.inf
+    return np.argpartition(-similarity, count - 1, axis=1)[:, :count]
