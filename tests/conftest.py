@@ -69,6 +69,15 @@ def small_bundle(small_checkpoint: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def precise_bundle(small_checkpoint: Path) -> Path:
+    """The same checkpoint in every precision. Read-only: copy it before changing anything."""
+    output = small_checkpoint.parent / "precise"
+    identity = Identity("random-small", None, "none")
+    export_bundle(Checkpoint(small_checkpoint), output, identity=identity, precisions=("fp32", "fp16", "int8"))
+    return output
+
+
+@pytest.fixture(scope="session")
 def model(small_bundle: Path) -> Iterator[ClipModel]:
     """An opened `small_bundle`."""
     with ClipModel(small_bundle) as opened:

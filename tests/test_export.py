@@ -655,7 +655,7 @@ def test_random_weights_are_refused_before_they_are_made(
         ([], "one of the arguments CHECKPOINT --random is required"),
         (["--random", "small", "--seed", "9" * 30], "is too large"),
         ([str(good), "--towers", "sound"], "'sound', expected some of text,image"),
-        ([str(good), "--precision", "fp16"], "'fp16', expected some of fp32"),
+        ([str(good), "--precision", "bf16"], "'bf16', expected some of fp32"),
         ([str(good), "--pixels", "int8"], "invalid choice: 'int8'"),
     ):
         with pytest.raises(SystemExit) as caught:

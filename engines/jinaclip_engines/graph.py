@@ -169,6 +169,9 @@ class Ops:
         if any(node.domain == MICROSOFT for node in self._tape.nodes):
             graph.opset_imports.setdefault(MICROSOFT, 1)
         for old, new in self._replaced:
+            if old.is_graph_output():  # its name and type are the graph's interface
+                new.name, new.type, new.shape = old.name, old.type, old.shape
+                old.name = None
             ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
 
 
