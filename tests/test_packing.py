@@ -11,6 +11,7 @@ from jinaclip import ClipModel, InputError
 from jinaclip.bundle import Bundle, TowerManifest
 from jinaclip.packing import (
     BUDGET_BYTES,
+    RUN_COST_TOKENS,
     TOKENS_PER_BATCH,
     available_memory,
     pack_texts,
@@ -38,6 +39,17 @@ def test_every_text_is_in_one_batch_within_the_budget(seed: int) -> None:
 def test_batch_size_is_an_upper_bound() -> None:
     assert [len(b) for b in pack_texts([5] * 10, FULL, batch_size=4)] == [4, 4, 2]
     assert pack_texts([], FULL) == []
+
+
+def test_no_text_is_padded_by_more_than_a_run_costs() -> None:
+    lengths = np.clip(np.random.default_rng(0).lognormal(3.4, 0.8, 500), 2, 512).astype(int).tolist()
+    batches = pack_texts(lengths, FULL)
+    for batch in batches:
+        assert max(lengths[i] for i in batch) - min(lengths[i] for i in batch) <= RUN_COST_TOKENS
+    padded = sum(len(batch) * max(lengths[i] for i in batch) for batch in batches)
+    assert padded / sum(lengths) < 1.03 and len(batches) < 120
+    assert pack_texts([9, 8, 9, 90], FULL) == [[3], [0, 2, 1]]
+    assert pack_texts([9, 90], FULL, batch_size=2) == [[1, 0]]  # asked for, it is given
 
 
 def test_one_long_text_does_not_pad_the_short_ones() -> None:

@@ -17,7 +17,7 @@ from jinaclip.bundle import Bundle
 from jinaclip.certificates import FORMAT_VERSION, SESSION_FACTS, note_name, verdict_of
 from jinaclip.errors import BackendError, BackendMissing, InputError
 from jinaclip.image import normalise, preprocess
-from jinaclip.packing import RELEASE_BYTES, predicted_bytes, require_memory
+from jinaclip.packing import RELEASE_BYTES, is_tiled, predicted_bytes, require_memory
 from jinaclip.prepared import open_graph, running_graph
 from jinaclip.progress import Progress
 from jinaclip.selftest import run_self_test
@@ -158,8 +158,9 @@ def _first_row(session: Session, bundle: Bundle, tower: str, batch: np.ndarray) 
     needed = 0
     if tower == "text":
         rows, tokens = batch.shape
-        require_memory(rows, tokens, manifest)
-        needed = predicted_bytes(rows, tokens, manifest)
+        tiled = is_tiled(batch, bundle.special_ids["pad"], session.tiled_above)
+        require_memory(rows, tokens, manifest, tiled=tiled)
+        needed = predicted_bytes(rows, tokens, manifest, tiled=tiled)
     outputs = session.run({manifest.input_name: batch}, interruptible=True, release_memory=needed > RELEASE_BYTES)
     row: np.ndarray = outputs[f"{tower}_embeddings"][0]
     return row
@@ -199,7 +200,7 @@ def certificate(
         "model": bundle.model["id"],
         "weights_sha256": bundle.model["weights_sha256"],
         "precision": measured.precision,
-        "session": dict(session),
+        "session": {name: value for name, value in session.items() if name != "graph"},  # each tower says its own
         "passed": all(entry["verdict"] == "passed" for entry in towers.values()),
         "towers": towers,
     }

@@ -18,7 +18,7 @@ from jinaclip.certificates import choose_precision
 from jinaclip.errors import BackendMissing, InputError
 from jinaclip.image import RESIZE_MODES, ImageInput, normalise, preprocess
 from jinaclip.matryoshka import check_dim, truncate
-from jinaclip.packing import RELEASE_BYTES, pack_texts, predicted_bytes, require_memory
+from jinaclip.packing import RELEASE_BYTES, is_tiled, pack_texts, predicted_bytes, require_memory
 from jinaclip.prepared import open_graph
 from jinaclip.progress import Progress
 from jinaclip.selftest import run_self_test
@@ -142,8 +142,7 @@ class ClipModel:
         progress = Progress("texts", len(rows), shown=show_progress_bar)
         for batch in pack_texts([len(row) for row in ids], tower, batch_size=batch_size):
             padded = tokenizer.padded([ids[i] for i in batch])
-            tiled = session.tiled_above is not None and padded.shape[1] > session.tiled_above
-            tiled = tiled and not (padded == tokenizer.pad).any()
+            tiled = is_tiled(padded, tokenizer.pad, session.tiled_above)
             require_memory(len(batch), padded.shape[1], tower, tiled=tiled)
             outputs = session.run(
                 {tower.input_name: padded},

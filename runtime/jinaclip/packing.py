@@ -11,10 +11,14 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
+
 from jinaclip.bundle import TowerManifest
 from jinaclip.errors import InputError
 
 BUDGET_BYTES = 1 << 30
+# Opening a run costs a CPU about as much as this many tokens: padding a text by more is dearer than its own run.
+RUN_COST_TOKENS = 5
 # A CPU is as fast with this many tokens in a run as with more, and padding and memory stay small (DECISIONS.md 6).
 TOKENS_PER_BATCH = 512
 # A run of more than this gives its memory back: the arena never shrinks by itself.
@@ -36,12 +40,19 @@ def predicted_bytes(rows: int, tokens: int, tower: TowerManifest, *, tiled: bool
     return activations + mask + (0 if tiled else scores)
 
 
+def is_tiled(ids: np.ndarray, pad: int, tiled_above: int | None) -> bool:
+    """Whether attention over ids [B, T] runs in tiles: in a prepared graph, for long texts without padding."""
+    return tiled_above is not None and ids.shape[1] > tiled_above and not (ids == pad).any()
+
+
 def pack_texts(lengths: Sequence[int], tower: TowerManifest, *, batch_size: int | None = None) -> list[list[int]]:
     """Batches of indices, longest texts first, so that the largest run comes before the arena is fragmented.
 
+    Texts of nearly equal length run together; one long text never makes short ones pay for its padding.
+
     Args:
         lengths: tokens of each text.
-        batch_size: most texts in a batch, or None for what the budget allows.
+        batch_size: most texts in a batch, however unequal they are; None for what is quickest.
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     batches: list[list[int]] = []
@@ -51,6 +62,7 @@ def pack_texts(lengths: Sequence[int], tower: TowerManifest, *, batch_size: int 
         fits = (
             batches
             and count <= (batch_size or count)
+            and (batch_size is not None or longest - lengths[index] <= RUN_COST_TOKENS)
             and count * longest <= TOKENS_PER_BATCH
             and predicted_bytes(count, longest, tower) <= BUDGET_BYTES
         )

@@ -1,0 +1,181 @@
+"""`jinaclip build --backend onnxruntime`: what it makes, when it is used, and when it is left aside and why."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import jinaclip.prepared
+from jinaclip import ClipModel
+from jinaclip.bundle import Bundle
+from jinaclip.cli import main
+from jinaclip.errors import SelfTestFailed
+from jinaclip.packing import is_tiled, predicted_bytes
+from jinaclip.prepared import ENGINES, SIDECAR, find_prepared
+from jinaclip.sessions import cpu_features
+from jinaclip_engines.cpu import TILED_ABOVE
+from tests.conftest import PHOTOS, TEXTS
+from tests.test_bundle import unprivileged
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def built(precise_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with its prepared graphs, made by the real command. Not to be changed."""
+    copy = Path(shutil.copytree(precise_bundle, tmp_path_factory.mktemp("built") / "bundle"))
+    assert main(["build", str(copy)]) == 0
+    return copy
+
+
+@pytest.fixture
+def bundle(built: Path, tmp_path: Path) -> Path:
+    """A copy that a test may change."""
+    return Path(shutil.copytree(built, tmp_path / "bundle"))
+
+
+def text_facts(bundle: Path, precision: str = "int8", **settings: Any) -> dict[str, Any]:
+    with ClipModel(bundle, towers=("text",), precision=precision, **settings) as model:
+        facts: dict[str, Any] = model.info()["towers"]["text"]
+        return facts
+
+
+def sidecar_of(bundle: Path, graph: str = "text-int8") -> Path:
+    (path,) = (bundle / ENGINES).glob(f"{graph}-*/{SIDECAR}")
+    return path
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_the_vectors_are_those_of_the_bundle(precise_bundle: Path, built: Path, precision: str) -> None:
+    long = " ".join(TEXTS) * 40  # past TILED_ABOVE tokens
+    with ClipModel(precise_bundle, precision=precision) as plain, ClipModel(built, precision=precision) as prepared:
+        assert plain.info()["towers"]["text"]["graph"] == "standard"
+        for tower in ("text", "image"):
+            assert prepared.info()["towers"][tower]["graph"].startswith(f"{tower}-{precision}-onnxruntime-")
+        pairs = [(m.encode_text([*TEXTS, long]), m.encode_image(PHOTOS)) for m in (plain, prepared)]
+        assert plain.provenance == prepared.provenance
+    for a, b in zip(*pairs, strict=True):
+        if precision == "fp32":
+            assert np.abs(a - b).max() <= 1e-6
+        else:  # where float32's last digits differ, a value may round to the next of 255 steps
+            assert (a * b).sum(-1).min() >= 0.9995
+
+
+def test_it_is_made_once(built: Path, capsys: Capture) -> None:
+    before = sorted((path, path.stat().st_mtime_ns) for path in (built / ENGINES).rglob("*"))
+    assert main(["build", str(built), "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert [entry["made"] for entry in json.loads(out)] == [False] * 4 and err == ""
+    assert sorted((path, path.stat().st_mtime_ns) for path in (built / ENGINES).rglob("*")) == before
+    assert not [path for path in (built / ENGINES).iterdir() if path.name.startswith(".")]
+
+
+def test_force_makes_it_again(bundle: Path) -> None:
+    before = sidecar_of(bundle).stat().st_mtime_ns
+    assert main(["build", str(bundle), "--force", "--towers", "text", "--precision", "int8"]) == 0
+    assert sidecar_of(bundle).stat().st_mtime_ns > before
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "part"),
+    [
+        ("onnxruntime", "1.0.0", "its onnxruntime is '1.0.0', here it is"),
+        ("graph", "0" * 16, "its graph is '0000000000000000'"),
+        ("system", "Plan9 m68k", "its system is 'Plan9 m68k'"),
+        ("format_version", 2, "its format_version is 2"),
+        ("cpu_features", [*cpu_features(), "zz_new"], "a CPU with ['zz_new'] and without []"),
+    ],
+)
+def test_one_of_another_machine_is_left_aside(bundle: Path, field: str, value: object, part: str) -> None:
+    path = sidecar_of(bundle)
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | {field: value}), "utf-8")
+    facts = text_facts(bundle)
+    assert facts["graph"] == "standard"
+    assert part in facts["graph_reason"] and "run `jinaclip build` here" in facts["graph_reason"]
+
+
+def cut(directory: Path) -> None:
+    data = directory / "graph.onnx.data"
+    data.write_bytes(data.read_bytes()[:-1])
+
+
+def unlink(directory: Path) -> None:
+    (directory / "graph.onnx").unlink()
+
+
+def scribble(directory: Path) -> None:
+    (directory / SIDECAR).write_text("{", "utf-8")
+
+
+@pytest.mark.parametrize("damage", [cut, unlink, scribble])
+def test_a_damaged_one_is_left_aside(bundle: Path, damage: Callable[[Path], None]) -> None:
+    damage(sidecar_of(bundle).parent)
+    facts = text_facts(bundle)
+    assert facts["graph"] == "standard" and "is not used" in facts["graph_reason"]
+
+
+def test_wrong_weights_are_refused(bundle: Path) -> None:
+    data = sidecar_of(bundle).parent / "graph.onnx.data"
+    content = np.fromfile(data, np.int8)
+    data.write_bytes(content[::-1].tobytes())  # the size is right
+    with pytest.raises(SelfTestFailed):
+        ClipModel(bundle, towers=("text",), precision="int8")
+
+
+def test_a_read_only_bundle_takes_a_cache(precise_bundle: Path, tmp_path: Path, capsys: Capture) -> None:
+    copy = Path(shutil.copytree(precise_bundle, tmp_path / "bundle"))
+    cache = tmp_path / "cache"
+    command = ["build", str(copy), "--towers", "text", "--precision", "int8"]
+    copy.chmod(0o555)
+    try:
+        with unprivileged():
+            assert main(command) == 1
+        assert "a read-only bundle needs --cache DIR" in capsys.readouterr().err
+        assert main([*command, "--cache", str(cache)]) == 0
+        assert not (copy / ENGINES).exists()
+        assert text_facts(copy, cache_dir=cache)["graph"] != "standard"
+        assert text_facts(copy)["graph"] == "standard"
+    finally:
+        copy.chmod(0o755)
+
+
+def test_long_texts_are_predicted_to_need_no_scores(built: Path) -> None:
+    bundle = Bundle(built)
+    prepared, _ = find_prepared(bundle, "text", "fp32")
+    assert prepared is not None and prepared.tiled_above == TILED_ABOVE
+    ids = np.full((1, 8192), 5)
+    assert is_tiled(ids, 1, prepared.tiled_above) and not is_tiled(ids[:, :TILED_ABOVE], 1, prepared.tiled_above)
+    assert not is_tiled(np.where(np.arange(8192) == 99, 1, ids), 1, prepared.tiled_above)  # "<pad>" in the text
+    assert not is_tiled(ids, 1, None)
+    tower = bundle.tower("text")
+    assert predicted_bytes(1, 8192, tower) - predicted_bytes(1, 8192, tower, tiled=True) == 2 * 2 * 8192**2 * 4
+
+
+def test_images_have_no_text_length(built: Path) -> None:
+    prepared, reason = find_prepared(Bundle(built), "image", "int8")
+    assert prepared is not None and prepared.tiled_above is None and prepared.key in reason
+
+
+def test_options(built: Path, capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["build", str(built), "--precision", "fp16"])
+    assert caught.value.code == 2 and "expected some of fp32,int8" in capsys.readouterr().err
+    assert main(["build", str(built), "--backend", "tensorrt"]) == 1
+    assert "--backend tensorrt is not part of this version" in capsys.readouterr().err
+
+
+def test_cpu_features_are_read_from_the_kernel(tmp_path: Path) -> None:
+    for line, expected in (
+        ("flags\t\t: fpu avx2 sse4_2 avx512_vnni\n", ("avx2", "avx512_vnni")),
+        ("Features\t: fp asimd i8mm crc32\n", ("asimd", "i8mm")),
+    ):
+        path = tmp_path / f"cpuinfo-{expected[0]}"
+        path.write_text(f"processor\t: 0\n{line}", "utf-8")
+        assert cpu_features(path) == expected
+    assert jinaclip.prepared.SIDECAR_VERSION == 1
