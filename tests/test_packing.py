@@ -47,7 +47,7 @@ def test_no_text_is_padded_by_more_than_a_run_costs() -> None:
     for batch in batches:
         assert max(lengths[i] for i in batch) - min(lengths[i] for i in batch) <= RUN_COST_TOKENS
     padded = sum(len(batch) * max(lengths[i] for i in batch) for batch in batches)
-    assert padded / sum(lengths) < 1.03 and len(batches) < 120
+    assert padded / sum(lengths) < 1.05 and len(batches) < 120
     assert pack_texts([9, 8, 9, 90], FULL) == [[3], [0, 2, 1]]
     assert pack_texts([9, 90], FULL, batch_size=2) == [[1, 0]]  # asked for, it is given
 
