@@ -389,7 +389,7 @@ def test_a_run_without_bundle_makes_the_random_model_once(
     arguments = "bench run --random small --cases text-1x32 --repeats 1 --threads 1".split()
     assert main(arguments) == 0
     out, err = capsys.readouterr()
-    assert "making a random small model once: 0.05 GB on disk" in err and "torch-fp32" in out
+    assert "making a random small model once: 0.2 GB on disk" in err and "torch-fp32" in out
     (directory,) = (path for path in (tmp_path / "jinaclip").iterdir() if path.is_dir())
     assert directory.name.startswith("random-small-seed0-jinaclip") and "-torch" in directory.name
     Bundle(directory / "bundle").verify_hashes()
@@ -399,13 +399,13 @@ def test_a_run_without_bundle_makes_the_random_model_once(
 
 
 def test_a_damaged_random_model_is_remade(
-    small_bundle: Path, small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    precise_bundle: Path, small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def copy_checkpoint(directory: Path, *_: object, **__: object) -> None:
         shutil.copytree(small_checkpoint, directory)
 
     def copy_bundle(_: object, output: Path, **__: object) -> None:
-        shutil.copytree(small_bundle, output)
+        shutil.copytree(precise_bundle, output)
 
     monkeypatch.setattr(random_model, "write_random_checkpoint", copy_checkpoint)
     monkeypatch.setattr(random_model, "export_bundle", copy_bundle)
@@ -452,7 +452,7 @@ def test_a_failed_making_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     assert [path.suffix for path in (tmp_path / "jinaclip").iterdir()] == [".lock"]
     disk = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: disk._replace(free=10**7))
-    with pytest.raises(BenchError, match=r"has 0.0 GB free, the random full model needs 5.2 GB"):
+    with pytest.raises(BenchError, match=r"has 0.0 GB free, the random full model needs 14 GB"):
         random_model.random_model("full", tell=lambda line: None)
 
 

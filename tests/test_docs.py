@@ -126,10 +126,12 @@ def test_errors_are_drawn_with_their_status() -> None:
             assert errors.status_of(getattr(errors, match[1])("x")) == (int(match[2]), match[3]), line
 
 
-def test_bench_table_of_the_readme_is_the_one_in_the_results() -> None:
-    from jinaclip_bench.report import read_records, render
+def test_bench_tables_of_the_pages_are_the_ones_in_the_results() -> None:
+    from jinaclip_bench.report import read_records, render, render_bounds
 
-    assert render(read_records(ROOT / "bench/results/cpu.jsonl")) in (ROOT / "README.md").read_text("utf-8")
+    records = read_records(ROOT / "bench/results/cpu.jsonl")
+    assert render(records) in (ROOT / "docs/benchmarks.md").read_text("utf-8")
+    assert render_bounds(records) in (ROOT / "README.md").read_text("utf-8")
 
 
 def test_readme_is_short() -> None:

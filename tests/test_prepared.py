@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -129,11 +130,12 @@ def test_wrong_weights_are_refused(bundle: Path) -> None:
 
 
 def test_a_read_only_bundle_takes_a_cache(precise_bundle: Path, tmp_path: Path, capsys: Capture) -> None:
-    copy = Path(shutil.copytree(precise_bundle, tmp_path / "bundle"))
-    cache = tmp_path / "cache"
-    command = ["build", str(copy), "--towers", "text", "--precision", "int8"]
-    copy.chmod(0o555)
-    try:
+    with tempfile.TemporaryDirectory() as name:  # pytest's own may be entered by this user alone
+        top, cache = Path(name), tmp_path / "cache"
+        top.chmod(0o755)
+        copy = Path(shutil.copytree(precise_bundle, top / "bundle"))
+        copy.chmod(0o555)
+        command = ["build", str(copy), "--towers", "text", "--precision", "int8"]
         with unprivileged():
             assert main(command) == 1
         assert "a read-only bundle needs --cache DIR" in capsys.readouterr().err
@@ -141,7 +143,6 @@ def test_a_read_only_bundle_takes_a_cache(precise_bundle: Path, tmp_path: Path, 
         assert not (copy / ENGINES).exists()
         assert text_facts(copy, cache_dir=cache)["graph"] != "standard"
         assert text_facts(copy)["graph"] == "standard"
-    finally:
         copy.chmod(0o755)
 
 

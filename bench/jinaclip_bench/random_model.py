@@ -43,7 +43,8 @@ def cached_model(size: str, seed: int = 0) -> Cached[tuple[Bundle, Checkpoint]]:
         write_random_checkpoint(directory / "checkpoint", published_config(**SIZES[size]), seed=seed)
         identity = Identity(f"random-{size}", f"seed-{seed}", "none: random weights")
         checkpoint = Checkpoint(directory / "checkpoint")
-        bundle = export_bundle(checkpoint, directory / "bundle", identity=identity, precisions=PRECISIONS)
+        export_bundle(checkpoint, directory / "bundle", identity=identity, precisions=PRECISIONS)
+        bundle = Bundle(directory / "bundle")
         for tower in bundle.towers:
             for precision in PRECISIONS:
                 prepare(bundle, tower, precision)

@@ -50,6 +50,11 @@ def render(records: Iterable[Record]) -> str:
     return "\n\n".join(parts) + "\n" if parts else ""
 
 
+def render_bounds(records: Iterable[Record]) -> str:
+    """What must hold and what was measured, of all runs together."""
+    return "\n".join(_table(list(_bounds(list(records))), _BOUNDS)) + "\n"
+
+
 def _facts(records: Sequence[Record]) -> str:
     first = records[0]
     machine, found = first["machine"], first["versions"]

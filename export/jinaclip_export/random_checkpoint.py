@@ -175,7 +175,7 @@ def _random(name: str, shape: tuple[int, ...], generator: torch.Generator, layer
         # the gentler, or rounding would grow from block to block until no precision could hold.
         depth = 3 / layers
         if layer.endswith("mixer.Wqkv"):
-            weight[: 2 * shape[1]] *= 1.4 * depth ** (1 / 9)
+            weight[: 2 * shape[1]] *= 1.5 * depth ** (1 / 6)
         elif layer.endswith("mixer.out_proj"):
             weight *= 2.0 * depth ** (1 / 3)
         elif layer.endswith("mlp.fc2"):
