@@ -13,6 +13,7 @@ import sys
 import time
 
 from jinaclip.bundle import TOWERS, Bundle
+from jinaclip.cli.arguments import words_of
 from jinaclip.errors import BackendMissing
 from jinaclip.model import ClipModel
 from jinaclip.progress import say
@@ -25,8 +26,12 @@ BACKENDS = ("onnxruntime", "tensorrt", "tensorrt-rtx")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", help="directory made by `jinaclip export`")
     parser.add_argument("--backend", choices=BACKENDS, default="onnxruntime", help="what the graphs will run on")
-    parser.add_argument("--towers", metavar="T,…", help="text, image or both (default: all of the bundle)")
-    parser.add_argument("--precision", metavar="P,…", help="of fp32, int8 (default: all of the bundle)")
+    parser.add_argument(
+        "--towers", type=words_of(TOWERS), metavar="T,…", help="text, image or both (default: all of the bundle)"
+    )
+    parser.add_argument(
+        "--precision", type=words_of(PRECISIONS), metavar="P,…", help="of fp32, int8 (default: all of the bundle)"
+    )
     parser.add_argument("--cache", metavar="DIR", help="where to write for a bundle that is read-only")
     parser.add_argument("--force", action="store_true", help="make them again even where they fit")
     parser.add_argument("--json", action="store_true", help="what was made, as JSON on stdout")
@@ -37,12 +42,10 @@ def run(args: argparse.Namespace) -> int:
         raise BackendMissing(f"--backend {args.backend} is not part of this version; expected onnxruntime")
     from jinaclip_engines.prepare import prepare
 
-    towers = _words(args, "towers", TOWERS)
-    precisions = _words(args, "precision", PRECISIONS)
     bundle = Bundle(args.bundle, args.cache)
     made = []
-    for tower in towers or bundle.towers:
-        for precision in precisions or [p for p in PRECISIONS if p in bundle.tower(tower).graphs]:
+    for tower in args.towers or bundle.towers:
+        for precision in args.precision or [p for p in PRECISIONS if p in bundle.tower(tower).graphs]:
             bundle.graph(tower, precision)  # before anything is made
             start = time.monotonic()
             say(f"{tower} {precision}")
@@ -56,11 +59,3 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(made, indent=1))
     return 0
-
-
-def _words(args: argparse.Namespace, name: str, allowed: tuple[str, ...]) -> tuple[str, ...]:
-    given = getattr(args, name)
-    words = tuple(dict.fromkeys(given.split(","))) if given else ()
-    if not set(words) <= set(allowed):
-        args.usage_error(f"--{name} {given!r}, expected some of {','.join(allowed)}")
-    return words

@@ -5,7 +5,7 @@ A pass takes an `onnx_ir.Model` of one tower and changes it in place. Weights st
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -191,8 +191,3 @@ def initializer(model: ir.Model, values: np.ndarray, name: str | None = None) ->
 def attributes(node: ir.Node) -> Mapping[str, Any]:
     """A node's attributes as Python values."""
     return {name: attribute.value for name, attribute in node.attributes.items() if isinstance(attribute, ir.Attr)}
-
-
-def attention_nodes(model: ir.Model) -> Iterator[ir.Node]:
-    """The Attention nodes, one a block."""
-    yield from nodes(model, "Attention")

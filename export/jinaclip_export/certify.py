@@ -16,6 +16,7 @@ from typing import Any
 
 from jinaclip.bundle import PRECISION_CLASS, TOWERS, Bundle
 from jinaclip.certificates import note_name
+from jinaclip.cli.arguments import words_of
 from jinaclip.errors import BackendMissing, BundleError, InputError
 from jinaclip.progress import say
 from jinaclip_export.certify_inputs import Items, built_in_images, built_in_texts, images_of, texts_of
@@ -29,7 +30,6 @@ from jinaclip_export.certify_measure import (
     with_other_towers,
 )
 from jinaclip_export.certify_table import render
-from jinaclip_export.cli import words_of
 from jinaclip_export.errors import CertificationError
 
 EXTRA = "certify"

@@ -10,11 +10,11 @@ import argparse
 import os
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jinaclip.bundle import TOWERS
+from jinaclip.cli.arguments import words_of
 
 if TYPE_CHECKING:
     from jinaclip_export.write import Identity
@@ -103,15 +103,3 @@ def _find(args: argparse.Namespace) -> tuple[Path, Identity]:
     licence = PUBLISHED_LICENCE if args.checkpoint == PUBLISHED_ID else None
     directory = fetch(args.checkpoint, args.revision)
     return directory, Identity(args.checkpoint, directory.name, licence)  # the client names it by the commit
-
-
-def words_of(allowed: tuple[str, ...]) -> Callable[[str], tuple[str, ...]]:
-    """An argparse type: words of `allowed`, separated by commas."""
-
-    def parse(text: str) -> tuple[str, ...]:
-        words = tuple(dict.fromkeys(text.split(",")))
-        if not set(words) <= set(allowed):
-            raise argparse.ArgumentTypeError(f"{text!r}, expected some of {','.join(allowed)}")
-        return words
-
-    return parse

@@ -6,7 +6,7 @@ import argparse
 import glob
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from jinaclip.errors import InputError
@@ -83,3 +83,15 @@ def find_images(words: Sequence[str]) -> list[str]:
             raise InputError(f"--images {shown}: nothing found; expected {expected}")
         found += files
     return found
+
+
+def words_of(allowed: tuple[str, ...]) -> Callable[[str], tuple[str, ...]]:
+    """An argparse type: words of `allowed`, separated by commas."""
+
+    def parse(text: str) -> tuple[str, ...]:
+        words = tuple(dict.fromkeys(text.split(",")))
+        if not set(words) <= set(allowed):
+            raise argparse.ArgumentTypeError(f"{text!r}, expected some of {','.join(allowed)}")
+        return words
+
+    return parse
