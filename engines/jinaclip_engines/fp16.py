@@ -9,7 +9,7 @@ compilers for GPUs fuse that into a float16 kernel with float32 sums.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,24 +24,28 @@ HEADROOM = 4.0
 
 @dataclass(frozen=True)
 class Fp16Report:
-    """Layers that were left in float32, because their values or weights come too close to float16's end."""
+    """Layers that were left in float32: those that were asked for, and those whose values or weights come too close
+    to float16's end.
+    """
 
     kept: tuple[str, ...]
 
 
-def to_fp16(model: ir.Model, ranges: Mapping[str, np.ndarray]) -> Fp16Report:
+def to_fp16(model: ir.Model, ranges: Mapping[str, np.ndarray], keep: Collection[str] = ()) -> Fp16Report:
     """Make the matrix products of a tower float16.
 
     Args:
         model: the standard fp32 graph; changed.
         ranges: for the input and the output of each linear layer, by the value's name: the largest |x| of each
             channel.
+        keep: names of layers to leave in float32.
     """
     kept = []
     rounded: dict[str, ir.Value] = {}
     for layer in linears(model):
         largest = max(float(ranges[value.name or ""].max()) for value in (layer.x, layer.y))
-        if max(largest * HEADROOM, float(np.abs(constant(layer.weight)).max())) > LARGEST:
+        largest = max(largest * HEADROOM, float(np.abs(constant(layer.weight)).max()))
+        if layer.name in keep or largest > LARGEST:
             kept.append(layer.name)
             continue
         _replace(model, layer, rounded)

@@ -55,10 +55,15 @@ def constant(value: ir.Value | None) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Linear:
-    """y = x W + b: a MatMul with constant weights [in, out], and the Add of its bias [out] if it has one."""
+    """y = x W + b: a MatMul with constant weights [in, out], and the Add of its bias [out] if it has one.
+
+    Attributes:
+        name: as the tower calls it: "blocks.3.fc1".
+    """
 
     matmul: ir.Node
     add: ir.Node | None
+    name: str
 
     @property
     def x(self) -> ir.Value:
@@ -82,22 +87,21 @@ class Linear:
     def y(self) -> ir.Value:
         return (self.add or self.matmul).outputs[0]
 
-    @property
-    def name(self) -> str:
-        """As the checkpoint's tower calls it where its bias tells, for messages: "blocks.3.fc1"."""
-        named = self.bias if self.bias is not None else self.weight
-        return (named.name or "?").removeprefix("tower.").removesuffix(".bias")
-
 
 def linears(model: ir.Model) -> list[Linear]:
     """Every linear layer, in order of execution."""
     found = []
+    block = ""
     for node in model.graph:
         if node.op_type == "MatMul" and not node.domain and len(shape_of(node.inputs[1])) == 2:
             add = only_user(node.outputs[0], "Add")
-            if add is not None and not any(array(v) is not None for v in add.inputs):
-                add = None
-            found.append(Linear(node, add))
+            bias = next((v for v in add.inputs if array(v) is not None), None) if add is not None else None
+            if bias is None:  # the image tower's keys, between queries and values: nothing in the graph names them
+                found.append(Linear(node, None, f"{block}.k"))
+                continue
+            name = (bias.name or "").removeprefix("tower.").removesuffix(".bias")
+            block = name.rpartition(".")[0]
+            found.append(Linear(node, add, name))
     return found
 
 

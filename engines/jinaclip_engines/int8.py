@@ -12,7 +12,7 @@ side and multiplied with their own few rows of the weights.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,26 +34,27 @@ class Int8Report:
 
     Attributes:
         outliers: layers with outlier channels, and how many.
-        kept: layers left in float32, because they have too many.
+        kept: layers left in float32: those that were asked for, and those with too many.
     """
 
     outliers: Mapping[str, int]
     kept: tuple[str, ...]
 
 
-def to_int8(model: ir.Model, ranges: Mapping[str, np.ndarray]) -> Int8Report:
+def to_int8(model: ir.Model, ranges: Mapping[str, np.ndarray], keep: Collection[str] = ()) -> Int8Report:
     """Make the linear layers and the embedding table of a tower int8.
 
     Args:
         model: the standard fp32 graph; changed.
         ranges: for the input of each linear layer, by the value's name: the largest |x| of each channel [in].
+        keep: names of layers to leave in float32.
     """
     outliers: dict[str, int] = {}
     kept: list[str] = []
     quantised: dict[tuple[str, bytes], _Rows] = {}
     for layer in linears(model):
         channels = outlier_channels(ranges[layer.x.name or ""])
-        if len(channels) > MAX_OUTLIERS * shape_of(layer.weight)[0]:
+        if layer.name in keep or len(channels) > MAX_OUTLIERS * shape_of(layer.weight)[0]:
             kept.append(layer.name)
             continue
         if len(channels):

@@ -12,7 +12,9 @@ from jinaclip.sessions import Arrays, OnnxRuntimeSession
 from jinaclip_engines.graph import Ops, read, tidy
 
 
-def channel_ranges(graph: Path, names: Sequence[str], inputs: Iterable[Arrays]) -> dict[str, np.ndarray]:
+def channel_ranges(
+    graph: Path, names: Sequence[str], inputs: Iterable[Arrays]
+) -> tuple[dict[str, np.ndarray], list[dict[str, np.ndarray]]]:
     """Largest |x| of each channel (last axis) of the named values.
 
     Args:
@@ -21,7 +23,7 @@ def channel_ranges(graph: Path, names: Sequence[str], inputs: Iterable[Arrays]) 
         inputs: what to run it with.
 
     Returns:
-        By name, float32 [channels].
+        By name, float32 [channels]; and for each of `inputs`, the graph's own outputs by name.
     """
     model = read(graph)
     by_name = {value.name: value for node in model.graph for value in node.outputs}
@@ -38,6 +40,7 @@ def channel_ranges(graph: Path, names: Sequence[str], inputs: Iterable[Arrays]) 
         value.type, value.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape([None])
         model.graph.outputs.append(value)
     largest: dict[str, np.ndarray] = {}
+    outputs = []
     probe = graph.with_name(f".{graph.stem}.probe.onnx")  # beside the weights, which it names relative to itself
     try:
         tidy(model)
@@ -46,9 +49,10 @@ def channel_ranges(graph: Path, names: Sequence[str], inputs: Iterable[Arrays]) 
         for batch in inputs:
             found = session.run(batch)
             for name in wanted:
-                new = found[f"range of {name}"]
+                new = found.pop(f"range of {name}")
                 largest[name] = np.maximum(largest.get(name, new), new)
+            outputs.append(found)
         session.close()
     finally:
         probe.unlink(missing_ok=True)
-    return largest
+    return largest, outputs

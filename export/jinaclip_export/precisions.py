@@ -2,48 +2,104 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jinaclip.sessions import Arrays
+from jinaclip.matryoshka import truncate
+from jinaclip.progress import say
+from jinaclip.sessions import Arrays, OnnxRuntimeSession
 from jinaclip_engines.fp16 import to_fp16
 from jinaclip_engines.graph import linears, read, write
 from jinaclip_engines.int8 import to_int8
+from jinaclip_engines.mixed import choose_kept
 from jinaclip_engines.ranges import channel_ranges
 
+# Smallest cosine with fp32 that the probe must show, at every dim; a certificate's bounds with something to spare,
+# because it looks at ten times as many inputs.
+ENOUGH = {"fp16": 0.99995, "int8": 0.997}
 
-def write_precisions(fp32: Path, precisions: Sequence[str], inputs: Sequence[Arrays]) -> dict[str, Any]:
+
+def write_precisions(
+    fp32: Path, precisions: Sequence[str], inputs: Sequence[Arrays], output: str, dims: Sequence[int]
+) -> dict[str, Any]:
     """Write `<tower>-<precision>.onnx` beside `<tower>-fp32.onnx`.
 
     Args:
         fp32: the standard graph.
         precisions: some of "fp16" and "int8".
         inputs: what to run the fp32 graph with to see how large its values get: the range probe.
+        output: name of the raw vectors.
+        dims: lengths that a vector may be cut to.
 
     Returns:
         For the manifest: "ranges", by layer the largest |input| and |output| on the probe; and by precision the
-        layers that were left in float32 ("kept") and those with outlier channels ("outliers", their number).
+        layers that were left in float32 ("kept"), those with outlier channels ("outliers", their number) and the
+        smallest cosine with fp32 on the probe ("cosine").
     """
     if not precisions:
         return {}
     layers = linears(read(fp32))
-    ranges = channel_ranges(fp32, [v.name or "" for layer in layers for v in (layer.x, layer.y)], inputs)
+    ranges, expected = channel_ranges(fp32, [v.name or "" for layer in layers for v in (layer.x, layer.y)], inputs)
     report: dict[str, Any] = {
         "ranges": {layer.name: [_largest(ranges, v.name) for v in (layer.x, layer.y)] for layer in layers}
     }
+    blocks: dict[str, list[str]] = {}
+    for layer in layers:
+        blocks.setdefault(layer.name.rpartition(".")[0], []).append(layer.name)
+    vectors = np.concatenate([found[output] for found in expected])
     for precision in precisions:
-        model = read(fp32)
-        if precision == "fp16":
-            report[precision] = {"kept": list(to_fp16(model, ranges).kept), "outliers": {}}
-        else:
-            done = to_int8(model, ranges)
-            report[precision] = {"kept": list(done.kept), "outliers": dict(done.outliers)}
-        write(model, fp32.with_name(fp32.name.replace("fp32", precision)))
+        path = fp32.with_name(fp32.name.replace("fp32", precision))
+        written: dict[str, Any] = {}
+
+        def measure(
+            kept: Collection[str], precision: str = precision, path: Path = path, written: dict[str, Any] = written
+        ) -> float:
+            keep = [name for block in kept for name in blocks[block]]
+            written.update(kept_blocks=tuple(kept), **_write(fp32, path, precision, ranges, keep))
+            return _smallest_cosine(path, inputs, output, vectors, dims)
+
+        choice = choose_kept(list(blocks), measure, ENOUGH[precision])
+        if tuple(choice.kept) != written["kept_blocks"]:
+            measure(choice.kept)
+        if choice.kept:
+            say(f"{precision}: {', '.join(choice.kept)} stay in float32")
+        report[precision] = {
+            "kept": written["kept"], "outliers": written["outliers"], "cosine": round(choice.cosine, 6)
+        }  # fmt: skip
     return report
 
 
-def _largest(ranges: dict[str, np.ndarray], name: str | None) -> float:
+def _write(
+    fp32: Path, path: Path, precision: str, ranges: Mapping[str, np.ndarray], keep: Collection[str]
+) -> dict[str, Any]:
+    model = read(fp32)
+    for stale in (path, path.with_name(f"{path.name}.data")):
+        stale.unlink(missing_ok=True)
+    if precision == "fp16":
+        done: dict[str, Any] = {"kept": list(to_fp16(model, ranges, keep).kept), "outliers": {}}
+    else:
+        report = to_int8(model, ranges, keep)
+        done = {"kept": list(report.kept), "outliers": dict(report.outliers)}
+    write(model, path)
+    return done
+
+
+def _smallest_cosine(
+    path: Path, inputs: Sequence[Arrays], output: str, expected: np.ndarray, dims: Sequence[int]
+) -> float:
+    """Of the vectors of a graph with the expected ones [N, D], raw, at any dim; -1 where one is not finite."""
+    session = OnnxRuntimeSession(path)
+    try:
+        found = np.concatenate([session.run(batch)[output] for batch in inputs])
+    finally:
+        session.close()
+    if not np.isfinite(found).all():
+        return -1.0
+    return min(float((truncate(found, dim) * truncate(expected, dim)).sum(1).min()) for dim in dims)
+
+
+def _largest(ranges: Mapping[str, np.ndarray], name: str | None) -> float:
     return float(f"{ranges[name or ''].max():.3g}")

@@ -1,12 +1,14 @@
-"""What the range probe runs an fp32 graph with: texts of many scripts and kinds, pictures with detail of all sizes.
+"""What the range probe runs an fp32 graph with: texts of many scripts and kinds, photos, and pictures as no photo is.
 
-Fixed, so that the same checkpoint gives the same bundle everywhere. Which channels are far larger than the others is
-decided by the weights; `jinaclip certify` measures on photos and sentences whether the outcome holds.
+Fixed, so that the same checkpoint gives the same bundle everywhere. `jinaclip certify` measures the outcome on other
+sentences, and on crops of photos that are here only as a whole. probe-photos/ holds six of them, scaled down to at most
+512 px; NOTICE says whose they are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.resources import files
 
 import numpy as np
 from PIL import Image
@@ -26,11 +28,34 @@ PROBE_TEXTS = (
     "def area(r): return 3.14159 * r ** 2  # https://example.org/?q=a&b=%20",
     "!!! ??? ... --- +++ *** ### 0000 1234567890 \U0001f600\U0001f680\U0001f9ff",
     "the the the the the the the the the the the the the the the the the the the the the the the the",
+    "two dogs",
+    "Wie wird das Wetter morgen in Hamburg?",
+    "¿Dónde puedo comprar entradas para el concierto del sábado por la noche?",
+    "La receta lleva tres huevos, doscientos gramos de harina y una pizca de sal.",
+    "Une vieille femme vend des fleurs au marché, sous un parapluie jaune.",
+    "Um gato preto dorme em cima do teclado de um computador.",
+    "Il treno per Milano parte dal binario sette con venti minuti di ritardo.",
+    "Kırmızı bir bisiklet, eski bir kapının önünde duruyor.",
+    "Un zbor direct de la București la Madrid durează aproape patru ore.",
+    "ผู้หญิงถือร่มเดินข้ามถนนในวันที่ฝนตก",
+    "একটি ছোট নৌকা নদীর ধারে বাঁধা আছে।",
+    "ספר ישן מונח על שולחן עץ ליד החלון",
+    "چند کودک در پارک با توپ بازی می‌کنند",
+    "Pies biegnie po śniegu za czerwoną piłką.",
+    "Seekor burung kecil hinggap di dahan pohon mangga.",
+    "Hình ảnh một tách cà phê nóng trên bàn làm việc.",
+    "机器学习模型把图片和文字放进同一个向量空间。",
+    "How do I reset the password of an account whose e-mail address no longer exists, and whom should I write to if "
+    "the form on the help page keeps returning an error after the second step?",
 )
 
 
 def probe_pictures(size: int) -> Iterator[Image.Image]:
-    """Pictures [size, size] RGB: black, white, noise, and soft shapes with ever finer detail, as photos have."""
+    """RGB: six photos; then [size, size] black, white, noise, and soft shapes with ever finer detail."""
+    photos = files("jinaclip_export").joinpath("probe-photos")
+    for entry in sorted(photos.iterdir(), key=lambda entry: entry.name):
+        with entry.open("rb") as file:
+            yield Image.open(file).convert("RGB")
     rng = np.random.default_rng(3)
     yield Image.new("RGB", (size, size), (0, 0, 0))
     yield Image.new("RGB", (size, size), (255, 255, 255))

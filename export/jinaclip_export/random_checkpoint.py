@@ -3,7 +3,8 @@
 Default initialisation is useless as a stand-in: its vectors hardly depend on the input (reversing a
 sentence leaves a cosine of 0.9999), so that a graph without rotary positions or mask would pass any
 comparison. The scales below make the towers *sensitive*: distinct inputs end far apart, and so does a
-sentence read backwards. tests/test_random_checkpoint.py holds them to that.
+sentence read backwards; and rounding weights and rows to int8 moves a vector by little, at any depth.
+DECISIONS.md 3 has the figures, tests/test_parity.py and tests/test_certify.py hold them.
 """
 
 from __future__ import annotations
@@ -128,8 +129,7 @@ def write_random_checkpoint(
     directory.mkdir(parents=True, exist_ok=True)
     shapes = text_shapes(model.text) | image_shapes(model.image)
     generator = torch.Generator().manual_seed(seed)
-    layers = model.text.num_hidden_layers
-    tensors = {name: _random(name, shape, generator, layers).to(dtype) for name, shape in shapes.items()}
+    tensors = {name: _random(name, shape, generator).to(dtype) for name, shape in shapes.items()}
     tensors["logit_scale"] = torch.tensor(model.logit_scale_init_value, dtype=dtype)
     save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
     del tensors
@@ -145,23 +145,26 @@ def write_random_checkpoint(
 
 
 # Standard deviation of each kind of tensor, by the end of its name; `fan` is its input width. LayerNorm hands
-# every projection inputs of unit variance, so gain / sqrt(fan) keeps a projection's output near `gain`.
+# every projection inputs of unit variance, so gain / sqrt(fan) keeps a projection's output near `gain`, whatever the
+# width; and what a block adds to the residual stream is small enough that rounding does not grow with depth.
 _STANDARD_DEVIATION: tuple[tuple[str, Callable[[int], float]], ...] = (
     ("word_embeddings.parametrizations.weight.original", lambda fan: 1.0),
     ("word_embeddings.weight", lambda fan: 1.0),
     ("lora_A", lambda fan: 1.0 / math.sqrt(fan)),
-    ("lora_B", lambda fan: 0.3),
-    ("q_proj.weight", lambda fan: 1.5 / math.sqrt(fan)),
-    ("k_proj.weight", lambda fan: 1.5 / math.sqrt(fan)),
+    ("lora_B", lambda fan: 0.1),
+    ("q_proj.weight", lambda fan: 1.2 / math.sqrt(fan)),
+    ("k_proj.weight", lambda fan: 1.2 / math.sqrt(fan)),
     ("patch_embed.proj.weight", lambda fan: 2.0 / math.sqrt(fan)),
     ("pos_embed", lambda fan: 0.5),
     ("cls_token", lambda fan: 0.5),
     ("bias", lambda fan: 0.02),
     ("", lambda fan: 1.0 / math.sqrt(fan)),
 )
+_CONTENT = 0.7  # text: gain of queries and keys
+_POSITION = 2.0  # text: standard deviation of their biases
 
 
-def _random(name: str, shape: tuple[int, ...], generator: torch.Generator, layers: int) -> Tensor:
+def _random(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     noise = torch.randn(shape, generator=generator)
     layer = name.removesuffix(".parametrizations.weight.original").removesuffix(".weight").removesuffix(".bias")
     if layer.endswith(("norm", "norm1", "norm2", "_ln")):
@@ -170,15 +173,12 @@ def _random(name: str, shape: tuple[int, ...], generator: torch.Generator, layer
     weight = noise.mul_(next(rule(fan) for end, rule in _STANDARD_DEVIATION if name.endswith(end)))
     if "token_type_embeddings" in name:
         weight *= 0.1  # one vector added to every token makes all texts alike
-    if len(shape) == 2:
-        # Text attends sharply and attention outweighs the MLP, or word order would not show; the deeper the tower
-        # the gentler, or rounding would grow from block to block until no precision could hold.
-        depth = 3 / layers
-        if layer.endswith("mixer.Wqkv"):
-            weight[: 2 * shape[1]] *= 1.5 * depth ** (1 / 6)
-        elif layer.endswith("mixer.out_proj"):
-            weight *= 2.0 * depth ** (1 / 3)
-        elif layer.endswith("mlp.fc2"):
-            # GELU's outputs have a positive mean, which would add one and the same vector to every token.
-            weight = 0.3 * (weight - weight.mean(1, keepdim=True))
+    if layer.endswith("mixer.Wqkv"):
+        # Turned by position, biases of queries and keys make each head look at tokens so and so far away, as trained
+        # heads do. Word order then shows in the vector without attention so sharp that rounding changes it.
+        keys = 2 * shape[0] // 3
+        weight[:keys] *= _CONTENT if len(shape) == 2 else _POSITION / 0.02
+    elif layer.endswith("mlp.fc2") and len(shape) == 2:
+        # GELU's outputs have a positive mean, which would add one and the same vector to every token.
+        weight = 0.3 * (weight - weight.mean(1, keepdim=True))
     return weight

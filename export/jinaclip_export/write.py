@@ -158,7 +158,9 @@ def _add_graphs(
     others = [precision for precision in precisions if precision != "fp32"]
     if others:
         with _timed(f"{tower} tower: {', '.join(others)}"):
-            manifest["precisions"][tower] = write_precisions(fp32, others, inputs)
+            manifest["precisions"][tower] = write_precisions(
+                fp32, others, inputs, f"{tower}_embeddings", manifest["dims"]
+            )
     if "fp32" not in precisions:
         fp32.unlink()
         fp32.with_name(f"{fp32.name}.data").unlink()
