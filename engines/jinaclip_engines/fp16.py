@@ -24,8 +24,8 @@ HEADROOM = 4.0
 
 @dataclass(frozen=True)
 class Fp16Report:
-    """Layers that were left in float32: those that were asked for, and those whose values or weights come too close
-    to float16's end.
+    """Layers that were left in float32: those of the blocks that were asked for, and those whose values or weights come
+    too close to float16's end.
     """
 
     kept: tuple[str, ...]
@@ -38,21 +38,24 @@ def to_fp16(model: ir.Model, ranges: Mapping[str, np.ndarray], keep: Collection[
         model: the standard fp32 graph; changed.
         ranges: for the input and the output of each linear layer, by the value's name: the largest |x| of each
             channel.
-        keep: names of layers to leave in float32.
+        keep: blocks to leave in float32, attention included: "blocks.3".
     """
     kept = []
     rounded: dict[str, ir.Value] = {}
-    for layer in linears(model):
+    layers = linears(model)
+    for layer in layers:
         largest = max(float(ranges[value.name or ""].max()) for value in (layer.x, layer.y))
         largest = max(largest * HEADROOM, float(np.abs(constant(layer.weight)).max()))
-        if layer.name in keep or largest > LARGEST:
+        if layer.block in keep or largest > LARGEST:
             kept.append(layer.name)
             continue
         _replace(model, layer, rounded)
     for node in nodes(model, "Conv"):
         _convolution(model, node)
-    for node in nodes(model, "Attention"):
-        _round_attention(model, node)
+    blocks = dict.fromkeys(layer.block for layer in layers)
+    for block, node in zip(blocks, nodes(model, "Attention"), strict=True):
+        if block not in keep and not {f"{block}.{name}" for name in ("qkv", "q", "k", "v")} & set(kept):
+            _round_attention(model, node)
     for node in nodes(model, "Gather"):
         if len(shape_of(node.inputs[0])) == 2:
             _table(model, node)

@@ -66,6 +66,11 @@ class Linear:
     name: str
 
     @property
+    def block(self) -> str:
+        """ "blocks.3" of "blocks.3.fc1"."""
+        return self.name.rpartition(".")[0]
+
+    @property
     def x(self) -> ir.Value:
         value = self.matmul.inputs[0]
         assert value is not None
@@ -99,9 +104,8 @@ def linears(model: ir.Model) -> list[Linear]:
             if bias is None:  # the image tower's keys, between queries and values: nothing in the graph names them
                 found.append(Linear(node, None, f"{block}.k"))
                 continue
-            name = (bias.name or "").removeprefix("tower.").removesuffix(".bias")
-            block = name.rpartition(".")[0]
-            found.append(Linear(node, add, name))
+            found.append(Linear(node, add, (bias.name or "").removeprefix("tower.").removesuffix(".bias")))
+            block = found[-1].block
     return found
 
 

@@ -34,7 +34,7 @@ class Int8Report:
 
     Attributes:
         outliers: layers with outlier channels, and how many.
-        kept: layers left in float32: those that were asked for, and those with too many.
+        kept: layers left in float32: those of the blocks that were asked for, and those with too many.
     """
 
     outliers: Mapping[str, int]
@@ -47,14 +47,14 @@ def to_int8(model: ir.Model, ranges: Mapping[str, np.ndarray], keep: Collection[
     Args:
         model: the standard fp32 graph; changed.
         ranges: for the input of each linear layer, by the value's name: the largest |x| of each channel [in].
-        keep: names of layers to leave in float32.
+        keep: blocks to leave in float32: "blocks.3".
     """
     outliers: dict[str, int] = {}
     kept: list[str] = []
     quantised: dict[tuple[str, bytes], _Rows] = {}
     for layer in linears(model):
         channels = outlier_channels(ranges[layer.x.name or ""])
-        if layer.name in keep or len(channels) > MAX_OUTLIERS * shape_of(layer.weight)[0]:
+        if layer.block in keep or len(channels) > MAX_OUTLIERS * shape_of(layer.weight)[0]:
             kept.append(layer.name)
             continue
         if len(channels):

@@ -10,6 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
+# Where blocks have to stay at all, some inputs fare far worse than most, and the probe may not hold the worst: what it
+# shows must then be this many times nearer.
+CAUTION = 3.0
 # A graph with more of its blocks in float32 is not worth its name; the certificate refuses what that leaves.
 MOST_KEPT = 1 / 2
 
@@ -28,16 +31,18 @@ class Choice:
 
 
 def choose_kept(blocks: Sequence[str], measure: Callable[[Collection[str]], float], enough: float) -> Choice:
-    """The fewest blocks in float32 with which `measure` reaches `enough`, at most MOST_KEPT of them, rounded up.
+    """The fewest blocks in float32 with which `measure` is near enough, at most MOST_KEPT of them, rounded up.
 
     Args:
         blocks: all of the tower, in order.
         measure: smallest cosine with float32 over the probe's inputs, when these blocks stay in float32.
-        enough: what to reach; where nothing does, the best that was measured is taken.
+        enough: what to reach without any; with some, 1 - cosine must be CAUTION times smaller. Where nothing does, the
+            best that was measured is taken.
     """
     best = Choice((), measure(()))
     if best.cosine >= enough:
         return best
+    enough = 1 - (1 - enough) / CAUTION
     cost = {block: 1 - measure([other for other in blocks if other != block]) for block in blocks}
     dearest = sorted(blocks, key=lambda block: -cost[block])
     for count in range(1, int(-(-len(blocks) * MOST_KEPT // 1)) + 1):

@@ -46,9 +46,7 @@ def write_precisions(
     report: dict[str, Any] = {
         "ranges": {layer.name: [_largest(ranges, v.name) for v in (layer.x, layer.y)] for layer in layers}
     }
-    blocks: dict[str, list[str]] = {}
-    for layer in layers:
-        blocks.setdefault(layer.name.rpartition(".")[0], []).append(layer.name)
+    blocks = list(dict.fromkeys(layer.block for layer in layers))
     vectors = np.concatenate([found[output] for found in expected])
     for precision in precisions:
         path = fp32.with_name(fp32.name.replace("fp32", precision))
@@ -57,12 +55,11 @@ def write_precisions(
         def measure(
             kept: Collection[str], precision: str = precision, path: Path = path, written: dict[str, Any] = written
         ) -> float:
-            keep = [name for block in kept for name in blocks[block]]
-            written.update(kept_blocks=tuple(kept), **_write(fp32, path, precision, ranges, keep))
+            written.update(kept_blocks=tuple(kept), **_write(fp32, path, precision, ranges, kept))
             return _smallest_cosine(path, inputs, output, vectors, dims)
 
-        choice = choose_kept(list(blocks), measure, ENOUGH[precision])
-        if tuple(choice.kept) != written["kept_blocks"]:
+        choice = choose_kept(blocks, measure, ENOUGH[precision])
+        if choice.kept != written["kept_blocks"]:
             measure(choice.kept)
         if choice.kept:
             say(f"{precision}: {', '.join(choice.kept)} stay in float32")

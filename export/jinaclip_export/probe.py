@@ -49,13 +49,23 @@ PROBE_TEXTS = (
     "the form on the help page keeps returning an error after the second step?",
 )
 
+CROPS = 3  # of each photo
+
 
 def probe_pictures(size: int) -> Iterator[Image.Image]:
-    """RGB: six photos; then [size, size] black, white, noise, and soft shapes with ever finer detail."""
+    """RGB: six photos, each whole and in CROPS parts; then [size, size] black, white, noise, and soft shapes with ever
+    finer detail.
+    """
+    rng = np.random.default_rng(7)
     photos = files("jinaclip_export").joinpath("probe-photos")
     for entry in sorted(photos.iterdir(), key=lambda entry: entry.name):
         with entry.open("rb") as file:
-            yield Image.open(file).convert("RGB")
+            photo = Image.open(file).convert("RGB")
+        yield photo
+        for _ in range(CROPS):
+            width, height = np.round(np.array(photo.size) * rng.uniform(0.3, 0.8, 2)).astype(int).tolist()
+            left, top = rng.integers(0, [photo.width - width + 1, photo.height - height + 1]).tolist()
+            yield photo.crop((left, top, left + width, top + height))
     rng = np.random.default_rng(3)
     yield Image.new("RGB", (size, size), (0, 0, 0))
     yield Image.new("RGB", (size, size), (255, 255, 255))
