@@ -340,8 +340,9 @@ def test_auto_needs_a_certificate(small_bundle: Path, bundle: Path) -> None:
     ids=str,
 )
 def test_auto_refuses_another_certificate(
-    change: dict[str, Any], reason: str, certified: Certified, tmp_path: Path
+    change: dict[str, Any], reason: str, certified: Certified, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """And says so in the log where this tower did pass, elsewhere: vectors and provenance change with it."""
     copy = Path(shutil.copytree(certified.bundle, tmp_path / "bundle"))
 
     def merged(old: Any, new: Any) -> Any:
@@ -352,6 +353,10 @@ def test_auto_refuses_another_certificate(
     (copy / INT8).write_text(json.dumps(merged(certificate(copy), change)), "utf-8")
     precision, said = chosen(copy)
     assert precision == "fp32" and said.startswith(f"int8: {reason}")
+    lapsed = "towers" not in change or "graph" in str(change)  # in all other cases it does not say "passed" of text
+    warnings = [record.getMessage() for record in caplog.records if record.name == "jinaclip"]
+    assert len(warnings) == lapsed
+    assert all("takes fp32, with other vectors and another provenance" in w and reason in w for w in warnings)
     (copy / INT8).write_text("[1, 2", "utf-8")
     assert chosen(copy) == ("fp32", "int8: no certificate")
 

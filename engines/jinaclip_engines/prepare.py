@@ -17,7 +17,7 @@ from typing import Any
 from jinaclip.bundle import Bundle
 from jinaclip.errors import BackendError
 from jinaclip.prepared import ENGINES, SIDECAR, engine_key, find_prepared, required_facts
-from jinaclip.sessions import SLOW_FUSIONS, available_threads, import_onnxruntime, session_options
+from jinaclip.sessions import import_onnxruntime, open_onnxruntime, session_options
 from jinaclip_engines.cpu import TILED_ABOVE, for_cpu
 from jinaclip_engines.graph import read, write
 
@@ -73,14 +73,12 @@ def _write_graph(bundle: Bundle, tower: str, precision: str, directory: Path) ->
     rewritten = directory / "rewritten.onnx"
     write(model, rewritten)
     ort = import_onnxruntime()
-    options = session_options(ort, available_threads())
+    options = session_options(ort)
     options.optimized_model_filepath = str(directory / "graph.onnx")
     options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "graph.onnx.data")
     options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
     try:
-        ort.InferenceSession(
-            str(rewritten), options, providers=["CPUExecutionProvider"], disabled_optimizers=SLOW_FUSIONS
-        )
+        open_onnxruntime(ort, rewritten, options, None)
     except Exception as error:  # onnxruntime's exceptions have no common class of their own
         raise BackendError(
             f"onnxruntime {ort.__version__} cannot prepare the {precision} {tower} graph: {error}"

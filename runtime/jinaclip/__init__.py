@@ -21,6 +21,7 @@ from jinaclip.errors import (
     SelfTestFailed,
 )
 from jinaclip.model import ClipModel
+from jinaclip.sessions import share_threads
 
 __version__ = version("jinaclip")
 
@@ -35,4 +36,5 @@ __all__ = [
     "Overloaded",
     "SelfTestFailed",
     "__version__",
+    "share_threads",
 ]

@@ -89,21 +89,45 @@ def verdict_of(precision: str, measured: Mapping[str, Any]) -> tuple[str, list[s
     return ("indicative" if reasons else "passed"), reasons
 
 
-def choose_precision(bundle: Bundle, tower: str, facts: Mapping[str, Any]) -> tuple[str, str]:
-    """The precision that "auto" stands for, and why.
+@dataclass(frozen=True)
+class Choice:
+    """What "auto" stands for.
+
+    Attributes:
+        precision: to be taken.
+        reason: why it is that one.
+        lapsed: a faster one is certified for this tower, but not for what would run here: vectors and provenance are
+            others than where the certificate holds.
+    """
+
+    precision: str
+    reason: str
+    lapsed: bool = False
+
+
+def choose_precision(bundle: Bundle, tower: str, facts: Mapping[str, Any]) -> Choice:
+    """The precision that "auto" stands for.
 
     Args:
         facts: what would run the graph: SESSION_FACTS, as `Session.describe()` tells them.
     """
-    reason = "the bundle has no faster graph"
+    reason, lapsed = "the bundle has no faster graph", False
     for precision in FASTER.get(facts["device"], ()):
         if precision in bundle.tower(tower).graphs:
             certificate = bundle.read_note(note_name(precision, facts))
             problem = _objection(certificate, bundle, tower, precision, facts)
             if problem is None:
-                return precision, f"the {precision} certificate passed"
+                return Choice(precision, f"the {precision} certificate passed")
             reason = f"{precision}: {problem}"
-    return "fp32", reason
+            lapsed = _passed(certificate, tower)
+    return Choice("fp32", reason, lapsed)
+
+
+def _passed(certificate: Mapping[str, Any] | None, tower: str) -> bool:
+    """Whether it says so of this tower, of whatever graph on whatever machine."""
+    towers = (certificate or {}).get("towers")
+    measured = towers.get(tower) if isinstance(towers, dict) else None
+    return isinstance(measured, dict) and measured.get("verdict") == "passed"
 
 
 def _objection(

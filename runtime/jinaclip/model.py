@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,6 +25,8 @@ from jinaclip.progress import Progress
 from jinaclip.selftest import run_self_test
 from jinaclip.sessions import Session, onnxruntime_facts
 from jinaclip.text import TextTokenizer, instruction_of
+
+logger = logging.getLogger("jinaclip")
 
 BACKENDS = ("auto", "onnxruntime", "tensorrt", "tensorrt-rtx")
 PRECISIONS = ("auto", *PRECISION_CLASS)
@@ -360,7 +363,13 @@ def _resolve_precision(
     for tower in (*towers, *(t for t in bundle.towers if t not in towers)):
         precision, reason = by_tower.get(tower, "auto"), "asked for"
         if precision == "auto":
-            precision, reason = choose_precision(bundle, tower, onnxruntime_facts("cpu"))
+            choice = choose_precision(bundle, tower, onnxruntime_facts("cpu"))
+            precision, reason = choice.precision, choice.reason
+            if choice.lapsed and tower in towers:
+                logger.warning(
+                    "%s, %s tower: precision='auto' takes %s, with other vectors and another provenance: %s",
+                    bundle.directory, tower, precision, reason,
+                )  # fmt: skip
         if tower in towers:
             bundle.graph(tower, precision)
         elif precision not in bundle.tower(tower).graphs:

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from jinaclip.errors import BackendError, BackendMissing, BundleError
+from jinaclip.errors import BackendError, BackendMissing, BundleError, InputError
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -82,14 +82,75 @@ def _cgroup_quota(root: Path) -> float | None:
 SLOW_FUSIONS = ["SkipLayerNormFusion", "BiasGeluFusion"]
 
 
-def session_options(ort: Any, threads: int) -> Any:
+def session_options(ort: Any) -> Any:
     """What every session is opened with."""
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 4  # errors arrive as exceptions; nothing is printed
     options.enable_mem_pattern = False  # one memory plan per text length would never be freed
     return options
+
+
+def open_onnxruntime(ort: Any, path: Path, options: Any, threads: int | None) -> tuple[Any, int]:
+    """An `onnxruntime.InferenceSession` on the CPU, and the cores that it uses.
+
+    It gets threads of its own, but in a process that has one pool for all sessions (`share_threads`, or a host's own
+    onnxruntime.set_global_thread_pool_sizes): there onnxruntime opens nothing else, and does not tell beforehand.
+
+    Raises:
+        BackendError: `threads` was given, and the process has such a pool of another size.
+        Exception: what onnxruntime says of the file.
+    """
+    options.intra_op_num_threads = threads or available_threads()
+    settings = {
+        "providers": ["CPUExecutionProvider"],
+        "disabled_optimizers": SLOW_FUSIONS,
+        "enable_fallback": 0,  # or it prints to stdout and tries another provider, when it opens and when it runs
+    }
+    try:
+        return ort.InferenceSession(str(path), options, **settings), options.intra_op_num_threads
+    except RuntimeError as error:
+        if "global thread pool" not in str(error):
+            raise
+    if threads not in (None, _shared_threads):
+        size = "the host's size" if _shared_threads is None else f"{_shared_threads} threads"
+        raise BackendError(
+            f"threads={threads} was asked for, but all onnxruntime sessions of this process share one pool of {size}; "
+            "leave threads out"
+        )
+    options.use_per_session_threads = False
+    options.intra_op_num_threads = options.inter_op_num_threads = 0  # anything else is warned of on stderr
+    return ort.InferenceSession(str(path), options, **settings), _shared_threads or available_threads()
+
+
+_shared_threads: int | None = None  # of the pool that share_threads made
+
+
+def share_threads(threads: int | None = None) -> None:
+    """One pool of threads for all models of this process, instead of one for each tower.
+
+    Two towers that are busy at the same time then do not compete for the cores. Call it once, before anything opens an
+    onnxruntime session. It is for programs that own their process: onnxruntime makes the pool process-wide, and a
+    session of another library that asks for threads of its own, as is the default, no longer opens.
+
+    Args:
+        threads: cores; None takes `available_threads()`.
+
+    Raises:
+        InputError: `threads` is no whole number from 1.
+        BackendError: this process has opened sessions with threads of their own already, or shares another number.
+    """
+    global _shared_threads
+    if threads is not None and (type(threads) is not int or threads < 1):
+        raise InputError(f"threads is {threads!r}, expected None or a whole number from 1")
+    wanted = threads or available_threads()
+    if _shared_threads == wanted:
+        return
+    if _shared_threads is not None or _opened:
+        found = f"shares {_shared_threads} threads" if _shared_threads else "has opened models"
+        raise BackendError(f"this process {found} already; call share_threads once, before the first ClipModel")
+    import_onnxruntime().set_global_thread_pool_sizes(wanted, 1)
+    _shared_threads = wanted
 
 
 class OnnxRuntimeSession:
@@ -117,15 +178,14 @@ class OnnxRuntimeSession:
             raise BackendMissing(f"backend 'onnxruntime' does not serve device {device!r} yet; expected 'cpu'")
         ort = import_onnxruntime()
         self.device = device
-        self.threads = threads or available_threads()
         self.prepared, self.tiled_above = prepared, tiled_above
-        options = session_options(ort, self.threads)
+        options = session_options(ort)
         if prepared is not None:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
-            self._session = ort.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=SLOW_FUSIONS
-            )
+            self._session, self.threads = open_onnxruntime(ort, path, options, threads)
+        except BackendError:
+            raise
         except Exception as error:  # onnxruntime's exceptions have no common class of their own
             raise BundleError(
                 f"onnxruntime {ort.__version__} cannot open {path}: {_first_line(error)}; "
@@ -134,6 +194,8 @@ class OnnxRuntimeSession:
         self._ort = ort
         self._process = os.getpid()
         _live.add(self)
+        global _opened
+        _opened = True
 
     def run(
         self, inputs: Arrays, *, interruptible: bool = False, release_memory: bool = False
@@ -242,6 +304,7 @@ def _first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).strip().splitlines()[0][:300]
 
 
+_opened = False  # whether this process has opened a session
 _live: weakref.WeakSet[OnnxRuntimeSession] = weakref.WeakSet()
 
 
