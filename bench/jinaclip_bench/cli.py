@@ -36,9 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run_parser.add_argument("bundle", metavar="BUNDLE", nargs="?", help="directory made by `jinaclip export`")
     run_parser.add_argument("--checkpoint", metavar="DIR", help="what BUNDLE was exported from, to measure torch with")
     run_parser.add_argument("--random", choices=("small", "full"), help="size without BUNDLE (default: full, 5.2 GB)")
-    run_parser.add_argument("--precision", type=_precisions, default="fp32", metavar="P,…",
+    run_parser.add_argument("--precision", type=_precisions, metavar="P,…",
                             help=f"of the bundle's graphs, some of {', '.join(PRECISION_CLASS)}: a side of ours for "
-                                 "each, all in one run")  # fmt: skip
+                                 "each, all in one run (default: fp32; for the suite cpu also int8, if BUNDLE has it)",
+                            )  # fmt: skip
     run_parser.add_argument("--threads", type=_positive, metavar="N",
                             help="cores for every side (default: those this process may use)")  # fmt: skip
     run_parser.add_argument("--repeats", type=_positive, default=20, metavar="R",
@@ -104,9 +105,11 @@ def _settings(args: argparse.Namespace) -> Settings:
             from jinaclip_bench.torch_side import matching_checkpoint
 
             checkpoint = matching_checkpoint(bundle, Path(args.checkpoint))
+    has_int8 = all("int8" in bundle.tower(tower).graphs for tower in bundle.towers)
+    default = ("fp32", "int8") if args.suite == "cpu" and not args.cases and has_int8 else ("fp32",)
     return Settings(
         bundle, checkpoint, threads=args.threads or available_threads(), repeats=args.repeats,
-        precisions=args.precision, suite=None if args.cases else args.suite,
+        precisions=args.precision or default, suite=None if args.cases else args.suite,
     )  # fmt: skip
 
 
