@@ -10,7 +10,7 @@ CHECKPOINT ?=
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
 
-.PHONY: demo test test-slow lint parity clean
+.PHONY: demo test test-slow lint parity certificates clean
 
 demo: $(VENV)/.demo
 	@$(PY) examples/demo.py $(CHECKPOINT)
@@ -29,6 +29,10 @@ lint: $(VENV)/.dev
 # The README's parity table, measured again.
 parity: $(VENV)/.test
 	$(PY) -m tests.parity --full --write
+
+# docs/certificates.md, measured again.
+certificates: $(VENV)/.test
+	$(PY) -m tests.certificates --full --write
 
 clean:
 	rm -rf $(VENV) demo dist

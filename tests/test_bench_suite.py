@@ -248,13 +248,29 @@ def test_query_dummy_image_brings_the_fused_graph(
     assert "| query-dummy-image | fused-onnx ÷ jinaclip fp32 |" in bounds and "not measured" not in bounds
 
 
-def test_the_suite_runs_the_towers_that_are_there(
-    small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_suite_runs_the_towers_and_precisions_that_are_there(
+    small_bundle: Path, two_precisions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     asked: list[list[str]] = []
-    monkeypatch.setattr("jinaclip_bench.run.run_cases", lambda names, settings, write: asked.append(list(names)))
+    precisions: list[tuple[str, ...]] = []
+
+    def run_cases(names: list[str], settings: Settings, write: object) -> None:
+        asked.append(list(names))
+        precisions.append(settings.precisions)
+
+    monkeypatch.setattr("jinaclip_bench.run.run_cases", run_cases)
     assert main(["bench", "run", str(small_bundle), "--suite", "cpu"]) == 0
-    assert asked.pop() == list(SUITES["cpu"])
+    assert asked.pop() == list(SUITES["cpu"]) and precisions.pop() == ("fp32",)
+    for words, expected in (
+        (["--suite", "cpu"], ("fp32", "int8")),
+        (["--suite", "cpu", "--precision", "int8"], ("int8",)),
+        (["--suite", "basic"], ("fp32",)),
+        (["--cases", "text-1x32"], ("fp32",)),
+    ):
+        assert main(["bench", "run", str(two_precisions), *words]) == 0
+        assert precisions.pop() == expected
+    asked.clear()
     bundle = tmp_path / "bundle"
     shutil.copytree(small_bundle, bundle)
     manifest = json.loads((bundle / "bundle.json").read_text("utf-8"))

@@ -134,5 +134,13 @@ def test_bench_tables_of_the_pages_are_the_ones_in_the_results() -> None:
     assert render_bounds(records) in (ROOT / "README.md").read_text("utf-8")
 
 
+def test_tables_of_the_certificates_are_the_ones_in_the_results() -> None:
+    from tests import certificates
+
+    results = certificates.read()
+    assert results.keys() == certificates.CHECKPOINTS.keys()
+    assert certificates.PAGE.read_text("utf-8") == certificates.page(results), "run `make certificates`"
+
+
 def test_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 150
