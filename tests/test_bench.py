@@ -461,3 +461,14 @@ def test_the_cache_is_where_xdg_says(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     for value in ("", "relative"):  # a relative one must be ignored, says the specification
         monkeypatch.setenv("XDG_CACHE_HOME", value)
         assert cache.cache_directory() == tmp_path / ".cache" / "jinaclip"
+
+
+def test_phases_of_a_new_process(small_bundle: Path) -> None:
+    command = [sys.executable, "-m", "jinaclip_bench.phases", str(small_bundle), "--precision", "fp32"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    *lines, how = done.stdout.splitlines()
+    assert [line[:24].strip() for line in lines][-4:] == [
+        "read the tokenizer", "open the graph", "self-test", "first text",
+    ]  # fmt: skip
+    assert all(float(line[24:].split()[0]) >= 0 for line in lines) and how.startswith("the bundle's graph")

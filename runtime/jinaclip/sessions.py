@@ -88,6 +88,8 @@ def session_options(ort: Any) -> Any:
     options.inter_op_num_threads = 1
     options.log_severity_level = 4  # errors arrive as exceptions; nothing is printed
     options.enable_mem_pattern = False  # one memory plan per text length would never be freed
+    # Without VNNI products of bytes are summed in 16 bits, which saturate: exact kernels there (DECISIONS 18).
+    options.add_session_config_entry("session.x64quantprecision", "1")
     return options
 
 
