@@ -18,7 +18,7 @@ import onnx
 import torch
 
 from jinaclip.bundle import FORMAT, FORMAT_VERSION, MANIFEST, PRECISION_CLASS, Bundle
-from jinaclip.errors import BundleError, InputError
+from jinaclip.errors import BundleError, InputError, SelfTestFailed
 from jinaclip.image import ImagePreprocessing, normalise, preprocess
 from jinaclip.model import ClipModel
 from jinaclip.progress import say
@@ -109,7 +109,15 @@ def export_bundle(
         (directory / MANIFEST).write_text(json.dumps(manifest, ensure_ascii=False, indent=1) + "\n", "utf-8")
         say("self-test")
         for precision in precisions:
-            ClipModel(directory, towers=tuple(towers), precision=precision).close()
+            try:
+                ClipModel(directory, towers=tuple(towers), precision=precision).close()
+            except SelfTestFailed as error:
+                if precision == "fp32":
+                    raise
+                raise ExportError(
+                    f"{str(error).partition(';')[0]}; this checkpoint does not stand {precision}: leave it out of "
+                    "--precision; nothing was written"
+                ) from error
         shutil.rmtree(directory / "selftest", ignore_errors=True)
     return Bundle(output)
 

@@ -78,7 +78,7 @@ def _cgroup_quota(root: Path) -> float | None:
     return int(quota) / int(period)
 
 
-# Fusions of onnxruntime whose kernels are slower on a CPU than what they replace (DECISIONS.md 12).
+# Fusions of onnxruntime whose kernels are slower on a CPU than what they replace (DECISIONS.md 14).
 SLOW_FUSIONS = ["SkipLayerNormFusion", "BiasGeluFusion"]
 
 
