@@ -79,8 +79,6 @@ def certify(name: str, checkpoint: Path, bundle: Path) -> list[dict[str, Any]]:
     with contextlib.redirect_stdout(out):
         jinaclip(words)
     found: list[dict[str, Any]] = json.loads(out.getvalue())
-    for one in found:
-        one["session"].pop("threads")
     return found
 
 
