@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,26 +48,51 @@ def write_precisions(
         "ranges": {layer.name: [_largest(ranges, v.name) for v in (layer.x, layer.y)] for layer in layers}
     }
     blocks = list(dict.fromkeys(layer.block for layer in layers))
-    vectors = np.concatenate([found[output] for found in expected])
+    probe = _Probe(inputs, output, np.concatenate([found[output] for found in expected]), dims)
     for precision in precisions:
-        path = fp32.with_name(fp32.name.replace("fp32", precision))
-        written: dict[str, Any] = {}
-
-        def measure(
-            kept: Collection[str], precision: str = precision, path: Path = path, written: dict[str, Any] = written
-        ) -> float:
-            written.update(kept_blocks=tuple(kept), **_write(fp32, path, precision, ranges, kept))
-            return _smallest_cosine(path, inputs, output, vectors, dims)
-
-        choice = choose_kept(blocks, measure, ENOUGH[precision])
-        if choice.kept != written["kept_blocks"]:
-            measure(choice.kept)
-        if choice.kept:
-            say(f"{precision}: {', '.join(choice.kept)} stay in float32")
-        report[precision] = {
-            "kept": written["kept"], "outliers": written["outliers"], "cosine": round(choice.cosine, 6)
-        }  # fmt: skip
+        report[precision] = _lower(fp32, precision, blocks, ranges, probe)
     return report
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """What a graph is run with, and the raw fp32 vectors [N, D] that `output` should have."""
+
+    inputs: Sequence[Arrays]
+    output: str
+    expected: np.ndarray
+    dims: Sequence[int]
+
+    def smallest_cosine(self, path: Path) -> float:
+        """Of a graph's vectors with the expected ones, at any dim; -1 where one is not finite."""
+        session = OnnxRuntimeSession(path)
+        try:
+            found = np.concatenate([session.run(batch)[self.output] for batch in self.inputs])
+        finally:
+            session.close()
+        if not np.isfinite(found).all():
+            return -1.0
+        return min(float((truncate(found, dim) * truncate(self.expected, dim)).sum(1).min()) for dim in self.dims)
+
+
+def _lower(
+    fp32: Path, precision: str, blocks: Sequence[str], ranges: Mapping[str, np.ndarray], probe: _Probe
+) -> dict[str, Any]:
+    """Write the graph of one precision, with as many blocks in float32 as the probe asks for; its manifest entry."""
+    path = fp32.with_name(fp32.name.replace("fp32", precision))
+    layers: dict[tuple[str, ...], dict[str, Any]] = {}  # by the blocks that stayed; the last one is on disk
+
+    def measure(kept: Collection[str]) -> float:
+        layers.pop(tuple(kept), None)
+        layers[tuple(kept)] = _write(fp32, path, precision, ranges, kept)
+        return probe.smallest_cosine(path)
+
+    choice = choose_kept(blocks, measure, ENOUGH[precision])
+    if choice.kept != next(reversed(layers)):
+        _write(fp32, path, precision, ranges, choice.kept)
+    if choice.kept:
+        say(f"{precision}: {', '.join(choice.kept)} stay in float32")
+    return layers[choice.kept] | {"cosine": round(choice.cosine, 6)}
 
 
 def _write(
@@ -82,20 +108,6 @@ def _write(
         done = {"kept": list(report.kept), "outliers": dict(report.outliers)}
     write(model, path)
     return done
-
-
-def _smallest_cosine(
-    path: Path, inputs: Sequence[Arrays], output: str, expected: np.ndarray, dims: Sequence[int]
-) -> float:
-    """Of the vectors of a graph with the expected ones [N, D], raw, at any dim; -1 where one is not finite."""
-    session = OnnxRuntimeSession(path)
-    try:
-        found = np.concatenate([session.run(batch)[output] for batch in inputs])
-    finally:
-        session.close()
-    if not np.isfinite(found).all():
-        return -1.0
-    return min(float((truncate(found, dim) * truncate(expected, dim)).sum(1).min()) for dim in dims)
 
 
 def _largest(ranges: Mapping[str, np.ndarray], name: str | None) -> float:
