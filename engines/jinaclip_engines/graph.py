@@ -59,11 +59,13 @@ class Linear:
 
     Attributes:
         name: as the tower calls it: "blocks.3.fc1".
+        cast: of a float16 product, the Cast to float32 between MatMul and Add.
     """
 
     matmul: ir.Node
     add: ir.Node | None
     name: str
+    cast: ir.Node | None = None
 
     @property
     def block(self) -> str:
@@ -90,7 +92,7 @@ class Linear:
 
     @property
     def y(self) -> ir.Value:
-        return (self.add or self.matmul).outputs[0]
+        return (self.add or self.cast or self.matmul).outputs[0]
 
 
 def linears(model: ir.Model) -> list[Linear]:
@@ -99,12 +101,14 @@ def linears(model: ir.Model) -> list[Linear]:
     block = ""
     for node in model.graph:
         if node.op_type == "MatMul" and not node.domain and len(shape_of(node.inputs[1])) == 2:
-            add = only_user(node.outputs[0], "Add")
+            half = node.inputs[1].dtype == ir.DataType.FLOAT16  # type: ignore[union-attr]
+            cast = only_user(node.outputs[0], "Cast") if half else None
+            add = only_user((cast or node).outputs[0], "Add")
             bias = next((v for v in add.inputs if array(v) is not None), None) if add is not None else None
             if bias is None:  # the image tower's keys, between queries and values: nothing in the graph names them
-                found.append(Linear(node, None, f"{block}.k"))
+                found.append(Linear(node, None, f"{block}.k", cast))
                 continue
-            found.append(Linear(node, add, (bias.name or "").removeprefix("tower.").removesuffix(".bias")))
+            found.append(Linear(node, add, (bias.name or "").removeprefix("tower.").removesuffix(".bias"), cast))
             block = found[-1].block
     return found
 

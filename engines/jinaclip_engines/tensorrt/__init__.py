@@ -1,0 +1,1 @@
+"""TensorRT and TensorRT-RTX: the graph that they compile, the engine, and what the compiler made of it."""

@@ -1,0 +1,222 @@
+"""What the compiler made of a graph: read from its list of layers and from the plan, and held to what was asked.
+
+TensorRT accepts a graph that it then runs in other ways than intended, without a word: attention as products over a
+matrix of all scores, products in float32 with weights twice the size, sums in float16. Its verbose log and its
+inspector list every kernel with the ONNX nodes it computes; TensorRT-RTX's plan also says how each product is summed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from jinaclip_engines.tensorrt.passes import Expected
+
+SIZE_MARGIN = 0.05  # a plan may be this much larger than its weights, and FIXED_BYTES a profile
+FIXED_BYTES = 16 << 20  # code and tables of one profile, whatever the size of the weights
+SUMMED_IN_FLOAT32 = 2  # `accumulation_type` of a plan; 0 leaves it to the kernel
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A tensor that a kernel reads or writes; a dynamic size is -1."""
+
+    shape: tuple[int, ...]
+    dtype: str  # as the compiler calls it: Half, Float, Int32, …
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One entry of the compiler's list.
+
+    Attributes:
+        name, kind, tactic: as the compiler calls them: "_gemm_mha_v2_myl0_13", "kgen", …
+        nodes: ONNX nodes that it computes, in part or whole.
+        reads: inputs and constants.
+    """
+
+    name: str
+    kind: str
+    tactic: str
+    nodes: tuple[str, ...]
+    reads: tuple[Operand, ...]
+
+    @property
+    def is_attention(self) -> bool:
+        """Whether it is a fused attention, by its name: "_gemm_mha_v2…", "…fmha…"."""
+        return re.search(r"mha|flash_?attention", f"{self.name} {self.tactic}", re.IGNORECASE) is not None
+
+    def weight(self) -> Operand | None:
+        """The matrix of a product: an operand with two sizes above 1 that are known."""
+        for operand in reversed(self.reads):
+            if sum(size > 1 for size in operand.shape) >= 2 and -1 not in operand.shape:
+                return operand
+        return None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What became of one tower.
+
+    Attributes:
+        kernels: of one run, for every profile together.
+        attention: fused attention kernels.
+        attention_expected: blocks that must have one.
+        products: weight matrices found in float16, of `products_expected`.
+        summed_in_float32: of those, how many the plan says are summed in float32; None where it does not tell.
+        attention_sums: types that fused attention sums in, where the plan tells: "FP32".
+        plan_bytes, weight_bytes: sizes.
+        problems: what is not as asked, each naming the layer; an engine with one is not written.
+    """
+
+    kernels: int
+    attention: int
+    attention_expected: int
+    products: int
+    products_expected: int
+    summed_in_float32: int | None
+    attention_sums: tuple[str, ...]
+    plan_bytes: int
+    weight_bytes: int
+    problems: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """For people."""
+        sums = "not told by this compiler" if self.summed_in_float32 is None else f"{self.summed_in_float32}"
+        return [
+            f"attention: {self.attention} fused kernels for {self.attention_expected} blocks"
+            + (f", summed in {', '.join(self.attention_sums)}" if self.attention_sums else ""),
+            f"products: {self.products} of {self.products_expected} with float16 weights; summed in float32: {sums}",
+            f"plan: {self.plan_bytes / 1e6:,.1f} MB for {self.weight_bytes / 1e6:,.1f} MB of weights, "
+            f"{self.kernels} kernels",
+        ]
+
+
+def read_kernels(text: str) -> list[Kernel]:
+    """The list of layers, as the verbose build log and the inspector's one-line format print it."""
+    return [_kernel(entry) for entry in re.split(r"(?:^|\n)Name: ", text)[1:] if "LayerType:" in entry]
+
+
+def report_on(
+    kernels: Sequence[Kernel], plan: memoryview | bytes, expected: Expected, policy: str, *, profiles: int = 1
+) -> Report:
+    """Hold what was built to what was asked.
+
+    Args:
+        kernels: of the build.
+        plan: the engine.
+        expected: by the pass that made the graph.
+        policy: of jinaclip_engines.tensorrt.passes.POLICIES.
+        profiles: optimisation profiles of the engine.
+    """
+    problems = []
+    fused = 0
+    for name in expected.attention:
+        owners = [kernel for kernel in kernels if any(_is_of(node, name) for node in kernel.nodes)]
+        found = [kernel for kernel in owners if kernel.is_attention]
+        apart = [kernel for kernel in owners if kernel.kind == "gemm" and not kernel.is_attention]
+        fused += len(found)
+        if not found or apart:
+            what = ", ".join(kernel.name for kernel in (apart or owners)) or "nothing that the list shows"
+            problems.append(f"{name}: no fused attention, it runs as {what}")
+        elif any(kernel.reads[0].dtype != "Half" for kernel in found if kernel.reads):
+            problems.append(f"{name}: attention reads {found[0].reads[0].dtype}, expected Half")
+        elif expected.masked and not all(_reads_mask(kernel) for kernel in found):
+            problems.append(f"{name}: attention reads no mask, so that padding would change the vectors")
+    halves = 0
+    for name in expected.products:
+        weights = [(kernel, kernel.weight()) for kernel in kernels if name in kernel.nodes]
+        found_in = [(kernel, weight) for kernel, weight in weights if weight is not None]
+        wrong = [(kernel, weight) for kernel, weight in found_in if weight.dtype != "Half"]
+        if not found_in:
+            problems.append(f"{name}: the compiler's list shows no product with its weights")
+        elif wrong:
+            kernel, weight = wrong[0]
+            problems.append(f"{name}: its weights are {weight.dtype} in {kernel.name}, expected Half")
+        else:
+            halves += 1
+    sums = dict(_sums_of_products(plan))
+    summed = None
+    if sums:
+        merged = [name for name in sums if name in expected.products]
+        summed = sum(len(sums[name]) for name in merged if set(sums[name]) == {SUMMED_IN_FLOAT32})
+        if policy == "fp16-acc32":
+            for name in merged:
+                if set(sums[name]) != {SUMMED_IN_FLOAT32}:
+                    problems.append(f"{name}: products are not summed in float32 (accumulation_type {sums[name][0]})")
+            if len(merged) < len(expected.products) and summed < len(expected.products):
+                problems.append(f"only {summed} of {len(expected.products)} products are summed in float32")
+    attention_sums = _sums_of_attention(plan)
+    if policy == "fp16-acc32" and set(attention_sums) - {"FP32"}:
+        problems.append(f"attention sums in {', '.join(attention_sums)}, expected FP32")
+    limit = expected.weight_bytes * (1 + SIZE_MARGIN) + profiles * FIXED_BYTES
+    if len(plan) > limit:
+        problems.append(
+            f"the plan has {len(plan) / 1e6:,.1f} MB for {expected.weight_bytes / 1e6:,.1f} MB of weights, expected at "
+            f"most {limit / 1e6:,.1f} MB: weights are kept in float32 or more than once"
+        )
+    return Report(
+        kernels=len(kernels),
+        attention=fused,
+        attention_expected=len(expected.attention),
+        products=halves,
+        products_expected=len(expected.products),
+        summed_in_float32=summed,
+        attention_sums=attention_sums,
+        plan_bytes=len(plan),
+        weight_bytes=expected.weight_bytes,
+        problems=tuple(problems),
+    )
+
+
+def _kernel(entry: str) -> Kernel:
+    head, _, metadata = entry.partition("Metadata:")
+    before, _, after = head.partition("Outputs:")
+    return Kernel(
+        name=entry.partition(",")[0].strip(),
+        kind=_field(head, "LayerType"),
+        tactic=_field(after, "TacticName"),
+        nodes=tuple(re.findall(r"\[ONNX Layer: ([^\]]+)\]", metadata)),
+        reads=tuple(
+            Operand(tuple(int(size) for size in dims.split(",") if size), dtype)
+            for dims, dtype in re.findall(r"Dimensions: \[([^\]]*)\].*?Datatype: (\w+)", before)
+        ),
+    )
+
+
+def _field(text: str, name: str) -> str:
+    found = re.search(rf"{name}: ([^,\n]*)", text)
+    return found[1].strip() if found else ""
+
+
+def _is_of(node: str, attention: str) -> bool:
+    """Whether a node is an attention, or a part of one that was spelled out."""
+    return node == attention or node.startswith(f"{attention}.")
+
+
+def _reads_mask(kernel: Kernel) -> bool:
+    """A fused attention reads queries, keys and values, and whatever else there is."""
+    return len(kernel.reads) > 3
+
+
+def _sums_of_products(plan: memoryview | bytes) -> Iterator[tuple[str, list[int]]]:
+    """By the first node of each product, how it is summed, once for each matrix merged into it.
+
+    A TensorRT-RTX plan holds the compiled graph as text, a record for each product. Other plans hold none.
+    """
+    found: dict[str, list[int]] = {}
+    record = rb'fully_connected=\{ name="([^"]*)"[^\n]*?"__mye\d+([^"]*?)_alpha"[^\n]*?accumulation_type=(\d+)'
+    for match in re.finditer(record, plan):
+        found.setdefault(match[2].decode(), []).extend([int(match[3])] * (match[1].count(b"+") + 1))
+    yield from found.items()
+
+
+def _sums_of_attention(plan: memoryview | bytes) -> tuple[str, ...]:
+    """Types that fused attention sums in, from the kernels' source that a TensorRT-RTX plan holds."""
+    record = rb"\.initialize\(DATA_TYPE_\w+, DATA_TYPE_\w+, DATA_TYPE_(\w+), "
+    return tuple(sorted({match[1].decode() for match in re.finditer(record, plan)}))
