@@ -27,6 +27,7 @@ RUNTIME = [
     {"image", "text", "matryoshka"},
     {"bundle"},
     {"packing", "sessions"},
+    {"engine_store"},
     {"prepared"},
     {"certificates"},
     {"selftest"},

@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-import jinaclip.prepared
+import jinaclip.engine_store
 from jinaclip import ClipModel
 from jinaclip.bundle import Bundle
 from jinaclip.cli import main
+from jinaclip.engine_store import ENGINES, SIDECAR
 from jinaclip.errors import SelfTestFailed
 from jinaclip.packing import is_tiled, predicted_bytes
-from jinaclip.prepared import ENGINES, SIDECAR, find_prepared
+from jinaclip.prepared import find_prepared
 from jinaclip.sessions import cpu_features
 from jinaclip_engines.cpu import TILED_ABOVE
 from tests.conftest import PHOTOS, TEXTS
@@ -179,4 +180,4 @@ def test_cpu_features_are_read_from_the_kernel(tmp_path: Path) -> None:
         path = tmp_path / f"cpuinfo-{expected[0]}"
         path.write_text(f"processor\t: 0\n{line}", "utf-8")
         assert cpu_features(path) == expected
-    assert jinaclip.prepared.SIDECAR_VERSION == 1
+    assert jinaclip.engine_store.SIDECAR_VERSION == 1

@@ -6,20 +6,16 @@ that this CPU's kernels read; so it is tied to the CPU's features and to onnxrun
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import shutil
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from jinaclip.bundle import Bundle
 from jinaclip.errors import BackendError
-from jinaclip.prepared import ENGINES, SIDECAR, engine_key, find_prepared, required_facts
+from jinaclip.prepared import GRAPH, find_prepared, required_facts
 from jinaclip.sessions import import_onnxruntime, open_onnxruntime, session_options
 from jinaclip_engines.cpu import TILED_ABOVE, for_cpu
 from jinaclip_engines.graph import read, write
+from jinaclip_engines.store import graph_bytes, write_engine
 
 
 def prepare(bundle: Bundle, tower: str, precision: str, *, force: bool = False) -> tuple[str, bool]:
@@ -37,34 +33,14 @@ def prepare(bundle: Bundle, tower: str, precision: str, *, force: bool = False) 
     found, _ = find_prepared(bundle, tower, precision)
     if found is not None and not force:
         return found.key, False
+
+    def fill(directory: Path) -> dict[str, Any]:
+        passes = _write_graph(bundle, tower, precision, directory)
+        tiled = passes.get("tile_attention") and tower == "text"
+        return {"passes": passes, "tiled_above": TILED_ABOVE if tiled else None}
+
     facts = required_facts(bundle, tower, precision)
-    key = engine_key(facts)
-    root = next(bundle.note_directories()) / ENGINES
-    partial = root / f".{key}.partial-{os.getpid()}"
-    try:
-        partial.mkdir(parents=True)
-        free, needed = shutil.disk_usage(root).free, 4 * _size(bundle, tower, precision)
-        if free < needed:
-            raise BackendError(f"{root} has {free / 1e9:.1f} GB free, preparing needs up to {needed / 1e9:.1f} GB")
-        passes = _write_graph(bundle, tower, precision, partial)
-        sidecar = facts | {
-            "passes": passes,
-            "tiled_above": TILED_ABOVE if passes.get("tile_attention") and tower == "text" else None,
-            "made_by": f"jinaclip {version('jinaclip')}",
-            "files": {path.name: _file_facts(path) for path in sorted(partial.iterdir())},
-        }
-        (partial / SIDECAR).write_text(json.dumps(sidecar, indent=1) + "\n", "utf-8")
-        if (root / key).exists():
-            os.rename(root / key, partial / "replaced")  # a reader that has it open keeps its files
-        os.rename(partial, root / key)
-        shutil.rmtree(root / key / "replaced", ignore_errors=True)
-    except OSError as error:
-        raise BackendError(
-            f"cannot write {root}: {error.strerror or error}; a read-only bundle needs --cache DIR"
-        ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return key, True
+    return write_engine(bundle, facts, 4 * graph_bytes(bundle, tower, precision), fill), True
 
 
 def _write_graph(bundle: Bundle, tower: str, precision: str, directory: Path) -> dict[str, int]:
@@ -74,8 +50,8 @@ def _write_graph(bundle: Bundle, tower: str, precision: str, directory: Path) ->
     write(model, rewritten)
     ort = import_onnxruntime()
     options = session_options(ort)
-    options.optimized_model_filepath = str(directory / "graph.onnx")
-    options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "graph.onnx.data")
+    options.optimized_model_filepath = str(directory / GRAPH)
+    options.add_session_config_entry("session.optimized_model_external_initializers_file_name", f"{GRAPH}.data")
     options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
     try:
         open_onnxruntime(ort, rewritten, options, None)
@@ -86,13 +62,3 @@ def _write_graph(bundle: Bundle, tower: str, precision: str, directory: Path) ->
     for path in (rewritten, rewritten.with_name(f"{rewritten.name}.data")):
         path.unlink()
     return passes
-
-
-def _size(bundle: Bundle, tower: str, precision: str) -> int:
-    prefix = bundle.graph(tower, precision).name
-    return sum(size for name, (size, _) in bundle.files.items() if name.startswith(prefix))
-
-
-def _file_facts(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}

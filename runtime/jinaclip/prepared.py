@@ -1,27 +1,22 @@
-"""Graphs prepared for this machine by `jinaclip build`: found and opened, or left aside with the reason.
+"""Graphs prepared for this machine's CPU by `jinaclip build`: found and opened, or left aside with the reason.
 
-A prepared graph is the bundle's own graph, rewritten for one backend, with its weights packed as this CPU's kernels
-read them. It lies in `engines/<key>/` beside a sidecar, engine.json, that says what it is tied to. docs/bundle.md has
-the format. Where none fits, the bundle's graph is opened: the vectors are the same.
+A prepared graph is the bundle's own graph, rewritten for ONNX Runtime, with its weights packed as this CPU's kernels
+read them. Where none fits, the bundle's graph is opened: the vectors are the same.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import platform
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jinaclip.bundle import Bundle
+from jinaclip.engine_store import SIDECAR_VERSION, damage, difference, engines_of
 from jinaclip.sessions import OnnxRuntimeSession, cpu_features, onnxruntime_version
 
-ENGINES = "engines"
-SIDECAR = "engine.json"
-SIDECAR_VERSION = 1
+GRAPH = "graph.onnx"
 
 
 @dataclass(frozen=True)
@@ -56,12 +51,11 @@ def find_prepared(bundle: Bundle, tower: str, precision: str) -> tuple[Prepared 
     """The prepared graph of a tower that fits this machine, or None; and the reason in words."""
     expected = required_facts(bundle, tower, precision)
     reasons = []
-    for directory in _candidates(bundle, f"{tower}-{precision}-onnxruntime-"):
-        sidecar = _read_sidecar(directory)
-        reason = _misfit(sidecar, expected) or _damage(directory, sidecar)
+    for directory, sidecar in engines_of(bundle, tower, precision, "onnxruntime"):
+        reason = _misfit(sidecar, expected) or damage(directory, sidecar, GRAPH)
         if reason is None:
             tiled = sidecar.get("tiled_above")
-            found = Prepared(directory.name, directory / "graph.onnx", tiled if isinstance(tiled, int) else None)
+            found = Prepared(directory.name, directory / GRAPH, tiled if isinstance(tiled, int) else None)
             return found, f"prepared graph {directory.name}"
         reasons.append(f"{directory.name} is not used: {reason}")
     if reasons:
@@ -90,44 +84,13 @@ def required_facts(bundle: Bundle, tower: str, precision: str) -> dict[str, Any]
     }
 
 
-def engine_key(facts: Mapping[str, Any]) -> str:
-    """Name of the directory of a prepared graph: readable, and different whenever a fact is."""
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-    return f"{facts['tower']}-{facts['precision']}-{facts['backend']}-{digest}"
-
-
-def _candidates(bundle: Bundle, prefix: str) -> Iterator[Path]:
-    for root in bundle.note_directories():
-        with suppress(OSError):
-            yield from sorted(path for path in (root / ENGINES).iterdir() if path.name.startswith(prefix))
-
-
-def _read_sidecar(directory: Path) -> dict[str, Any]:
-    with suppress(OSError, ValueError, RecursionError):
-        sidecar = json.loads((directory / SIDECAR).read_text("utf-8"))
-        if isinstance(sidecar, dict):
-            return sidecar
-    return {}
-
-
 def _misfit(sidecar: Mapping[str, Any], expected: Mapping[str, Any]) -> str | None:
-    for field, value in expected.items():
-        if sidecar.get(field) != value:
-            found = sidecar.get(field)
-            if isinstance(found, list) and isinstance(value, list):
-                found, value = sorted(set(found) - set(value)), sorted(set(value) - set(found))
-                return f"it was made for a CPU with {found} and without {value}, unlike this one"
-            return f"its {field} is {found!r:.80}, here it is {value!r:.80}"
-    return None
-
-
-def _damage(directory: Path, sidecar: Mapping[str, Any]) -> str | None:
-    files = sidecar.get("files")
-    if not isinstance(files, dict) or "graph.onnx" not in files:
-        return f"its {SIDECAR} lists no graph.onnx"
-    for name, entry in files.items():
-        path = directory / Path(str(name)).name
-        size = entry.get("bytes") if isinstance(entry, dict) else None
-        if not path.is_file() or path.stat().st_size != size:
-            return f"{path.name} is missing or not of the {size} bytes that were written"
-    return None
+    found, here = sidecar.get("cpu_features"), expected["cpu_features"]
+    others = {field: value for field, value in expected.items() if field != "cpu_features"}
+    reason = difference(sidecar, others)
+    if reason is None and found != here:
+        if not isinstance(found, list):
+            return difference(sidecar, expected)
+        more, less = sorted(set(found) - set(here)), sorted(set(here) - set(found))
+        return f"it was made for a CPU with {more} and without {less}, unlike this one"
+    return reason

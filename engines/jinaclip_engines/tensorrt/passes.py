@@ -16,7 +16,19 @@ import numpy as np
 import onnx_ir as ir
 
 from jinaclip_engines.errors import PassError
-from jinaclip_engines.graph import Linear, Ops, array, attributes, constant, initializer, linears, nodes, only_user, producer, tidy
+from jinaclip_engines.graph import (
+    Linear,
+    Ops,
+    array,
+    attributes,
+    constant,
+    initializer,
+    linears,
+    nodes,
+    only_user,
+    producer,
+    tidy,
+)
 
 # What a policy asks of the sums of float16 products, attention's included.
 POLICIES: Mapping[str, str] = {
