@@ -1,8 +1,8 @@
-"""Prepare a bundle's graphs for this machine.
+"""Build a bundle's engines: graphs packed for this CPU, or TensorRT plans for a GPU.
 
-What is made lies in BUNDLE/engines, or in --cache DIR for a bundle that is read-only, and is used by itself wherever
-it fits: the same CPU features and the same onnxruntime. Elsewhere the bundle's own graphs run, and `jinaclip info`
-says why.
+onnxruntime: graphs for this CPU, used by themselves wherever they fit: the same CPU features and the same onnxruntime.
+tensorrt: plans for the GPU that is here. tensorrt-rtx: the same, or ahead of time, without a GPU, for the generations
+of --target. What is made lies in BUNDLE/engines, or in --cache DIR for a bundle that is read-only.
 """
 
 from __future__ import annotations
@@ -11,16 +11,18 @@ import argparse
 import json
 import sys
 import time
+from typing import Any
 
 from jinaclip.bundle import TOWERS, Bundle
 from jinaclip.cli.arguments import words_of
-from jinaclip.errors import BackendMissing
+from jinaclip.errors import BackendError
 from jinaclip.model import ClipModel
 from jinaclip.progress import say
 
 EXTRA = "build"
 PRECISIONS = ("fp32", "int8")  # float16 has no kernels on a CPU: those graphs are for GPUs
 BACKENDS = ("onnxruntime", "tensorrt", "tensorrt-rtx")
+DEFAULT_POLICY, DEFAULT_PROFILE = "fp16-acc32", "server"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,20 +31,49 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--towers", type=words_of(TOWERS), metavar="T,…", help="text, image or both (default: all of the bundle)"
     )
-    parser.add_argument(
-        "--precision", type=words_of(PRECISIONS), metavar="P,…", help="of fp32, int8 (default: all of the bundle)"
-    )
     parser.add_argument("--cache", metavar="DIR", help="where to write for a bundle that is read-only")
     parser.add_argument("--force", action="store_true", help="make them again even where they fit")
     parser.add_argument("--json", action="store_true", help="what was made, as JSON on stdout")
+    cpu = parser.add_argument_group("onnxruntime")
+    cpu.add_argument(
+        "--precision", type=words_of(PRECISIONS), metavar="P,…", help="of fp32, int8 (default: all of the bundle)"
+    )
+    plans = parser.add_argument_group("tensorrt, tensorrt-rtx (from the bundle's fp16 graphs)")
+    plans.add_argument(
+        "--policy", choices=("fp16-acc32", "fp16-fast"),
+        help="how float16 products are summed: in float32, or as the compiler likes (default: fp16-acc32)",
+    )  # fmt: skip
+    plans.add_argument("--profile", metavar="P", help="shapes: server, edge or a TOML file (default: server)")
+    plans.add_argument(
+        "--target", type=lambda text: tuple(text.lower().split(",")), metavar="sm80,…",
+        help="tensorrt-rtx: GPU generations to compile for (default: the GPU here; without one, all it knows)",
+    )  # fmt: skip
+    plans.add_argument("--device", type=int, default=0, metavar="N", help="which GPU, by CUDA's number (default: 0)")
+    plans.add_argument("--workspace", type=int, metavar="MIB", help="most memory of a kernel (default: the GPU's)")
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.backend != "onnxruntime":
-        raise BackendMissing(f"--backend {args.backend} is not part of this version; expected onnxruntime")
+    bundle = Bundle(args.bundle, args.cache)
+    for tower in args.towers or ():
+        bundle.tower(tower)
+    _refuse_others_options(args)
+    made = _prepare(args, bundle) if args.backend == "onnxruntime" else _build(args, bundle)
+    if args.json:
+        print(json.dumps(made, indent=1))
+    return 0
+
+
+def _refuse_others_options(args: argparse.Namespace) -> None:
+    """An option of another backend would be ignored, and is refused instead."""
+    others = {"policy", "profile", "target", "workspace"} if args.backend == "onnxruntime" else {"precision"}
+    for name in sorted(others):
+        if getattr(args, name) is not None:
+            raise BackendError(f"--{name} says nothing to --backend {args.backend}; leave it out")
+
+
+def _prepare(args: argparse.Namespace, bundle: Bundle) -> list[dict[str, Any]]:
     from jinaclip_engines.prepare import prepare
 
-    bundle = Bundle(args.bundle, args.cache)
     made = []
     for tower in args.towers or bundle.towers:
         for precision in args.precision or [p for p in PRECISIONS if p in bundle.tower(tower).graphs]:
@@ -50,12 +81,59 @@ def run(args: argparse.Namespace) -> int:
             start = time.monotonic()
             say(f"{tower} {precision}")
             key, new = prepare(bundle, tower, precision, force=args.force)
-            with ClipModel(args.bundle, towers=(tower,), precision=precision, cache_dir=args.cache) as model:
+            with ClipModel(
+                args.bundle, device="cpu", towers=(tower,), precision=precision, cache_dir=args.cache
+            ) as model:
                 test = model.info()["towers"][tower]["self_test"]
             made.append({"tower": tower, "precision": precision, "engine": key, "made": new, "self_test": test})
             if not args.json:
                 how = f"{time.monotonic() - start:.1f} s" if new else "fits already"
                 print(f"{tower} {precision}: {key}, {how}", file=sys.stderr)
-    if args.json:
-        print(json.dumps(made, indent=1))
-    return 0
+    return made
+
+
+def _build(args: argparse.Namespace, bundle: Bundle) -> list[dict[str, Any]]:
+    from jinaclip.tensorrt_library import load_library
+    from jinaclip_engines.tensorrt.engine import build_engine, where_to_build
+    from jinaclip_engines.tensorrt.profiles import load_profiles
+
+    library = load_library(args.backend)
+    where = where_to_build(library, args.device, args.target)
+    profile_set = args.profile or DEFAULT_PROFILE
+    profiles = load_profiles(profile_set, max_tokens=bundle.max_tokens or None)
+    towers = args.towers or tuple(bundle.towers)
+    for tower in towers:
+        bundle.graph(tower, "fp16")
+        if tower not in profiles:
+            raise BackendError(f"--profile {profile_set} has no profile of the {tower} tower; add one, or leave it out")
+    made = []
+    for tower in towers:
+        start = time.monotonic()
+
+        def stage(line: str, tower: str = tower, start: float = start) -> None:
+            if not args.json:
+                print(f"{tower} {time.monotonic() - start:5.1f} s  {line}", file=sys.stderr, flush=True)
+
+        built = build_engine(
+            bundle, tower, library, where, policy=args.policy or DEFAULT_POLICY, profiles=profiles[tower],
+            profile_set=profile_set, workspace_mib=args.workspace, force=args.force, stage=stage,
+        )  # fmt: skip
+        sidecar = built.sidecar
+        report, test = sidecar["report"], sidecar["self_test"]
+        made.append(
+            {"tower": tower, "precision": "fp16", "engine": built.key, "made": built.new, "report": report,
+             "self_test": test}
+        )  # fmt: skip
+        stage(f"{built.key}{'' if built.new else ', fits already'}")
+        if not args.json:
+            _print_report(report, test)
+    return made
+
+
+def _print_report(report: dict[str, Any], test: dict[str, Any] | None) -> None:
+    from jinaclip_engines.tensorrt.report import Report
+
+    for line in Report(**report).lines():
+        print(f"  {line}", file=sys.stderr)
+    tested = "not run: no GPU of its kind is here" if test is None else f"passed, {test['ratio']:.2g} of the distance"
+    print(f"  self-test: {tested}", file=sys.stderr)

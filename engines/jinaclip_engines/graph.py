@@ -5,6 +5,7 @@ A pass takes an `onnx_ir.Model` of one tower and changes it in place. Weights st
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,17 @@ def tidy(model: ir.Model) -> None:
     """Drop what nothing uses; give new nodes and values names."""
     for step in (RemoveUnusedNodesPass(), RemoveUnusedOpsetsPass(), NameFixPass()):
         step(model)
+
+
+def signature(model: ir.Model) -> str:
+    """16 hex digits over what a graph computes, its weights' contents left out."""
+    lines = [f"{value.name} {value.type} {value.shape}" for value in (*model.graph.inputs, *model.graph.outputs)]
+    lines += [f"{name} {value.type} {value.shape}" for name, value in sorted(model.graph.initializers.items())]
+    for node in model.graph:
+        names = [value.name if value is not None else "" for value in (*node.inputs, *node.outputs)]
+        facts = sorted((name, str(value)) for name, value in attributes(node).items())
+        lines.append(f"{node.domain}.{node.op_type} {names} {facts}")
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 def array(value: ir.Value | None) -> np.ndarray | None:

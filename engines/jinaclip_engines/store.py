@@ -1,4 +1,4 @@
-"""Writing into the engine store: an engine's directory is whole, or it is not there (jinaclip.engine_store reads it)."""
+"""Writing into the engine store: an engine is whole, or it is not there (jinaclip.engine_store reads it)."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from jinaclip.tensorrt_session import FINITE
 from jinaclip_engines.errors import PassError
 from jinaclip_engines.graph import (
     Linear,
@@ -45,14 +46,15 @@ class Expected:
 
     Attributes:
         attention: nodes that must each become one kernel with float16 operands: "blocks.0.attention".
-        masked: whether each of them must read the mask.
+        mask: the value [B, 1, 1, T] that says which tokens are not padding, which each of them must read; None for
+            images.
         products: nodes with float16 weights, which must keep them: "blocks.0.qkv".
         float32_products: how many have float32 weights, in blocks that the bundle keeps so.
         weight_bytes: of all constants.
     """
 
     attention: tuple[str, ...]
-    masked: bool
+    mask: str | None
     products: tuple[str, ...]
     float32_products: int
     weight_bytes: int
@@ -83,7 +85,7 @@ def for_tensorrt(model: ir.Model, policy: str, *, attention_operator: bool = Tru
     fused = [node for node in attentions if _is_half(node)]
     expected = Expected(
         attention=tuple(node.name or "" for node in fused),
-        masked=any(_mask(node) is not None for node in fused),
+        mask=_mask_name(model),
         products=tuple(node.name or "" for node in _products(model)),
         float32_products=sum(_is_weight(node.inputs[1], FULL) for node in nodes(model, "MatMul")),
         weight_bytes=sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value),
@@ -149,8 +151,8 @@ def merge_projections(model: ir.Model) -> int:
             continue
         weights = [constant(layer.weight) for layer in group]
         biases = [
-            np.zeros(layer.weight.shape[1], np.float32) if layer.bias is None else constant(layer.bias)  # type: ignore[index]
-            for layer in group
+            np.zeros(weight.shape[1], np.float32) if layer.bias is None else constant(layer.bias)
+            for layer, weight in zip(group, weights, strict=True)
         ]
         with Ops(model, before=group[0].matmul) as op:
             merged = op("MatMul", [x, op.const(np.concatenate(weights, 1))])
@@ -248,8 +250,31 @@ def spell_out_attention(model: ir.Model, node: ir.Node, head_size: int, *, in_fl
         value.producer().name = f"{node.name}.{step}"  # type: ignore[union-attr]
 
 
+def finite_output(model: ir.Model) -> int:
+    """One more output, `all_finite` bool [B]: whether a row's vector has neither NaN nor infinity, told by its norm."""
+    (norm,) = nodes(model, "ReduceL2")
+    with Ops(model, before=_after(model, norm)) as op:
+        finite = op("LessOrEqual", [norm.outputs[0], op.const(np.float32(np.finfo(np.float32).max))])
+        finite = op("Squeeze", [finite, op.const(np.array([1]))])
+    finite.name, finite.type, finite.shape = FINITE, ir.TensorType(ir.DataType.BOOL), ir.Shape(["batch"])
+    model.graph.outputs.append(finite)
+    return 1
+
+
 # In this order, whatever the policy.
-PASSES: tuple[Callable[[ir.Model], int], ...] = (int32_ids, half_split_rotary, merge_projections, plain_rotary)
+PASSES: tuple[Callable[[ir.Model], int], ...] = (
+    int32_ids,
+    half_split_rotary,
+    merge_projections,
+    plain_rotary,
+    finite_output,
+)
+
+
+def _after(model: ir.Model, node: ir.Node) -> ir.Node:
+    """The node that comes next."""
+    order = list(model.graph)
+    return order[order.index(node) + 1]
 
 
 def _products(model: ir.Model) -> list[ir.Node]:
@@ -272,6 +297,22 @@ def _name_nodes(model: ir.Model) -> None:
     blocks = dict.fromkeys(layer.block for layer in layers)
     for node, block in zip(nodes(model, "Attention"), blocks, strict=True):
         node.name = f"{block}.attention"
+
+
+def _mask_name(model: ir.Model) -> str | None:
+    """Of the mask before it is expanded, the same for every attention."""
+    names = set()
+    for node in nodes(model, "Attention"):
+        mask = _mask(node)
+        if mask is not None:
+            expand = producer(mask, "Expand")
+            source = None if expand is None else expand.inputs[0]
+            if source is None:
+                raise PassError("the attention mask is not expanded from [B, 1, 1, T]; export the bundle again")
+            names.add(source.name)
+    if len(names) > 1:
+        raise PassError(f"attention has {len(names)} different masks, expected one")
+    return names.pop() if names else None
 
 
 def _mask(attention: ir.Node) -> ir.Value | None:

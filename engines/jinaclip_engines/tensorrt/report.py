@@ -61,8 +61,9 @@ class Report:
     """What became of one tower.
 
     Attributes:
-        kernels: of one run, for every profile together.
-        attention: fused attention kernels.
+        profiles: shapes that it was compiled for, each with kernels of its own.
+        kernels: of all profiles together.
+        attention: fused attention kernels, of all profiles together.
         attention_expected: blocks that must have one.
         products: weight matrices found in float16, of `products_expected`.
         summed_in_float32: of those, how many the plan says are summed in float32; None where it does not tell.
@@ -71,6 +72,7 @@ class Report:
         problems: what is not as asked, each naming the layer; an engine with one is not written.
     """
 
+    profiles: int
     kernels: int
     attention: int
     attention_expected: int
@@ -89,7 +91,7 @@ class Report:
         """For people."""
         sums = "not told by this compiler" if self.summed_in_float32 is None else f"{self.summed_in_float32}"
         return [
-            f"attention: {self.attention} fused kernels for {self.attention_expected} blocks"
+            f"attention: {self.attention} fused kernels for {self.attention_expected} blocks in {self.profiles} profiles"
             + (f", summed in {', '.join(self.attention_sums)}" if self.attention_sums else ""),
             f"products: {self.products} of {self.products_expected} with float16 weights; summed in float32: {sums}",
             f"plan: {self.plan_bytes / 1e6:,.1f} MB for {self.weight_bytes / 1e6:,.1f} MB of weights, "
@@ -126,7 +128,7 @@ def report_on(
             problems.append(f"{name}: no fused attention, it runs as {what}")
         elif any(kernel.reads[0].dtype != "Half" for kernel in found if kernel.reads):
             problems.append(f"{name}: attention reads {found[0].reads[0].dtype}, expected Half")
-        elif expected.masked and not all(_reads_mask(kernel) for kernel in found):
+        elif expected.mask is not None and not all(_reads_mask(kernel) for kernel in found):
             problems.append(f"{name}: attention reads no mask, so that padding would change the vectors")
     halves = 0
     for name in expected.products:
@@ -161,6 +163,7 @@ def report_on(
             f"most {limit / 1e6:,.1f} MB: weights are kept in float32 or more than once"
         )
     return Report(
+        profiles=profiles,
         kernels=len(kernels),
         attention=fused,
         attention_expected=len(expected.attention),

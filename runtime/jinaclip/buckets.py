@@ -1,0 +1,105 @@
+"""Shapes that an engine runs: its optimisation profiles, and the few sizes within them that batches are padded to.
+
+A compiled engine accepts the shapes of its profiles alone. Within one, a new shape costs a first run (kernels are
+chosen, memory is planned, a CUDA graph is captured), so batches are padded to sizes from a short ladder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+# From 2 on each is at most half above the one before: the most that padding costs.
+LADDER = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096,
+          6144, 8192)  # fmt: skip
+SHORTEST = 16  # tokens: shorter texts are padded to it, a matrix unit works on 16 rows at once
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Shapes of one optimisation profile, each (least, best, most).
+
+    Attributes:
+        name: "latency", …
+        batch: rows.
+        tokens: of a row, for texts; None for images, whose size is fixed.
+    """
+
+    name: str
+    batch: tuple[int, int, int]
+    tokens: tuple[int, int, int] | None = None
+
+    @property
+    def corner(self) -> int:
+        """Rows × tokens at its largest: what its memory grows with."""
+        return self.batch[2] * (self.tokens[2] if self.tokens else 1)
+
+    def holds(self, rows: int, tokens: int | None) -> bool:
+        """Whether a shape is in it."""
+        inside = self.batch[0] <= rows <= self.batch[2]
+        return inside and (self.tokens is None or (tokens is not None and self.tokens[0] <= tokens <= self.tokens[2]))
+
+    def to_json(self) -> dict[str, Any]:
+        """For a sidecar."""
+        return {"name": self.name, "batch": list(self.batch), "tokens": None if self.tokens is None else [*self.tokens]}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Profile:
+        """Raises KeyError, TypeError or ValueError where it is no profile."""
+        tokens = value["tokens"]
+        return cls(str(value["name"]), _three(value["batch"]), None if tokens is None else _three(tokens))
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """A shape to pad to: a profile's number, rows, and tokens for texts."""
+
+    profile: int
+    rows: int
+    tokens: int | None
+
+
+def bucket_for(rows: int, tokens: int | None, profiles: Sequence[Profile]) -> Bucket | None:
+    """The smallest bucket that a batch fits into, of the profile with the least memory; None if no profile holds it.
+
+    Args:
+        rows: of the batch.
+        tokens: of its longest row; None for images.
+    """
+    found = None
+    for number, profile in enumerate(profiles):
+        wanted = None
+        if profile.tokens is not None and tokens is not None:
+            wanted = _step(max(tokens, SHORTEST), profile.tokens)
+        row = _step(rows, profile.batch)
+        if row is None or (profile.tokens is not None and wanted is None):
+            continue
+        if found is None or profile.corner < profiles[found.profile].corner:
+            found = Bucket(number, row, wanted)
+    return found
+
+
+def most_rows(tokens: int | None, profiles: Sequence[Profile]) -> int:
+    """Most rows of so many tokens that one run takes; 0 if no profile holds the length."""
+    fitting = [
+        profile.batch[2]
+        for profile in profiles
+        if profile.tokens is None or (tokens is not None and _step(max(tokens, SHORTEST), profile.tokens) is not None)
+    ]
+    return max(fitting, default=0)
+
+
+def _step(wanted: int, limits: tuple[int, int, int]) -> int | None:
+    """The next of the ladder within limits, or their end; None above it."""
+    if wanted > limits[2]:
+        return None
+    step = next((step for step in LADDER if step >= wanted), limits[2])
+    return min(max(step, limits[0]), limits[2])
+
+
+def _three(values: Any) -> tuple[int, int, int]:
+    least, best, most = (int(value) for value in values)
+    if not 1 <= least <= best <= most:
+        raise ValueError(f"{values} does not rise")
+    return least, best, most
