@@ -142,7 +142,7 @@ def test_every_precision_passes_on_the_built_in_inputs(certified: Certified) -> 
     for precision in ("fp32", "fp16", "int8"):
         found = certificate(certified.bundle, precision)
         assert found["passed"] and found["precision"] == precision
-        assert found["session"] | onnxruntime_facts("cpu") == found["session"]
+        assert found["session"] | onnxruntime_facts() == found["session"]
         for tower, count in (("text", 260), ("image", 144)):
             entry = found["towers"][tower]
             assert (entry["verdict"], entry["reasons"]) == ("passed", [])
@@ -611,7 +611,7 @@ def test_every_bound_is_held_at_every_dim(precision: str) -> None:
 
 
 def test_name_of_the_file() -> None:
-    assert note_name("int8", onnxruntime_facts("cpu")) == INT8
+    assert note_name("int8", onnxruntime_facts()) == INT8
 
 
 # Known answers of the published weights

@@ -187,8 +187,10 @@ def test_wrong_arguments_are_named(model: ClipModel, small_bundle: Path) -> None
         model.encode_text("a", batch_size=0)
     for settings, error, message in (
         ({"backend": "tensorflow"}, InputError, "expected one of auto, onnxruntime, tensorrt, tensorrt-rtx"),
-        ({"backend": "tensorrt"}, BackendMissing, "not part of this version"),
-        ({"device": "cuda"}, BackendMissing, "not served by this version"),
+        ({"backend": "tensorrt"}, BackendMissing, "no NVIDIA driver|needs the package tensorrt"),
+        ({"backend": "tensorrt-rtx", "device": "cpu"}, BackendMissing, "runs on NVIDIA GPUs, not on device 'cpu'"),
+        ({"device": "cuda"}, BackendMissing, "no NVIDIA driver|has no CUDA provider"),
+        ({"device": "tpu"}, InputError, "expected auto, cpu, cuda or cuda:N"),
         ({"precision": "fp8"}, InputError, "expected one of auto, fp32, fp16, int8"),
         ({"precision": "int8"}, BundleError, r"no int8 text graph \(it has: fp32\)"),
         ({"precision": {"image": "fp16"}}, BundleError, "no fp16 image graph"),

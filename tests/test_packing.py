@@ -11,8 +11,7 @@ from jinaclip import ClipModel, InputError
 from jinaclip.bundle import Bundle, TowerManifest
 from jinaclip.packing import (
     BUDGET_BYTES,
-    RUN_COST_TOKENS,
-    TOKENS_PER_BATCH,
+    CPU_COST,
     available_memory,
     pack_texts,
     predicted_bytes,
@@ -33,7 +32,7 @@ def test_every_text_is_in_one_batch_within_the_budget(seed: int) -> None:
         longest = max(lengths[i] for i in batch)
         fits = predicted_bytes(len(batch), longest, FULL) <= BUDGET_BYTES
         assert fits or len(batch) == 1
-        assert len(batch) * longest <= TOKENS_PER_BATCH or len(batch) == 1
+        assert len(batch) * longest <= CPU_COST.tokens or len(batch) == 1
 
 
 def test_batch_size_is_an_upper_bound() -> None:
@@ -45,7 +44,7 @@ def test_no_text_is_padded_by_more_than_a_run_costs() -> None:
     lengths = np.clip(np.random.default_rng(0).lognormal(3.4, 0.8, 500), 2, 512).astype(int).tolist()
     batches = pack_texts(lengths, FULL)
     for batch in batches:
-        assert max(lengths[i] for i in batch) - min(lengths[i] for i in batch) <= RUN_COST_TOKENS
+        assert max(lengths[i] for i in batch) - min(lengths[i] for i in batch) <= CPU_COST.opening_tokens
     padded = sum(len(batch) * max(lengths[i] for i in batch) for batch in batches)
     assert padded / sum(lengths) < 1.05 and len(batches) < 120
     assert pack_texts([9, 8, 9, 90], FULL) == [[3], [0, 2, 1]]

@@ -166,10 +166,16 @@ def test_images_have_no_text_length(built: Path) -> None:
 
 def test_options(built: Path, capsys: Capture) -> None:
     with pytest.raises(SystemExit) as caught:
-        main(["build", str(built), "--precision", "fp16"])
-    assert caught.value.code == 2 and "expected some of fp32,int8" in capsys.readouterr().err
-    assert main(["build", str(built), "--backend", "tensorrt"]) == 1
-    assert "--backend tensorrt is not part of this version" in capsys.readouterr().err
+        main(["build", str(built), "--precision", "fp8"])
+    assert caught.value.code == 2 and "expected some of fp32,fp16,int8" in capsys.readouterr().err
+    for words, message in (
+        (["--precision", "fp16"], "--precision fp16 is not prepared for cpu, only fp32 and int8"),
+        (["--precision", "int8", "--device", "cuda"], "--precision int8 is not prepared for cuda, only fp16"),
+        (["--policy", "fp16-fast"], "--policy says nothing to --backend onnxruntime"),
+        (["--backend", "tensorrt-rtx", "--precision", "int8"], "--precision says nothing to --backend tensorrt-rtx"),
+    ):
+        assert main(["build", str(built), *words]) == 1
+        assert message in capsys.readouterr().err
 
 
 def test_cpu_features_are_read_from_the_kernel(tmp_path: Path) -> None:

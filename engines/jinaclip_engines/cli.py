@@ -1,6 +1,7 @@
 """Build a bundle's engines: graphs packed for this CPU, or TensorRT plans for a GPU.
 
-onnxruntime: graphs for this CPU, used by themselves wherever they fit: the same CPU features and the same onnxruntime.
+onnxruntime: graphs for this CPU, used by themselves wherever they fit: the same CPU features and the same onnxruntime;
+with --device cuda, the fp16 graphs for its CUDA provider, on any GPU.
 tensorrt: plans for the GPU that is here. tensorrt-rtx: the same, or ahead of time, without a GPU, for the generations
 of --target. What is made lies in BUNDLE/engines, or in --cache DIR for a bundle that is read-only.
 """
@@ -16,11 +17,13 @@ from typing import Any
 from jinaclip.bundle import TOWERS, Bundle
 from jinaclip.cli.arguments import words_of
 from jinaclip.errors import BackendError
+from jinaclip.gpu import device_index, driver_problem
 from jinaclip.model import ClipModel
+from jinaclip.onnxruntime_cuda import cuda_problem
 from jinaclip.progress import say
 
 EXTRA = "build"
-PRECISIONS = ("fp32", "int8")  # float16 has no kernels on a CPU: those graphs are for GPUs
+PRECISIONS = ("fp32", "fp16", "int8")
 BACKENDS = ("onnxruntime", "tensorrt", "tensorrt-rtx")
 DEFAULT_POLICY, DEFAULT_PROFILE = "fp16-acc32", "server"
 
@@ -31,12 +34,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--towers", type=words_of(TOWERS), metavar="T,…", help="text, image or both (default: all of the bundle)"
     )
+    parser.add_argument("--device", metavar="D", help="cpu, cuda or cuda:N (default: cpu for onnxruntime, else cuda)")
     parser.add_argument("--cache", metavar="DIR", help="where to write for a bundle that is read-only")
     parser.add_argument("--force", action="store_true", help="make them again even where they fit")
     parser.add_argument("--json", action="store_true", help="what was made, as JSON on stdout")
     cpu = parser.add_argument_group("onnxruntime")
     cpu.add_argument(
-        "--precision", type=words_of(PRECISIONS), metavar="P,…", help="of fp32, int8 (default: all of the bundle)"
+        "--precision",
+        type=words_of(PRECISIONS),
+        metavar="P,…",
+        help="of fp32, int8; with --device cuda fp16 (default: all of the bundle)",
     )
     plans = parser.add_argument_group("tensorrt, tensorrt-rtx (from the bundle's fp16 graphs)")
     plans.add_argument(
@@ -48,7 +55,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--target", type=lambda text: tuple(text.lower().split(",")), metavar="sm80,…",
         help="tensorrt-rtx: GPU generations to compile for (default: the GPU here; without one, all it knows)",
     )  # fmt: skip
-    plans.add_argument("--device", type=int, default=0, metavar="N", help="which GPU, by CUDA's number (default: 0)")
     plans.add_argument("--workspace", type=int, metavar="MIB", help="most memory of a kernel (default: the GPU's)")
 
 
@@ -72,23 +78,38 @@ def _refuse_others_options(args: argparse.Namespace) -> None:
 
 
 def _prepare(args: argparse.Namespace, bundle: Bundle) -> list[dict[str, Any]]:
+    from jinaclip_engines.prepare import PRECISIONS as POSSIBLE
     from jinaclip_engines.prepare import prepare
 
+    device = "cpu" if args.device in (None, "cpu") else "cuda"
+    index = device_index(args.device) if device == "cuda" else None
+    here = index is not None and driver_problem() is None and cuda_problem() is None
+    for precision in args.precision or ():
+        if precision not in POSSIBLE[device]:
+            raise BackendError(
+                f"--precision {precision} is not prepared for {device}, only {' and '.join(POSSIBLE[device])}"
+            )
     made = []
     for tower in args.towers or bundle.towers:
-        for precision in args.precision or [p for p in PRECISIONS if p in bundle.tower(tower).graphs]:
+        graphs = bundle.tower(tower).graphs
+        for precision in args.precision or [p for p in POSSIBLE[device] if p in graphs] or POSSIBLE[device][:1]:
             bundle.graph(tower, precision)  # before anything is made
             start = time.monotonic()
             say(f"{tower} {precision}")
-            key, new = prepare(bundle, tower, precision, force=args.force)
-            with ClipModel(
-                args.bundle, device="cpu", towers=(tower,), precision=precision, cache_dir=args.cache
-            ) as model:
-                test = model.info()["towers"][tower]["self_test"]
+            key, new = prepare(bundle, tower, precision, device, force=args.force)
+            test = None
+            if device == "cpu" or here:
+                where = args.device or "cpu"
+                with ClipModel(
+                    args.bundle, backend="onnxruntime", device=where, towers=(tower,), precision=precision,
+                    cache_dir=args.cache,
+                ) as model:  # fmt: skip
+                    test = model.info()["towers"][tower]["self_test"]
             made.append({"tower": tower, "precision": precision, "engine": key, "made": new, "self_test": test})
             if not args.json:
                 how = f"{time.monotonic() - start:.1f} s" if new else "fits already"
-                print(f"{tower} {precision}: {key}, {how}", file=sys.stderr)
+                untested = "" if test else "; not tested: onnxruntime has no GPU here"
+                print(f"{tower} {precision}: {key}, {how}{untested}", file=sys.stderr)
     return made
 
 
@@ -98,7 +119,9 @@ def _build(args: argparse.Namespace, bundle: Bundle) -> list[dict[str, Any]]:
     from jinaclip_engines.tensorrt.profiles import load_profiles
 
     library = load_library(args.backend)
-    where = where_to_build(library, args.device, args.target)
+    if args.device == "cpu":
+        raise BackendError(f"--backend {args.backend} builds for GPUs; leave --device out, or give cuda or cuda:N")
+    where = where_to_build(library, device_index(args.device or "cuda"), args.target)
     profile_set = args.profile or DEFAULT_PROFILE
     profiles = load_profiles(profile_set, max_tokens=bundle.max_tokens or None)
     towers = args.towers or tuple(bundle.towers)

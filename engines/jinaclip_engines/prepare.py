@@ -1,7 +1,8 @@
-"""Prepare a bundle's graph for ONNX Runtime on this machine's CPU: passes, its own optimisations, packed weights.
+"""Prepare a bundle's graph for ONNX Runtime.
 
-The result opens several times faster, and its weights are pages of a file that all processes share, in the layout
-that this CPU's kernels read; so it is tied to the CPU's features and to onnxruntime's version (jinaclip.prepared).
+For this machine's CPU: passes, its own optimisations, packed weights. The result opens several times faster, and its
+weights are pages of a file that all processes share, in the layout that this CPU's kernels read; so it is tied to the
+CPU's features and to onnxruntime's version (jinaclip.prepared). For CUDA: passes over the fp16 graph, tied to nothing.
 """
 
 from __future__ import annotations
@@ -14,14 +15,22 @@ from jinaclip.errors import BackendError
 from jinaclip.prepared import GRAPH, find_prepared, required_facts
 from jinaclip.sessions import import_onnxruntime, open_onnxruntime, session_options
 from jinaclip_engines.cpu import TILED_ABOVE, for_cpu
+from jinaclip_engines.cuda import for_cuda
 from jinaclip_engines.graph import read, write
 from jinaclip_engines.store import graph_bytes, write_engine
 
+# What has kernels worth preparing for, by device: float16 none on a CPU; fp32 runs on a GPU as it is.
+PRECISIONS = {"cpu": ("fp32", "int8"), "cuda": ("fp16",)}
 
-def prepare(bundle: Bundle, tower: str, precision: str, *, force: bool = False) -> tuple[str, bool]:
+
+def prepare(
+    bundle: Bundle, tower: str, precision: str, device: str = "cpu", *, force: bool = False
+) -> tuple[str, bool]:
     """Write `engines/<key>/` for one graph, beside the bundle or in its cache directory.
 
     Args:
+        precision: of PRECISIONS[device].
+        device: "cpu" or "cuda".
         force: make it again even if one fits already.
 
     Returns:
@@ -30,20 +39,29 @@ def prepare(bundle: Bundle, tower: str, precision: str, *, force: bool = False) 
     Raises:
         BackendError: it cannot be written; nothing is left of it.
     """
-    found, _ = find_prepared(bundle, tower, precision)
+    found, _ = find_prepared(bundle, tower, precision, device)
     if found is not None and not force:
         return found.key, False
 
     def fill(directory: Path) -> dict[str, Any]:
-        passes = _write_graph(bundle, tower, precision, directory)
+        if device == "cuda":
+            return {"passes": _write_for_cuda(bundle, tower, precision, directory)}
+        passes = _write_for_cpu(bundle, tower, precision, directory)
         tiled = passes.get("tile_attention") and tower == "text"
         return {"passes": passes, "tiled_above": TILED_ABOVE if tiled else None}
 
-    facts = required_facts(bundle, tower, precision)
+    facts = required_facts(bundle, tower, precision, device)
     return write_engine(bundle, facts, 4 * graph_bytes(bundle, tower, precision), fill), True
 
 
-def _write_graph(bundle: Bundle, tower: str, precision: str, directory: Path) -> dict[str, int]:
+def _write_for_cuda(bundle: Bundle, tower: str, precision: str, directory: Path) -> dict[str, int]:
+    model = read(bundle.graph(tower, precision))
+    passes = for_cuda(model, bundle.tower(tower).heads)
+    write(model, directory / GRAPH)
+    return passes
+
+
+def _write_for_cpu(bundle: Bundle, tower: str, precision: str, directory: Path) -> dict[str, int]:
     model = read(bundle.graph(tower, precision))
     passes = for_cpu(model, bundle.tower(tower).heads)
     rewritten = directory / "rewritten.onnx"

@@ -1,8 +1,9 @@
 """Prove what each precision of a bundle costs on real inputs, and write its certificates.
 
 Every precision is compared with the bundle's fp32 graphs, fp32 itself with torch's (--against). A certificate
-that passed lets precision="auto" take that precision on machines with the same CPU and library version. The
-table is for people, on stderr; the exit status is 1 if a bound was missed.
+that passed lets precision="auto" take that precision on machines with the same CPU or GPU and library version. With a
+TensorRT backend the fp32 graphs run in ONNX Runtime. The table is for people, on stderr; the exit status is 1 if a
+bound was missed.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jinaclip.backends import BACKENDS, Place, choose_place
 from jinaclip.bundle import PRECISION_CLASS, TOWERS, Bundle
 from jinaclip.certificates import note_name
 from jinaclip.cli.arguments import words_of
 from jinaclip.errors import BackendMissing, BundleError, InputError
+from jinaclip.onnxruntime_cuda import cuda_problem
 from jinaclip.progress import say
 from jinaclip_export.certify_inputs import Items, built_in_images, built_in_texts, images_of, texts_of
 from jinaclip_export.certify_measure import (
@@ -45,6 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", type=words_of(tuple(PRECISION_CLASS)),
                         help="fp32, fp16, int8 (default: all that the bundle has)")  # fmt: skip
     parser.add_argument("--towers", type=words_of(TOWERS), help="text, image (default: those of the bundle)")
+    parser.add_argument("--backend", choices=BACKENDS, default="auto", help="what runs the graphs")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--threads", type=int, help="cores to use (default: those this process may use)")
     parser.add_argument("--cache", metavar="DIR", help="for the certificates of a bundle that is read-only")
     parser.add_argument("--plot", metavar="FILE", help="distribution of the cosines, .png or .svg")
@@ -54,23 +59,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     bundle = Bundle(args.bundle, args.cache)
     towers = args.towers or tuple(bundle.towers)
-    precisions = args.precision or tuple(p for p in PRECISION_CLASS if any(_has(bundle, t, p) for t in towers))
+    place = choose_place(bundle, towers, backend=args.backend, device=args.device, precision=_one_precision(args))
+    precisions = args.precision or tuple(
+        p for p in PRECISION_CLASS if any(p in place.precisions(bundle, t) for t in towers)
+    )
     _check(args, bundle, towers, precisions)
     draw = _plotter(args, precisions)
     against = _against(args, bundle)
     inputs = {tower: TowerInputs(bundle, tower, _items(args, tower)) for tower in towers}
-    fp32 = {tower: run_graph(inputs[tower], "fp32", args.threads) for tower in towers}
-    session = next(iter(fp32.values())).session
+    reference = place if place.library is None else Place("onnxruntime", None if cuda_problem() else place.gpu)
+    fp32 = {tower: run_graph(inputs[tower], "fp32", reference, args.threads) for tower in towers}
     measured: list[Measured] = []
     certificates: list[dict[str, Any]] = []
     for precision in precisions:
         if precision == "fp32":
             measured.append(against(inputs, fp32))
         else:
-            found = {t: try_graph(inputs[t], precision, args.threads) for t in towers if _has(bundle, t, precision)}
+            found = {
+                t: try_graph(inputs[t], precision, place, args.threads)
+                for t in towers
+                if precision in place.precisions(bundle, t)
+            }
             measured.append(Measured(precision, found, {tower: vectors.alone for tower, vectors in fp32.items()}))
-        certificates.append(certificate(bundle, measured[-1], inputs, session))
-        whole = with_other_towers(certificates[-1], bundle)
+        session = _session_of(measured[-1], place)
+        certificates.append(certificate(bundle, measured[-1], inputs, place, session))
+        whole = with_other_towers(certificates[-1], bundle, place)
         if not bundle.write_note(note_name(precision, session), whole):
             raise BundleError(f"the {precision} certificate cannot be written beside {args.bundle}: is the disk full?")
     print(render(certificates), file=sys.stderr)
@@ -88,6 +101,17 @@ def run(args: argparse.Namespace) -> int:
         more = f" (and {len(missed) - 1} more)" if len(missed) > 1 else ""
         raise CertificationError(f"{missed[0]}{more}; precision=auto will not take what failed")
     return 0
+
+
+def _session_of(measured: Measured, place: Place) -> Mapping[str, Any]:
+    """What ran a precision; where nothing could be run, what would have."""
+    ran = (vectors.session for vectors in measured.found.values() if isinstance(vectors, Vectors))
+    return next(ran, place.facts())
+
+
+def _one_precision(args: argparse.Namespace) -> Mapping[str, str]:
+    """For "auto" to choose a backend by, where one precision was asked for."""
+    return dict.fromkeys(TOWERS, args.precision[0]) if args.precision and len(args.precision) == 1 else {}
 
 
 def _has(bundle: Bundle, tower: str, precision: str) -> bool:

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from jinaclip.backends import Place
 from jinaclip.bundle import Bundle
-from jinaclip.certificates import FORMAT_VERSION, SESSION_FACTS, note_name, verdict_of
-from jinaclip.errors import BackendError, BackendMissing, InputError
+from jinaclip.certificates import FORMAT_VERSION, note_name, verdict_of
+from jinaclip.errors import BackendError, BackendMissing, EngineMismatch, InputError
 from jinaclip.image import normalise, preprocess
 from jinaclip.packing import RELEASE_BYTES, is_tiled, predicted_bytes, require_memory
-from jinaclip.prepared import open_graph, running_graph
 from jinaclip.progress import Progress
 from jinaclip.selftest import run_self_test
 from jinaclip.sessions import Session
@@ -113,15 +113,15 @@ class TowerInputs:
         return normalise(pixels, self.bundle.preprocessing) if wants_floats else pixels
 
 
-def run_graph(inputs: TowerInputs, precision: str, threads: int | None) -> Vectors:
-    """Every vector that a certificate needs of one graph.
+def run_graph(inputs: TowerInputs, precision: str, place: Place, threads: int | None) -> Vectors:
+    """Every vector that a certificate needs of one graph, run at a place.
 
     Raises:
         BackendError: the graph fails its self-test, or returned NaN or infinity.
         InputError: an item cannot be used.
     """
     bundle, tower = inputs.bundle, inputs.tower
-    session, _ = open_graph(bundle, tower, precision, threads=threads)
+    session, _ = place.open(bundle, tower, precision, threads=threads)
     try:
         run_self_test(bundle, tower, precision, session, tokenizer=inputs.tokenizer, always=True)
         sample = np.unique(np.linspace(0, len(inputs) - 1, BESIDE[tower]).astype(int)).tolist()
@@ -166,28 +166,29 @@ def _first_row(session: Session, bundle: Bundle, tower: str, batch: np.ndarray) 
     return row
 
 
-def try_graph(inputs: TowerInputs, precision: str, threads: int | None) -> Vectors | str:
+def try_graph(inputs: TowerInputs, precision: str, place: Place, threads: int | None) -> Vectors | str:
     """`run_graph`, or why this graph returns nothing that could be measured."""
     try:
-        return run_graph(inputs, precision, threads)
-    except BackendMissing:
+        return run_graph(inputs, precision, place, threads)
+    except (BackendMissing, EngineMismatch):
         raise
     except BackendError as error:
         return str(error)
 
 
 def certificate(
-    bundle: Bundle, measured: Measured, inputs: Mapping[str, TowerInputs], session: Mapping[str, Any]
+    bundle: Bundle, measured: Measured, inputs: Mapping[str, TowerInputs], place: Place, session: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The certificate of one precision; docs/bundle.md has its fields.
 
     Args:
-        session: what ran the graphs.
+        place: where the graphs ran.
+        session: what ran them.
     """
     towers = {}
     for tower, vectors in measured.found.items():
         entry: dict[str, Any] = {
-            "graph": running_graph(bundle, tower, measured.precision),
+            "graph": place.graph(bundle, tower, measured.precision),
             "items": len(inputs[tower]),
             "source": inputs[tower].items.source,
         }
@@ -225,7 +226,7 @@ def _numbers(bundle: Bundle, measured: Measured, tower: str, vectors: Vectors) -
     return numbers
 
 
-def with_other_towers(fresh: dict[str, Any], bundle: Bundle) -> dict[str, Any]:
+def with_other_towers(fresh: dict[str, Any], bundle: Bundle, place: Place) -> dict[str, Any]:
     """A certificate, with what the one it replaces says of towers that were not measured this time."""
     old = bundle.read_note(note_name(fresh["precision"], fresh["session"])) or {}
     session, towers = old.get("session"), old.get("towers")
@@ -233,7 +234,7 @@ def with_other_towers(fresh: dict[str, Any], bundle: Bundle) -> dict[str, Any]:
         old.get("format_version") != FORMAT_VERSION
         or not isinstance(session, dict)
         or not isinstance(towers, dict)
-        or any(session.get(name) != fresh["session"][name] for name in SESSION_FACTS)
+        or any(session.get(name) != value for name, value in place.facts().items())
     ):
         return fresh
     kept = {
@@ -243,7 +244,15 @@ def with_other_towers(fresh: dict[str, Any], bundle: Bundle) -> dict[str, Any]:
         and tower not in fresh["towers"]
         and fresh["precision"] in bundle.tower(tower).graphs
         and isinstance(entry, dict)
-        and entry.get("graph") == running_graph(bundle, tower, fresh["precision"])
+        and entry.get("graph") == _graph_now(bundle, tower, fresh["precision"], place)
     }
     whole = fresh | {"towers": fresh["towers"] | kept}
     return whole | {"passed": all(entry.get("verdict") == "passed" for entry in whole["towers"].values())}
+
+
+def _graph_now(bundle: Bundle, tower: str, precision: str, place: Place) -> str | None:
+    """What would run, or None where there is no engine."""
+    try:
+        return place.graph(bundle, tower, precision)
+    except BackendError:
+        return None

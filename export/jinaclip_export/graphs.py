@@ -153,7 +153,7 @@ def _require_attention(path: Path, blocks: int) -> None:
 
 
 def _compare(graph: nn.Module, probes: Sequence[np.ndarray], name: str, tower: str, path: Path) -> float:
-    session = OnnxRuntimeSession(path, device="cpu")
+    session = OnnxRuntimeSession(path)
     worst = 0.0
     for probe in probes:
         with torch.inference_mode():

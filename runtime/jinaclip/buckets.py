@@ -103,3 +103,22 @@ def _three(values: Any) -> tuple[int, int, int]:
     if not 1 <= least <= best <= most:
         raise ValueError(f"{values} does not rise")
     return least, best, most
+
+
+def pad_into(staging: Any, batch: Any, pad: int) -> None:
+    """Write a batch into a larger array of its bucket.
+
+    Args:
+        staging: [rows, …] of the bucket; its rows of images that are not filled keep what they held.
+        batch: [fewer rows, …], of texts [fewer rows, fewer tokens].
+        pad: id that fills the rest of a row. Rows beyond the batch repeat its first: a row of padding alone would
+            have nothing to attend to, and be NaN.
+    """
+    rows = len(batch)
+    if staging.ndim == 2:
+        tokens = batch.shape[1]
+        staging[:rows, :tokens] = batch
+        staging[:rows, tokens:] = pad
+        staging[rows:] = staging[0]
+    else:
+        staging[:rows] = batch

@@ -10,16 +10,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from jinaclip.backends import Place
 from jinaclip.bundle import Bundle, safe_name
-from jinaclip.prepared import running_graph
+from jinaclip.errors import BackendError
 
 FORMAT_VERSION = 1
 MIN_ITEMS = 100  # of a tower; with fewer a certificate is indicative
 
-# What "auto" considers before fp32, fastest first, by device. fp16 is no faster on a CPU.
-FASTER = {"cpu": ("int8",)}
-# A certificate holds where these are the same: other kernels round differently.
-SESSION_FACTS = ("backend", "version", "device", "cpu", "cpu_features")
+# What "auto" considers before fp32, fastest first, by device. fp16 is no faster on a CPU, int8 has no GPU kernels here.
+FASTER = {"cpu": ("int8",), "cuda": ("fp16",)}
 
 
 @dataclass(frozen=True)
@@ -105,21 +104,31 @@ class Choice:
     lapsed: bool = False
 
 
-def choose_precision(bundle: Bundle, tower: str, facts: Mapping[str, Any]) -> Choice:
+def choose_precision(bundle: Bundle, tower: str, place: Place) -> Choice:
     """The precision that "auto" stands for.
 
     Args:
-        facts: what would run the graph: SESSION_FACTS, as `Session.describe()` tells them.
+        place: what would run the graph. A certificate holds where its `facts` are the same: other kernels round
+            differently.
+
+    Raises:
+        BackendError: the place runs no fp32 graph, and nothing else is certified.
     """
     reason, lapsed = "the bundle has no faster graph", False
-    for precision in FASTER.get(facts["device"], ()):
-        if precision in bundle.tower(tower).graphs:
+    facts, possible = place.facts(), place.precisions(bundle, tower)
+    for precision in FASTER.get(place.device, ()):
+        if precision in possible:
             certificate = bundle.read_note(note_name(precision, facts))
-            problem = _objection(certificate, bundle, tower, precision, facts)
+            problem = _objection(certificate, bundle, tower, precision, place)
             if problem is None:
                 return Choice(precision, f"the {precision} certificate passed")
             reason = f"{precision}: {problem}"
             lapsed = _passed(certificate, tower)
+    if "fp32" not in possible:
+        raise BackendError(
+            f"precision 'auto': {place.backend} runs no fp32 graph of the {tower} tower, and {reason}; ask for "
+            "precision='fp16', or run `jinaclip certify` with this backend first"
+        )
     return Choice("fp32", reason, lapsed)
 
 
@@ -131,7 +140,7 @@ def _passed(certificate: Mapping[str, Any] | None, tower: str) -> bool:
 
 
 def _objection(
-    certificate: Mapping[str, Any] | None, bundle: Bundle, tower: str, precision: str, facts: Mapping[str, Any]
+    certificate: Mapping[str, Any] | None, bundle: Bundle, tower: str, precision: str, place: Place
 ) -> str | None:
     """Why a certificate does not speak for this graph here; None if it does."""
     if certificate is None:
@@ -141,13 +150,13 @@ def _objection(
     session, towers = certificate.get("session"), certificate.get("towers")
     if not isinstance(session, dict) or not isinstance(towers, dict) or certificate.get("precision") != precision:
         return "certificate is not as the format says"
-    for name in SESSION_FACTS:
-        if session.get(name) != facts[name]:
-            return f"certificate is of {name} {session.get(name)!r:.80}, this is {facts[name]!r}"
+    for name, value in place.facts().items():
+        if session.get(name) != value:
+            return f"certificate is of {name} {session.get(name)!r:.80}, this is {value!r}"
     measured = towers.get(tower)
     if not isinstance(measured, dict):
         return f"certificate does not cover the {tower} tower"
-    if measured.get("graph") != running_graph(bundle, tower, precision):
+    if measured.get("graph") != place.graph(bundle, tower, precision):
         return "certificate is of another graph; run `jinaclip certify` after `jinaclip build`"
     if measured.get("verdict") != "passed":
         return f"certificate's verdict is {measured.get('verdict')!r:.40}"

@@ -5,31 +5,31 @@ from __future__ import annotations
 import logging
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from itertools import islice
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from PIL import Image
 
+from jinaclip.backends import Place, choose_place
 from jinaclip.bundle import PRECISION_CLASS, TOWERS, Bundle
-from jinaclip.certificates import choose_precision
-from jinaclip.errors import BackendMissing, InputError
+from jinaclip.certificates import Choice, choose_precision
+from jinaclip.errors import BackendError, InputError
 from jinaclip.image import RESIZE_MODES, ImageInput, normalise, preprocess
 from jinaclip.matryoshka import check_dim, truncate
 from jinaclip.packing import RELEASE_BYTES, is_tiled, pack_texts, predicted_bytes, require_memory
-from jinaclip.prepared import open_graph
 from jinaclip.progress import Progress
 from jinaclip.selftest import run_self_test
-from jinaclip.sessions import Session, onnxruntime_facts
+from jinaclip.sessions import Session
 from jinaclip.text import TextTokenizer, instruction_of
 
 logger = logging.getLogger("jinaclip")
 
-BACKENDS = ("auto", "onnxruntime", "tensorrt", "tensorrt-rtx")
 PRECISIONS = ("auto", *PRECISION_CLASS)
+T = TypeVar("T")
 INTERRUPTIBLE_TOKENS = 256  # a run of more tokens takes long enough for Ctrl-C to matter
 
 
@@ -38,8 +38,8 @@ class ClipModel:
 
     Args:
         bundle: directory made by `jinaclip export`.
-        backend: "auto" or one of BACKENDS.
-        device: "auto" or "cpu".
+        backend: "auto" or one of BACKENDS. Auto takes engines that were built for the GPU here, else ONNX Runtime.
+        device: "auto", "cpu", "cuda" or "cuda:N". Auto takes a GPU where there is one that can be used.
         precision: "auto", "fp32", "fp16", "int8", or a dict of them by tower. What is asked for is given or
             refused; auto takes the fastest that `jinaclip certify` has passed on such a machine, else fp32,
             and `info()` tells which and why.
@@ -72,20 +72,17 @@ class ClipModel:
             ClipModel, os.path.abspath(bundle), backend=backend, device=device, precision=precision,
             threads=threads, towers=tuple(towers), cache_dir=cache_dir, self_test=self_test,
         )  # fmt: skip
-        _check_choice("backend", backend, BACKENDS)
         _check_choice("self_test", self_test, ("auto", "always"))
         if threads is not None and (type(threads) is not int or threads < 1):
             raise InputError(f"threads is {threads!r}, expected None or a whole number from 1")
         if isinstance(towers, str) or not towers or not set(towers) <= set(TOWERS):
             raise InputError(f"towers is {towers!r}, expected some of {TOWERS}")
-        if backend not in ("auto", "onnxruntime"):
-            raise BackendMissing(f"backend {backend!r} is not part of this version; expected auto or onnxruntime")
-        if device not in ("auto", "cpu"):
-            raise BackendMissing(f"device {device!r} is not served by this version; expected auto or cpu")
         self.bundle = Bundle(bundle, cache_dir)
         if tuple(towers) == TOWERS:
             towers = [tower for tower in TOWERS if tower in self.bundle.towers]
-        self._precision, self._precision_reason = _resolve_precision(precision, self.bundle, towers)
+        asked = _asked_precision(precision)
+        self._place = choose_place(self.bundle, towers, backend=backend, device=device, precision=asked)
+        self._precision, self._precision_reason = _resolve_precision(asked, self.bundle, towers, self._place)
         self._tokenizer: TextTokenizer | None = None
         self._sessions: dict[str, Session] = {}
         self._self_test: dict[str, dict[str, float | bool]] = {}
@@ -95,7 +92,7 @@ class ClipModel:
                 self.bundle.tokenizer, vocab_size=self.bundle.vocab_size, special_ids=self.bundle.special_ids
             )
         for tower in towers:
-            session, self._graph[tower] = open_graph(self.bundle, tower, self._precision[tower], threads=threads)
+            session, self._graph[tower] = self._place.open(self.bundle, tower, self._precision[tower], threads=threads)
             self._self_test[tower] = run_self_test(
                 self.bundle, tower, self._precision[tower], session,
                 tokenizer=self._tokenizer if tower == "text" else None, always=self_test == "always",
@@ -143,18 +140,26 @@ class ClipModel:
         result = np.empty((len(rows), dim), np.float32)
         tower = self.bundle.tower("text")
         progress = Progress("texts", len(rows), shown=show_progress_bar)
-        for batch in pack_texts([len(row) for row in ids], tower, batch_size=batch_size):
-            padded = tokenizer.padded([ids[i] for i in batch])
-            tiled = is_tiled(padded, tokenizer.pad, session.tiled_above)
-            require_memory(len(batch), padded.shape[1], tower, tiled=tiled)
-            outputs = session.run(
-                {tower.input_name: padded},
-                interruptible=padded.size >= INTERRUPTIBLE_TOKENS,
-                release_memory=predicted_bytes(len(batch), padded.shape[1], tower, tiled=tiled) > RELEASE_BYTES,
-            )
-            result[batch] = truncate(outputs["text_embeddings"], dim, normalize=normalize_embeddings)
+        batches = pack_texts([len(row) for row in ids], tower, batch_size=batch_size, cost=session.cost)
+        runs = (partial(self._run_texts, session, [ids[i] for i in batch]) for batch in batches)
+        for batch, vectors in zip(batches, _in_flight(runs, session.concurrency), strict=True):
+            result[batch] = truncate(vectors, dim, normalize=normalize_embeddings)
             progress.advance(len(batch))
         return result[0] if single else result
+
+    def _run_texts(self, session: Session, rows: Sequence[list[int]]) -> np.ndarray:
+        """Raw vectors [N, D] of texts that run together."""
+        tower, tokenizer = self.bundle.tower("text"), cast(TextTokenizer, self._tokenizer)
+        padded = tokenizer.padded(rows)
+        release = False
+        if session.cost.writes_scores:
+            tiled = is_tiled(padded, tokenizer.pad, session.tiled_above)
+            require_memory(len(rows), padded.shape[1], tower, tiled=tiled)
+            release = predicted_bytes(len(rows), padded.shape[1], tower, tiled=tiled) > RELEASE_BYTES
+        outputs = session.run(
+            {tower.input_name: padded}, interruptible=padded.size >= INTERRUPTIBLE_TOKENS, release_memory=release
+        )
+        return outputs["text_embeddings"]
 
     def encode_image(
         self,
@@ -174,7 +179,7 @@ class ClipModel:
             images: one image, or N of them: path, data: URI, bytes, binary file, PIL image or uint8 array
                 [height, width, 3].
             truncate_dim, normalize_embeddings, show_progress_bar: as in `encode_text`.
-            batch_size: images in a run; None takes one, which a CPU is as fast with.
+            batch_size: images in a run; None takes what is quickest, on a CPU one.
             allow_urls: fetch http:// and https:// addresses.
             resize_mode: "shortest", "longest" or "squash"; None takes the bundle's.
             exif_transpose: turn a photo as its EXIF orientation says; the publisher's code does not.
@@ -218,7 +223,7 @@ class ClipModel:
         if resize_mode is not None:
             _check_choice("resize_mode", resize_mode, RESIZE_MODES)
         return self._embed_images(
-            session, iter(images), batch_size or 1,
+            session, iter(images), batch_size or session.cost.images,
             partial(
                 preprocess, preprocessing=self.bundle.preprocessing, resize_mode=resize_mode,
                 exif_transpose=exif_transpose, allow_urls=allow_urls,
@@ -230,21 +235,24 @@ class ClipModel:
     ) -> Iterator[np.ndarray | InputError]:
         with ThreadPoolExecutor(session.threads, thread_name_prefix="jinaclip-image") as pool:
             ahead: deque[Future[np.ndarray]] = deque()
-            try:
+
+            def runs() -> Iterator[Callable[[], list[np.ndarray | InputError]]]:
                 while True:
-                    wanted = batch_size + session.threads - len(ahead)
+                    wanted = batch_size * session.concurrency + session.threads - len(ahead)
                     ahead.extend(pool.submit(read, image) for image in islice(images, wanted))
                     batch = [ahead.popleft() for _ in range(min(batch_size, len(ahead)))]
                     if not batch:
                         return
-                    yield from self._run_images(session, [_result(future) for future in batch])
+                    yield partial(self._run_images, session, [_result(future) for future in batch])
+
+            try:
+                for vectors in _in_flight(runs(), session.concurrency):
+                    yield from vectors
             finally:
                 for future in ahead:
                     future.cancel()
 
-    def _run_images(
-        self, session: Session, pixels: Sequence[np.ndarray | InputError]
-    ) -> Iterator[np.ndarray | InputError]:
+    def _run_images(self, session: Session, pixels: Sequence[np.ndarray | InputError]) -> list[np.ndarray | InputError]:
         good = [p for p in pixels if not isinstance(p, InputError)]
         vectors: Iterator[np.ndarray] = iter(())
         if good:
@@ -253,8 +261,7 @@ class ClipModel:
             if tower.input_dtype == "float32":
                 batch = normalise(batch, self.bundle.preprocessing)
             vectors = iter(session.run({tower.input_name: batch}, interruptible=True)["image_embeddings"])
-        for p in pixels:
-            yield p if isinstance(p, InputError) else next(vectors)
+        return [p if isinstance(p, InputError) else next(vectors) for p in pixels]
 
     @staticmethod
     def similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -309,6 +316,7 @@ class ClipModel:
             "max_tokens": self.max_tokens,
             "tasks": list(self.tasks),
             "logit_scale": self.logit_scale,
+            "backend_reason": self._place.reason,
             "towers": {
                 tower: {
                     "precision": self._precision[tower],
@@ -346,24 +354,34 @@ class ClipModel:
         raise InputError(f"the {tower} tower was not loaded; open ClipModel with towers=('text', 'image')")
 
 
-def _resolve_precision(
-    asked: str | Mapping[str, str], bundle: Bundle, towers: Sequence[str]
-) -> tuple[dict[str, str], dict[str, str]]:
-    """Precision of every tower of the bundle, and why it is that one.
-
-    What is not loaded is resolved too, so that both towers give one provenance; only what is loaded must be there.
-    """
+def _asked_precision(asked: str | Mapping[str, str]) -> dict[str, str]:
+    """What was asked for, by tower."""
     by_tower = dict.fromkeys(TOWERS, asked) if isinstance(asked, str) else dict(asked)
     if unknown := set(by_tower) - set(TOWERS):
         raise InputError(f"precision names the tower {sorted(unknown)[0]!r}, expected {' or '.join(TOWERS)}")
     for precision in by_tower.values():
         _check_choice("precision", precision, PRECISIONS)
+    return by_tower
+
+
+def _resolve_precision(
+    by_tower: Mapping[str, str], bundle: Bundle, towers: Sequence[str], place: Place
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Precision of every tower of the bundle, and why it is that one.
+
+    What is not loaded is resolved too, so that both towers give one provenance; only what is loaded must be there.
+    """
     resolved: dict[str, str] = {}
     reasons: dict[str, str] = {}
     for tower in (*towers, *(t for t in bundle.towers if t not in towers)):
         precision, reason = by_tower.get(tower, "auto"), "asked for"
         if precision == "auto":
-            choice = choose_precision(bundle, tower, onnxruntime_facts("cpu"))
+            try:
+                choice = choose_precision(bundle, tower, place)
+            except BackendError:
+                if tower in towers:
+                    raise
+                choice = Choice("fp32", "not loaded, and this backend has nothing certified of it")
             precision, reason = choice.precision, choice.reason
             if choice.lapsed and tower in towers:
                 logger.warning(
@@ -376,6 +394,26 @@ def _resolve_precision(
             precision, reason = "fp32", f"not loaded, and the bundle has no {precision} graph"
         resolved[tower], reasons[tower] = precision, reason
     return resolved, reasons
+
+
+def _in_flight(runs: Iterable[Callable[[], T]], concurrency: int) -> Iterator[T]:
+    """The results of runs, in order, with so many asked for at the same time; one at a time, in this thread."""
+    if concurrency == 1:
+        for run in runs:
+            yield run()
+        return
+    with ThreadPoolExecutor(concurrency, thread_name_prefix="jinaclip-run") as pool:
+        ahead: deque[Future[T]] = deque()
+        try:
+            for run in runs:
+                ahead.append(pool.submit(run))
+                if len(ahead) > concurrency:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            for future in ahead:
+                future.cancel()
 
 
 def _result(future: Future[np.ndarray]) -> np.ndarray | InputError:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +18,34 @@ from jinaclip.bundle import TowerManifest
 from jinaclip.errors import InputError
 
 BUDGET_BYTES = 1 << 30
-# Opening a run costs a CPU about as much as this many tokens: padding a text by more is dearer than its own run.
-RUN_COST_TOKENS = 5
-# A CPU is as fast with this many tokens in a run as with more, and padding and memory stay small (DECISIONS.md 6).
-TOKENS_PER_BATCH = 512
 # A run of more than this gives its memory back: the arena never shrinks by itself.
 RELEASE_BYTES = 256 << 20
+
+
+@dataclass(frozen=True)
+class RunCost:
+    """What a run costs on a kind of device, for those who decide what runs together.
+
+    Attributes:
+        opening_tokens: opening a run costs about as much as this many tokens: padding a text by more is dearer than a
+            run of its own.
+        tokens: in a run; with more it is no faster, and padding and memory grow.
+        images: in a run, where the caller does not say.
+        budget_bytes: that a run may add to memory, by prediction; one row is always allowed.
+        writes_scores: attention writes its scores out, so that memory grows with the square of the length.
+    """
+
+    opening_tokens: int
+    tokens: int
+    images: int
+    budget_bytes: int
+    writes_scores: bool
+
+
+# Measured on 2 cores (DECISIONS.md 6).
+CPU_COST = RunCost(opening_tokens=5, tokens=512, images=1, budget_bytes=BUDGET_BYTES, writes_scores=True)
+# Not measured: on a GPU a run takes a millisecond or two whatever is in it, until it is full.
+GPU_COST = RunCost(opening_tokens=512, tokens=16384, images=16, budget_bytes=4 << 30, writes_scores=False)
 
 
 def predicted_bytes(rows: int, tokens: int, tower: TowerManifest, *, tiled: bool = False) -> int:
@@ -45,7 +68,9 @@ def is_tiled(ids: np.ndarray, pad: int, tiled_above: int | None) -> bool:
     return tiled_above is not None and ids.shape[1] > tiled_above and not (ids == pad).any()
 
 
-def pack_texts(lengths: Sequence[int], tower: TowerManifest, *, batch_size: int | None = None) -> list[list[int]]:
+def pack_texts(
+    lengths: Sequence[int], tower: TowerManifest, *, batch_size: int | None = None, cost: RunCost = CPU_COST
+) -> list[list[int]]:
     """Batches of indices, longest texts first, so that the largest run comes before the arena is fragmented.
 
     Texts of nearly equal length run together; one long text never makes short ones pay for its padding.
@@ -53,6 +78,7 @@ def pack_texts(lengths: Sequence[int], tower: TowerManifest, *, batch_size: int 
     Args:
         lengths: tokens of each text.
         batch_size: most texts in a batch, however unequal they are; None for what is quickest.
+        cost: of a run where they will run.
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     batches: list[list[int]] = []
@@ -62,9 +88,9 @@ def pack_texts(lengths: Sequence[int], tower: TowerManifest, *, batch_size: int 
         fits = (
             batches
             and count <= (batch_size or count)
-            and (batch_size is not None or longest - lengths[index] <= RUN_COST_TOKENS)
-            and count * longest <= TOKENS_PER_BATCH
-            and predicted_bytes(count, longest, tower) <= BUDGET_BYTES
+            and (batch_size is not None or longest - lengths[index] <= cost.opening_tokens)
+            and count * longest <= cost.tokens
+            and predicted_bytes(count, longest, tower, tiled=not cost.writes_scores) <= cost.budget_bytes
         )
         if fits:
             batches[-1].append(index)

@@ -1,7 +1,8 @@
-"""Graphs prepared for this machine's CPU by `jinaclip build`: found and opened, or left aside with the reason.
+"""Graphs prepared for ONNX Runtime by `jinaclip build`: found and opened, or left aside with the reason.
 
-A prepared graph is the bundle's own graph, rewritten for ONNX Runtime, with its weights packed as this CPU's kernels
-read them. Where none fits, the bundle's graph is opened: the vectors are the same.
+A prepared graph is the bundle's own graph, rewritten: for a CPU with its weights packed as this CPU's kernels read
+them, for CUDA with the attention that its flash kernel takes. Where none fits, the bundle's graph is opened: the
+vectors are the same.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from typing import Any
 
 from jinaclip.bundle import Bundle
 from jinaclip.engine_store import SIDECAR_VERSION, damage, difference, engines_of
-from jinaclip.sessions import OnnxRuntimeSession, cpu_features, onnxruntime_version
+from jinaclip.gpu import Gpu
+from jinaclip.onnxruntime_cuda import OnnxRuntimeCudaSession
+from jinaclip.sessions import OnnxRuntimeSession, Session, cpu_features, onnxruntime_version
 
 GRAPH = "graph.onnx"
 
@@ -35,23 +38,32 @@ class Prepared:
 
 
 def open_graph(
-    bundle: Bundle, tower: str, precision: str, *, device: str = "cpu", threads: int | None = None
-) -> tuple[OnnxRuntimeSession, str]:
-    """A session of the prepared graph where one fits, else of the bundle's own; and, in words, which and why."""
-    prepared, reason = find_prepared(bundle, tower, precision)
-    if prepared is None:
-        return OnnxRuntimeSession(bundle.graph(tower, precision), device=device, threads=threads), reason
-    session = OnnxRuntimeSession(
-        prepared.path, device=device, threads=threads, prepared=prepared.key, tiled_above=prepared.tiled_above
-    )
-    return session, reason
+    bundle: Bundle, tower: str, precision: str, *, gpu: Gpu | None = None, threads: int | None = None
+) -> tuple[Session, str]:
+    """A session of the prepared graph where one fits, else of the bundle's own; and, in words, which and why.
+
+    Args:
+        gpu: to run it on; None for the CPU.
+        threads: cores for one run on the CPU.
+    """
+    device = "cpu" if gpu is None else "cuda"
+    prepared, reason = find_prepared(bundle, tower, precision, device)
+    path, key = (bundle.graph(tower, precision), None) if prepared is None else (prepared.path, prepared.key)
+    if gpu is not None:
+        pad = bundle.special_ids["pad"] if tower == "text" else 0
+        return OnnxRuntimeCudaSession(path, gpu=gpu, prepared=key, pad=pad), reason
+    tiled = None if prepared is None else prepared.tiled_above
+    return OnnxRuntimeSession(path, threads=threads, prepared=key, tiled_above=tiled), reason
 
 
-def find_prepared(bundle: Bundle, tower: str, precision: str) -> tuple[Prepared | None, str]:
+def find_prepared(bundle: Bundle, tower: str, precision: str, device: str = "cpu") -> tuple[Prepared | None, str]:
     """The prepared graph of a tower that fits this machine, or None; and the reason in words."""
-    expected = required_facts(bundle, tower, precision)
+    expected = required_facts(bundle, tower, precision, device)
+    command = "jinaclip build" if device == "cpu" else "jinaclip build --device cuda"
     reasons = []
     for directory, sidecar in engines_of(bundle, tower, precision, "onnxruntime"):
+        if sidecar.get("device", "cpu") != device:
+            continue
         reason = _misfit(sidecar, expected) or damage(directory, sidecar, GRAPH)
         if reason is None:
             tiled = sidecar.get("tiled_above")
@@ -59,25 +71,29 @@ def find_prepared(bundle: Bundle, tower: str, precision: str) -> tuple[Prepared 
             return found, f"prepared graph {directory.name}"
         reasons.append(f"{directory.name} is not used: {reason}")
     if reasons:
-        return None, f"the bundle's graph; {reasons[0]}; run `jinaclip build` here"
-    return None, "the bundle's graph; `jinaclip build` prepares one for this machine"
+        return None, f"the bundle's graph; {reasons[0]}; run `{command}` here"
+    return None, f"the bundle's graph; `{command}` prepares one for this machine"
 
 
-def running_graph(bundle: Bundle, tower: str, precision: str) -> str:
+def running_graph(bundle: Bundle, tower: str, precision: str, device: str = "cpu") -> str:
     """Identity of the graph that would be opened here: the bundle's own, and what it was prepared as."""
-    prepared, _ = find_prepared(bundle, tower, precision)
+    prepared, _ = find_prepared(bundle, tower, precision, device)
     identity = bundle.graph_identity(tower, precision)
     return identity if prepared is None else f"{identity} {prepared.key}"
 
 
-def required_facts(bundle: Bundle, tower: str, precision: str) -> dict[str, Any]:
-    """What a prepared graph is tied to, as it is here and now."""
-    return {
+def required_facts(bundle: Bundle, tower: str, precision: str, device: str = "cpu") -> dict[str, Any]:
+    """What a prepared graph is tied to, as it is here and now. One for CUDA is only rewritten, and fits every GPU."""
+    facts: dict[str, Any] = {
         "format_version": SIDECAR_VERSION,
         "backend": "onnxruntime",
         "tower": tower,
         "precision": precision,
         "graph": bundle.graph_identity(tower, precision),
+    }
+    if device != "cpu":
+        return facts | {"device": device}
+    return facts | {
         "onnxruntime": onnxruntime_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "cpu_features": list(cpu_features()),
@@ -85,11 +101,11 @@ def required_facts(bundle: Bundle, tower: str, precision: str) -> dict[str, Any]
 
 
 def _misfit(sidecar: Mapping[str, Any], expected: Mapping[str, Any]) -> str | None:
-    found, here = sidecar.get("cpu_features"), expected["cpu_features"]
+    found, here = sidecar.get("cpu_features"), expected.get("cpu_features")
     others = {field: value for field, value in expected.items() if field != "cpu_features"}
     reason = difference(sidecar, others)
     if reason is None and found != here:
-        if not isinstance(found, list):
+        if not isinstance(found, list) or not isinstance(here, list):
             return difference(sidecar, expected)
         more, less = sorted(set(found) - set(here)), sorted(set(here) - set(found))
         return f"it was made for a CPU with {more} and without {less}, unlike this one"

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from jinaclip.errors import BackendError, BackendMissing, BundleError, InputError
+from jinaclip.packing import CPU_COST, RunCost
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -37,6 +38,8 @@ class Session(Protocol):
     backend: str
     device: str
     threads: int
+    concurrency: int  # runs that gain from being asked for at the same time
+    cost: RunCost
     tiled_above: int | None  # texts without padding of more tokens need no memory for all scores; None: all do
 
     def run(
@@ -160,26 +163,25 @@ class OnnxRuntimeSession:
 
     Args:
         path: the .onnx file; its weights lie beside it.
-        device: "cpu".
         threads: cores for one run; None takes `available_threads()`.
         prepared: key of a prepared graph, which is opened as it is; None for a bundle's own, which is optimised now.
         tiled_above: of a prepared graph.
 
     Raises:
-        BackendMissing: onnxruntime is not installed, or does not serve `device`.
+        BackendMissing: onnxruntime is not installed.
         BundleError: the file is not a graph that onnxruntime accepts.
     """
 
     backend = "onnxruntime"
+    concurrency = 1
+    cost = CPU_COST
 
     def __init__(
-        self, path: Path, *, device: str = "cpu", threads: int | None = None,
+        self, path: Path, *, threads: int | None = None,
         prepared: str | None = None, tiled_above: int | None = None,
     ) -> None:  # fmt: skip
-        if device != "cpu":
-            raise BackendMissing(f"backend 'onnxruntime' does not serve device {device!r} yet; expected 'cpu'")
         ort = import_onnxruntime()
-        self.device = device
+        self.device = "cpu"
         self.prepared, self.tiled_above = prepared, tiled_above
         options = session_options(ort)
         if prepared is not None:
@@ -190,7 +192,7 @@ class OnnxRuntimeSession:
             raise
         except Exception as error:  # onnxruntime's exceptions have no common class of their own
             raise BundleError(
-                f"onnxruntime {ort.__version__} cannot open {path}: {_first_line(error)}; "
+                f"onnxruntime {ort.__version__} cannot open {path}: {first_line(error)}; "
                 "check the bundle with `jinaclip verify`, or export it again"
             ) from error
         self._ort = ort
@@ -213,12 +215,12 @@ class OnnxRuntimeSession:
             else:
                 values = session.run(names, dict(inputs), options)
         except Exception as error:  # as above: no common class
-            raise BackendError(f"onnxruntime failed to run the graph: {_first_line(error)}") from error
+            raise BackendError(f"onnxruntime failed to run the graph: {first_line(error)}") from error
         return dict(zip(names, values, strict=True))
 
     def describe(self) -> dict[str, Any]:
         return {
-            **onnxruntime_facts(self.device),
+            **onnxruntime_facts(),
             "graph": self.prepared or "standard",
             "providers": self._checked().get_providers(),
             "threads": self.threads,
@@ -239,12 +241,12 @@ class OnnxRuntimeSession:
         return self._session
 
 
-def onnxruntime_facts(device: str) -> dict[str, str]:
+def onnxruntime_facts() -> dict[str, str]:
     """What decides a graph's numbers on this machine, known before one is opened: part of every `describe()`."""
     return {
         "backend": OnnxRuntimeSession.backend,
         "version": onnxruntime_version(),
-        "device": device,
+        "device": "cpu",
         "cpu": _cpu_model(),
         "cpu_features": " ".join(cpu_features()),
     }
@@ -302,7 +304,7 @@ def _run_interruptibly(session: Any, names: list[str], inputs: Arrays, options: 
             raise
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).strip().splitlines()[0][:300]
 
 

@@ -20,10 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from jinaclip.buckets import Bucket, Profile, bucket_for, most_rows
+from jinaclip.buckets import Bucket, Profile, bucket_for, most_rows, pad_into
 from jinaclip.cuda import Cuda, DeviceMemory, Graph, PinnedArray, Stream
 from jinaclip.errors import BackendError, EngineMismatch, InputError
 from jinaclip.gpu import Gpu
+from jinaclip.packing import GPU_COST
 from jinaclip.sessions import Arrays, available_threads
 from jinaclip.tensorrt_library import Library, Messages, logger_of
 
@@ -58,6 +59,7 @@ class TensorRTSession:
     """
 
     tiled_above: int | None = 0  # attention never writes its scores
+    cost = GPU_COST
 
     def __init__(
         self, plan: Path, *, gpu: Gpu, library: Library, profiles: Sequence[Profile], key: str, pad: int = 0,
@@ -66,7 +68,7 @@ class TensorRTSession:
         self.backend, self.device, self.threads = library.backend, f"cuda:{gpu.index}", available_threads()
         self.concurrency = workers
         self.profiles, self.pad = tuple(profiles), pad
-        self._gpu, self._library, self._key = gpu, library, key
+        self._gpu, self._library, self.key = gpu, library, key
         self._process = os.getpid()
         self._cuda = Cuda(gpu.index)
         self._cache = cache if library.backend == "tensorrt-rtx" else None
@@ -127,7 +129,7 @@ class TensorRTSession:
         if finite is not None and not finite.all():
             row = int(np.flatnonzero(~finite.astype(bool))[0])
             raise BackendError(
-                f"row {row} of the batch came out as NaN or infinity from {self._key} on {self._gpu.name}; "
+                f"row {row} of the batch came out as NaN or infinity from {self.key} on {self._gpu.name}; "
                 "the engine is not to be trusted with this checkpoint: certify it, or use another precision"
             )
         return found
@@ -136,7 +138,7 @@ class TensorRTSession:
         return tensorrt_facts(self._library, self._gpu) | {
             "device_index": self._gpu.index,
             "threads": self.threads,
-            "prepared": self._key,
+            "prepared": self.key,
             "profiles": [profile.name for profile in self.profiles],
             "workers": self.concurrency,
         }
@@ -259,13 +261,7 @@ class _Worker:
         bucket = bucket_for(rows, tokens, session.profiles)
         assert bucket is not None  # `most_rows` looked
         shape = (bucket.rows, *(source.row if bucket.tokens is None else (bucket.tokens,)))
-        staging = self._input_host.view(shape, source.dtype)
-        if bucket.tokens is None or tokens is None:
-            staging[:rows] = batch
-        else:
-            staging[:rows, :tokens] = batch
-            staging[:rows, tokens:] = session.pad
-            staging[rows:] = staging[0]  # a row of padding alone would have nothing to attend to
+        pad_into(self._input_host.view(shape, source.dtype), batch, session.pad)
         self._launch(bucket, shape)
         self.stream.wait()
         return {

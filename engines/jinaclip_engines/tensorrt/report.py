@@ -91,7 +91,7 @@ class Report:
         """For people."""
         sums = "not told by this compiler" if self.summed_in_float32 is None else f"{self.summed_in_float32}"
         return [
-            f"attention: {self.attention} fused kernels for {self.attention_expected} blocks in {self.profiles} profiles"
+            f"attention: {self.attention} fused kernels, {self.attention_expected} blocks × {self.profiles} profiles"
             + (f", summed in {', '.join(self.attention_sums)}" if self.attention_sums else ""),
             f"products: {self.products} of {self.products_expected} with float16 weights; summed in float32: {sums}",
             f"plan: {self.plan_bytes / 1e6:,.1f} MB for {self.weight_bytes / 1e6:,.1f} MB of weights, "

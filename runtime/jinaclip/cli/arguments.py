@@ -9,9 +9,10 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from jinaclip.backends import BACKENDS
 from jinaclip.errors import InputError
 from jinaclip.image import RESIZE_MODES
-from jinaclip.model import BACKENDS, PRECISIONS, ClipModel
+from jinaclip.model import PRECISIONS, ClipModel
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2", ".ppm", ".pgm"}
 
@@ -20,7 +21,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", help="directory made by `jinaclip export`")
     parser.add_argument("--precision", choices=PRECISIONS, default="auto", help="of the graphs")
     parser.add_argument("--backend", choices=BACKENDS, default="auto", help="what runs the graphs")
-    parser.add_argument("--device", default="auto", help="auto or cpu")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--threads", type=int, help="cores to use (default: those this process may use)")
     parser.add_argument("--cache", metavar="DIR", help="for notes about a bundle that is read-only")
 
