@@ -78,6 +78,17 @@ def precise_bundle(small_checkpoint: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def wide_bundle(make_checkpoint: MakeCheckpoint) -> Path:
+    """Two blocks of the published width and picture size, in fp32 and fp16. Read-only."""
+    checkpoint = make_checkpoint(1024, text={"vocab_size": 36864, "num_hidden_layers": 2}, vision={"layers": 2})
+    output = checkpoint.with_name(f"{checkpoint.name}-bundle")
+    export_bundle(
+        Checkpoint(checkpoint), output, identity=Identity("random-wide", None, "none"), precisions=("fp32", "fp16")
+    )
+    return output
+
+
+@pytest.fixture(scope="session")
 def model(small_bundle: Path) -> Iterator[ClipModel]:
     """An opened `small_bundle`."""
     with ClipModel(small_bundle) as opened:

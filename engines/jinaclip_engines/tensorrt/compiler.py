@@ -124,6 +124,8 @@ def _rewire_masks(trt: Any, network: Any, expected: Expected) -> None:
         raise BuildError(f"the parser shows no tensor {expected.mask!r}, the mask before it is expanded")
     for attention in attentions:
         if attention.mask is not None:
+            if attention.mask.dtype != trt.DataType.BOOL:
+                raise BuildError(f"{attention.name}: its mask is {attention.mask.dtype.name}, expected BOOL")
             attention.mask = source
 
 

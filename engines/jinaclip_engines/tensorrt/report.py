@@ -145,7 +145,7 @@ def report_on(
     sums = dict(_sums_of_products(plan))
     summed = None
     if sums:
-        merged = [name for name in sums if name in expected.products]
+        merged = [name for name in expected.products if name in sums]
         summed = sum(len(sums[name]) for name in merged if set(sums[name]) == {SUMMED_IN_FLOAT32})
         if policy == "fp16-acc32":
             for name in merged:
