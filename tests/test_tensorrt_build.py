@@ -21,7 +21,7 @@ from jinaclip.gpu import driver_problem
 from jinaclip.sessions import import_onnxruntime, session_options
 from jinaclip.tensorrt_library import Library, Messages, load_library, logger_of
 from jinaclip_engines.errors import BuildError
-from jinaclip_engines.graph import Ops, nodes, only_user, producer, read, write
+from jinaclip_engines.graph import Ops, nodes, only_user, producer, read, shape_of, write
 from jinaclip_engines.tensorrt import passes
 from jinaclip_engines.tensorrt.compiler import Compiled, _configure, compile_plan, default_targets
 from jinaclip_engines.tensorrt.passes import FULL, HALF, Expected, for_tensorrt
