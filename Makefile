@@ -8,9 +8,10 @@ PIP_ARGS ?=
 VENV ?= .venv
 CHECKPOINT ?=
 PY := $(VENV)/bin/python
+GPU_PYTHON ?= $(if $(wildcard $(PY)),$(PY),$(PYTHON))
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
 
-.PHONY: demo test test-slow lint parity certificates clean
+.PHONY: demo test test-slow gpu-test lint parity certificates clean
 
 demo: $(VENV)/.demo
 	@$(PY) examples/demo.py $(CHECKPOINT)
@@ -20,6 +21,11 @@ test: $(VENV)/.test
 
 test-slow: $(VENV)/.test
 	JINACLIP_OTHER_PILLOW=$(abspath $(VENV))/other-pillow $(PY) -m pytest -m slow
+
+# On a machine with an NVIDIA GPU. Needs nothing but the checkout and a Python that has the libraries: torch, onnx,
+# onnxscript, tokenizers, safetensors, pytest, and what is to be tested: onnxruntime-gpu, tensorrt-rtx, tensorrt.
+gpu-test:
+	JINACLIP_REQUIRE_GPU=1 $(GPU_PYTHON) tests/from_checkout.py -m pytest -m gpu tests/gpu
 
 lint: $(VENV)/.dev
 	$(PY) -m ruff check

@@ -53,9 +53,11 @@ class Place:
         return onnxruntime_cuda_facts(self.gpu) if self.library is None else tensorrt_facts(self.library, self.gpu)
 
     def precisions(self, bundle: Bundle, tower: str) -> tuple[str, ...]:
-        """What it can run of a tower: a TensorRT engine is made of the fp16 graph."""
+        """What it can run of a tower: TensorRT engines are made of fp16 graphs, int8 graphs for CPUs."""
         graphs = tuple(bundle.tower(tower).graphs)
-        return graphs if self.library is None else tuple(p for p in graphs if p == PRECISION)
+        if self.gpu is None:
+            return graphs
+        return tuple(p for p in graphs if p == PRECISION or (self.library is None and p != "int8"))
 
     def open(self, bundle: Bundle, tower: str, precision: str, *, threads: int | None = None) -> tuple[Session, str]:
         """A session of a tower, and which graph or engine it is, in words.
@@ -64,11 +66,14 @@ class Place:
             BundleError: the bundle lacks the precision.
             BackendMissing, EngineMismatch: there is no engine that fits; says how to build one.
         """
+        bundle.graph(tower, precision)
+        if precision not in (possible := self.precisions(bundle, tower)):
+            raise BackendMissing(
+                f"{self.backend} on {self.device} runs {' and '.join(possible) or 'nothing of'} this bundle's {tower} "
+                f"tower, not {precision}: engines are made of fp16 graphs, int8 graphs for CPUs"
+            )
         if self.library is None or self.gpu is None:
             return open_graph(bundle, tower, precision, gpu=self.gpu, threads=threads)
-        bundle.graph(tower, precision)
-        if precision != PRECISION:
-            raise BackendMissing(f"{self.backend} engines are {PRECISION}, not {precision}; ask for {PRECISION}")
         session = open_plan(bundle, tower, self.library, self.gpu)
         return session, f"engine {session.key}"
 
@@ -105,6 +110,8 @@ def choose_place(
         return Place(backend, gpu(index), load_library(backend))
     if device == "cpu":
         return Place("onnxruntime")
+    if device == "auto" and "int8" in [(precision or {}).get(tower) for tower in towers]:
+        return Place("onnxruntime", reason="int8 graphs are made for CPUs")
     if device == "auto" and (problem := driver_problem()):
         return Place("onnxruntime", reason=problem)
     found = gpu(index)

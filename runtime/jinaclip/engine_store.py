@@ -30,11 +30,18 @@ def engine_key(facts: Mapping[str, Any]) -> str:
 def engines_of(bundle: Bundle, tower: str, precision: str, backend: str) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Directory and sidecar of every engine of a tower's graph; the sidecar is {} where it cannot be read."""
     prefix = f"{tower}-{precision}-{backend}-"
+    for path, sidecar in all_engines(bundle):
+        rest = path.name.removeprefix(prefix)
+        if rest != path.name and "-" not in rest:  # tensorrt is not tensorrt-rtx
+            yield path, sidecar
+
+
+def all_engines(bundle: Bundle) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Directory and sidecar of every engine that is whole, whether it fits here or not."""
     for root in bundle.note_directories():
         with suppress(OSError):
             for path in sorted((root / ENGINES).iterdir()):
-                rest = path.name.removeprefix(prefix)
-                if rest != path.name and "-" not in rest:  # tensorrt is not tensorrt-rtx
+                if path.is_dir() and not path.name.startswith("."):
                     yield path, _read_sidecar(path)
 
 

@@ -1,4 +1,4 @@
-"""What a bundle holds, without loading its weights."""
+"""What a bundle holds, and which engines were built of it, without loading its weights."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ import argparse
 import json
 
 from jinaclip.bundle import FORMAT_VERSION, Bundle
+from jinaclip.engine_store import all_engines
 
 EXTRA = None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", help="directory made by `jinaclip export`")
+    parser.add_argument("--cache", metavar="DIR", help="where the engines of a read-only bundle lie")
     parser.add_argument("--json", action="store_true", help="for programs")
 
 
 def run(args: argparse.Namespace) -> int:
-    bundle = Bundle(args.bundle)
+    bundle = Bundle(args.bundle, args.cache)
     facts = {
         "model": bundle.model,
         "provenance": bundle.provenance(dict.fromkeys(bundle.towers, "fp32")),
@@ -28,6 +30,10 @@ def run(args: argparse.Namespace) -> int:
         "towers": {
             name: {"layers": t.layers, "width": t.width, "heads": t.heads, "precisions": sorted(t.graphs)}
             for name, t in bundle.towers.items()
+        },
+        "engines": {
+            path.name: {name: sidecar[name] for name in ("policy", "targets", "gpu", "created") if sidecar.get(name)}
+            for path, sidecar in all_engines(bundle)
         },
         "bytes": sum(size for size, _ in bundle.files.values()),
         "created_by": bundle.manifest.get("created_by"),

@@ -1,10 +1,11 @@
-"""Check a bundle: the sha256 of every file, then the self-test of every graph."""
+"""Check a bundle: the sha256 of every file, then the self-test of every graph, or of its engines on a GPU."""
 
 from __future__ import annotations
 
 import argparse
 import json
 
+from jinaclip.backends import BACKENDS, choose_place
 from jinaclip.bundle import Bundle
 from jinaclip.model import ClipModel
 from jinaclip.progress import say
@@ -14,21 +15,25 @@ EXTRA = None
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", help="directory made by `jinaclip export`")
+    parser.add_argument("--backend", choices=BACKENDS, default="onnxruntime", help="what runs the graphs")
+    parser.add_argument("--device", default="auto", help="cpu, cuda or cuda:N; auto is cpu for onnxruntime, else cuda")
     parser.add_argument("--threads", type=int, help="cores to use (default: those this process may use)")
     parser.add_argument("--cache", metavar="DIR", help="for notes about a bundle that is read-only")
     parser.add_argument("--json", action="store_true", help="for programs")
 
 
 def run(args: argparse.Namespace) -> int:
-    bundle = Bundle(args.bundle)
+    bundle = Bundle(args.bundle, args.cache)
+    device = "cpu" if (args.backend, args.device) == ("onnxruntime", "auto") else args.device
+    place = choose_place(bundle, tuple(bundle.towers), backend=args.backend, device=device)
     bundle.verify_hashes(lambda name: say(f"sha256 {name}"))
     results = []
-    for tower, manifest in bundle.towers.items():
-        for precision in manifest.graphs:
+    for tower in bundle.towers:
+        for precision in place.precisions(bundle, tower):
             say(f"self-test {tower} {precision}")
             with ClipModel(
-                args.bundle, towers=(tower,), precision={tower: precision}, threads=args.threads,
-                cache_dir=args.cache, self_test="always",
+                args.bundle, backend=place.backend, device=device, towers=(tower,), precision={tower: precision},
+                threads=args.threads, cache_dir=args.cache, self_test="always",
             ) as model:  # fmt: skip
                 test = model.info()["towers"][tower]
                 results.append({"tower": tower, "precision": precision, "backend": test["backend"],
