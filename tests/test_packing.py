@@ -12,6 +12,7 @@ from jinaclip.bundle import Bundle, TowerManifest
 from jinaclip.packing import (
     BUDGET_BYTES,
     CPU_COST,
+    GPU_COST,
     available_memory,
     pack_texts,
     predicted_bytes,
@@ -49,6 +50,20 @@ def test_no_text_is_padded_by_more_than_a_run_costs() -> None:
     assert padded / sum(lengths) < 1.05 and len(batches) < 120
     assert pack_texts([9, 8, 9, 90], FULL) == [[3], [0, 2, 1]]
     assert pack_texts([9, 90], FULL, batch_size=2) == [[1, 0]]  # asked for, it is given
+
+
+def test_on_a_gpu_padding_costs_no_more_than_another_run() -> None:
+    """There a run holds many texts, and each of them could be padded by a little: together it must stay little."""
+    lengths = np.clip(np.random.default_rng(0).lognormal(3.4, 1.2, 2000), 2, 2048).astype(int).tolist()
+    batches = pack_texts(lengths, FULL, cost=GPU_COST)
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+    for batch in batches:
+        longest = max(lengths[i] for i in batch)
+        assert sum(longest - lengths[i] for i in batch) <= GPU_COST.opening_tokens
+        assert len(batch) * longest <= GPU_COST.tokens
+    padded = sum(len(batch) * max(lengths[i] for i in batch) for batch in batches)
+    assert padded / sum(lengths) < 1.25 and len(batches) < 60
+    assert len(pack_texts([128] * 256, FULL, cost=GPU_COST)) == 2
 
 
 def test_one_long_text_does_not_pad_the_short_ones() -> None:

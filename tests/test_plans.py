@@ -171,7 +171,7 @@ def test_a_precision_is_chosen_by_what_is_certified_for_the_engine(bundle: Path,
 
 
 def test_an_engine_gives_its_own_precision_only(bundle: Path, library: Library) -> None:
-    with pytest.raises(BackendMissing, match="runs fp16 of this bundle.s text tower, not fp32"):
+    with pytest.raises(BackendMissing, match=r"runs fp16 of this bundle.s text tower, not fp32"):
         Place("tensorrt-rtx", L4, library).open(Bundle(bundle), "text", "fp32")
 
 

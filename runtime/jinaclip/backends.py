@@ -69,7 +69,7 @@ class Place:
         bundle.graph(tower, precision)
         if precision not in (possible := self.precisions(bundle, tower)):
             raise BackendMissing(
-                f"{self.backend} on {self.device} runs {' and '.join(possible) or 'nothing of'} this bundle's {tower} "
+                f"{self.backend} on {self.device} runs {' and '.join(possible) or 'nothing'} of this bundle's {tower} "
                 f"tower, not {precision}: engines are made of fp16 graphs, int8 graphs for CPUs"
             )
         if self.library is None or self.gpu is None:

@@ -6,9 +6,10 @@ hundreds; larger ones run as they are.
 
 from __future__ import annotations
 
+import io
 import os
 import threading
-from collections import OrderedDict
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from jinaclip.sessions import (
     available_threads,
     first_line,
     import_onnxruntime,
+    keep_after_fork,
     onnxruntime_version,
     session_options,
 )
@@ -72,11 +74,11 @@ class OnnxRuntimeCudaSession:
         if problem := cuda_problem():
             raise BackendMissing(f"device cuda: {problem}")
         ort = import_onnxruntime()
-        if hasattr(ort, "preload_dlls"):
-            ort.preload_dlls()  # CUDA's libraries, from their wheels where they are installed as such
+        self._said = _load_cuda_libraries(ort)
         self.device, self.threads, self.prepared = f"cuda:{gpu.index}", available_threads(), prepared
         self._ort, self._gpu, self._pad = ort, gpu, pad
         self._process = os.getpid()
+        keep_after_fork(self)
         self._lock = threading.Lock()
         self._session = self._open(path, graphs)
         _require_on_device(self._session)
@@ -86,7 +88,7 @@ class OnnxRuntimeCudaSession:
         most = (1, 1, GRAPH_TOKENS)
         is_text = len(source.shape) == 2
         self._bucketed = (Profile("graphs", most if is_text else (1, 1, GRAPH_IMAGES), most if is_text else None),)
-        self._graphs: OrderedDict[tuple[int, ...], tuple[Any, Any]] = OrderedDict()
+        self._graphs: dict[tuple[int, ...], tuple[Any, Any]] = {}  # in the order of their ids
 
     def run(
         self, inputs: Arrays, *, interruptible: bool = False, release_memory: bool = False
@@ -156,7 +158,8 @@ class OnnxRuntimeCudaSession:
             if session.get_providers()[0] != PROVIDER:
                 raise BackendMissing(
                     f"onnxruntime {self._ort.__version__} opened the graph on {session.get_providers()[0]} instead of "
-                    f"{PROVIDER}: its CUDA libraries do not load here (CUDA 13: cuBLAS, cuRAND, cudart)"
+                    f"{PROVIDER}: its CUDA libraries do not load here (cuBLAS, cuRAND and cudart of CUDA 13); "
+                    f"run: pip install 'jinaclip[cuda]'{self._said and f' ({self._said})'}"
                 )
             self._captures = captures
             return session
@@ -210,6 +213,17 @@ class OnnxRuntimeCudaSession:
         if self._session is None:
             raise BackendError("this model is closed; open a new ClipModel")
         return self._session
+
+
+def _load_cuda_libraries(ort: Any) -> str:
+    """CUDA's libraries, from their wheels where they are installed as such; what onnxruntime says of it, in one line.
+
+    It says so on stdout, where data goes.
+    """
+    said = io.StringIO()
+    with redirect_stdout(said):
+        ort.preload_dlls(cudnn=False)
+    return " ".join(said.getvalue().split())[:300]
 
 
 def onnxruntime_cuda_facts(gpu: Gpu) -> dict[str, Any]:

@@ -29,6 +29,7 @@ class RunCost:
     Attributes:
         opening_tokens: opening a run costs about as much as this many tokens: padding a text by more is dearer than a
             run of its own.
+        padding_tokens: most padding of a run, all rows together; None for no limit.
         tokens: in a run; with more it is no faster, and padding and memory grow.
         images: in a run, where the caller does not say.
         budget_bytes: that a run may add to memory, by prediction; one row is always allowed.
@@ -36,6 +37,7 @@ class RunCost:
     """
 
     opening_tokens: int
+    padding_tokens: int | None
     tokens: int
     images: int
     budget_bytes: int
@@ -43,9 +45,13 @@ class RunCost:
 
 
 # Measured on 2 cores (DECISIONS.md 6).
-CPU_COST = RunCost(opening_tokens=5, tokens=512, images=1, budget_bytes=BUDGET_BYTES, writes_scores=True)
+CPU_COST = RunCost(
+    opening_tokens=5, padding_tokens=None, tokens=512, images=1, budget_bytes=BUDGET_BYTES, writes_scores=True
+)
 # Not measured: on a GPU a run takes a millisecond or two whatever is in it, until it is full.
-GPU_COST = RunCost(opening_tokens=512, tokens=16384, images=16, budget_bytes=4 << 30, writes_scores=False)
+GPU_COST = RunCost(
+    opening_tokens=512, padding_tokens=512, tokens=16384, images=16, budget_bytes=4 << 30, writes_scores=False
+)
 
 
 def predicted_bytes(rows: int, tokens: int, tower: TowerManifest, *, tiled: bool = False) -> int:
@@ -82,21 +88,23 @@ def pack_texts(
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     batches: list[list[int]] = []
-    longest = 0
+    longest = padding = 0
     for index in order:
         count = len(batches[-1]) + 1 if batches else 0
         fits = (
             batches
             and count <= (batch_size or count)
             and (batch_size is not None or longest - lengths[index] <= cost.opening_tokens)
+            and (cost.padding_tokens is None or padding + longest - lengths[index] <= cost.padding_tokens)
             and count * longest <= cost.tokens
             and predicted_bytes(count, longest, tower, tiled=not cost.writes_scores) <= cost.budget_bytes
         )
         if fits:
             batches[-1].append(index)
+            padding += longest - lengths[index]
         else:
             batches.append([index])
-            longest = lengths[index]
+            longest, padding = lengths[index], 0
     return batches
 
 

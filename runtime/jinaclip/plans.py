@@ -105,12 +105,18 @@ def open_plan(bundle: Bundle, tower: str, library: Library, gpu: Gpu) -> TensorR
     return session_of(bundle, tower, plan, library, gpu)
 
 
-def session_of(bundle: Bundle, tower: str, plan: Plan, library: Library, gpu: Gpu) -> TensorRTSession:
-    """A session of a plan."""
+def session_of(
+    bundle: Bundle, tower: str, plan: Plan, library: Library, gpu: Gpu, *, keeps_kernels: bool = True
+) -> TensorRTSession:
+    """A session of a plan.
+
+    Args:
+        keeps_kernels: what TensorRT-RTX compiles for this GPU is kept beside the plan, where that can be written to.
+    """
     return TensorRTSession(
         plan.path, gpu=gpu, library=library, profiles=plan.profiles, key=plan.key,
         pad=bundle.special_ids["pad"] if tower == "text" else 0,
-        cache=plan.path.with_name(f"runtime-{gpu.sm}.cache"),
+        cache=plan.path.with_name(f"runtime-{gpu.sm}.cache") if keeps_kernels else None,
     )  # fmt: skip
 
 

@@ -197,7 +197,7 @@ class OnnxRuntimeSession:
             ) from error
         self._ort = ort
         self._process = os.getpid()
-        _live.add(self)
+        keep_after_fork(self)
         global _opened
         _opened = True
 
@@ -309,14 +309,20 @@ def first_line(error: Exception) -> str:
 
 
 _opened = False  # whether this process has opened a session
-_live: weakref.WeakSet[OnnxRuntimeSession] = weakref.WeakSet()
+_live: weakref.WeakSet[Session] = weakref.WeakSet()
 
 
-def _keep_after_fork() -> None:
-    """Never free a parent's session in a forked child: onnxruntime joins threads that are not there."""
+def keep_after_fork(session: Session) -> None:
+    """Never free this session in a forked child: its library joins threads and calls devices that are not there. Its
+    `close` must do nothing in another process.
+    """
+    _live.add(session)
+
+
+def _keep_all() -> None:
     for session in list(_live):
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(session._session))
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_keep_after_fork)
+    os.register_at_fork(after_in_child=_keep_all)

@@ -25,7 +25,7 @@ from jinaclip.cuda import Cuda, DeviceMemory, Graph, PinnedArray, Stream
 from jinaclip.errors import BackendError, EngineMismatch, InputError
 from jinaclip.gpu import Gpu
 from jinaclip.packing import GPU_COST
-from jinaclip.sessions import Arrays, available_threads
+from jinaclip.sessions import Arrays, available_threads, keep_after_fork
 from jinaclip.tensorrt_library import Library, Messages, logger_of
 
 FINITE = "all_finite"  # output of the graph: whether a row's vector has no NaN or infinity
@@ -70,6 +70,7 @@ class TensorRTSession:
         self.profiles, self.pad = tuple(profiles), pad
         self._gpu, self._library, self.key = gpu, library, key
         self._process = os.getpid()
+        keep_after_fork(self)
         self._cuda = Cuda(gpu.index)
         self._cache = cache if library.backend == "tensorrt-rtx" else None
         trt = library.module
@@ -79,7 +80,7 @@ class TensorRTSession:
             if self._engine is None:
                 raise EngineMismatch(
                     f"{library.backend} {library.version} on {gpu} refuses {plan.parent.name}: {messages.errors()}; "
-                    f"build it again here: jinaclip build --backend {library.backend} --force"
+                    f"build it again here: jinaclip build BUNDLE --backend {library.backend} --force"
                 )
             if self._engine.num_optimization_profiles != len(self.profiles):
                 raise EngineMismatch(
@@ -221,12 +222,20 @@ class _Worker:
 
     def __init__(self, session: TensorRTSession, cuda: Cuda) -> None:
         self._session, self._cuda = session, cuda
-        engine, profiles = session._engine, session.profiles
         self.graphs: OrderedDict[Bucket, _Captured] = OrderedDict()
         self._seen: set[Bucket] = set()
         self._held: list[Any] = []  # to be closed
+        self._contexts: list[Any] = []
         self.stream = self._hold(Stream(cuda))
-        source = session._inputs
+        try:
+            self._allocate(cuda)
+        except BaseException:
+            self.close()
+            raise
+
+    def _allocate(self, cuda: Cuda) -> None:
+        session = self._session
+        engine, profiles, source = session._engine, session.profiles, session._inputs
         size = max(_bytes(source, profile.batch[2], profile.tokens and profile.tokens[2]) for profile in profiles)
         self._input, self._input_host = self._hold(DeviceMemory(cuda, size)), self._hold(PinnedArray(cuda, size))
         rows = max(profile.batch[2] for profile in profiles)

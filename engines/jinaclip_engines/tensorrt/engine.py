@@ -160,7 +160,7 @@ def _self_test(bundle: Bundle, tower: str, plan: Plan, library: Library, device:
     tokenizer = None
     if tower == "text":
         tokenizer = TextTokenizer(bundle.tokenizer, vocab_size=bundle.vocab_size, special_ids=bundle.special_ids)
-    session = session_of(bundle, tower, plan, library, device)
+    session = session_of(bundle, tower, plan, library, device, keeps_kernels=False)
     try:
         return run_self_test(bundle, tower, PRECISION, session, tokenizer=tokenizer, always=True)
     finally:

@@ -27,7 +27,7 @@ def load_profiles(name: str, *, max_tokens: int | None = None) -> dict[str, tupl
         ProfileError: the file is missing or not of that form; names the field.
     """
     if name in NAMED:
-        where, text = name, files("jinaclip_engines.tensorrt").joinpath(f"profiles/{name}.toml").read_text("utf-8")
+        where, text = name, files("jinaclip_engines.tensorrt").joinpath(f"profile-sets/{name}.toml").read_text("utf-8")
     else:
         where = name
         try:
