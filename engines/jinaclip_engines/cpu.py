@@ -13,7 +13,19 @@ import numpy as np
 import onnx_ir as ir
 
 from jinaclip_engines.errors import PassError
-from jinaclip_engines.graph import MICROSOFT, Ops, array, attributes, constant, nodes, only_user, producer, tidy
+from jinaclip_engines.graph import (
+    MICROSOFT,
+    Ops,
+    array,
+    attributes,
+    constant,
+    forget_shapes,
+    nodes,
+    only_user,
+    producer,
+    tidy,
+)
+from jinaclip_engines.pooling import last_block_for_cls
 
 # Above this many tokens attention runs in tiles, where its memory grows with the length and not with its square;
 # below it the plain kernel is as fast, and takes padding.
@@ -38,11 +50,7 @@ def for_cpu(model: ir.Model, heads: int, names: Sequence[str] | None = None) -> 
     for name in PASSES if names is None else names:
         counts[name] = PASSES[name](model, heads)
         tidy(model)
-    kept = set(model.graph.outputs)
-    for node in model.graph:  # what was known of shapes no longer holds
-        for value in node.outputs:
-            if value not in kept:
-                value.shape = value.type = None
+    forget_shapes(model)
     return counts
 
 
@@ -102,28 +110,6 @@ def tile_attention(model: ir.Model, heads: int) -> int:
     return count
 
 
-def last_block_for_cls(model: ir.Model, heads: int) -> int:
-    """The last image block for token 0 alone, the only one that is read: keys and values still come from all."""
-    pooled = [n for n in nodes(model, "Gather") if _selects_token_0(n)]
-    if len(pooled) != 1:
-        return 0  # text takes the mean of all tokens
-    attention = [n for n in model.graph if n.op_type in ("Attention", "MultiHeadAttention")][-1]
-    rotary = producer(attention.inputs[0], "RotaryEmbedding")
-    if rotary is None or len(rotary.inputs) != 4:
-        raise PassError("the last image block has no RotaryEmbedding before its Attention; export it again")
-    with Ops(model, before=rotary) as op:
-        first = _first_token(op, rotary.inputs[0]), _first_token(op, rotary.inputs[3])
-    rotary.replace_input_with(0, first[0])
-    rotary.replace_input_with(3, first[1])
-    # Where the residual stream comes in again, only its first token is wanted. All in between is by token.
-    residual = _residual_add(attention.outputs[0])
-    index, value = residual
-    with Ops(model, before=index[0]) as op:
-        sliced = _first_token(op, value)
-    index[0].replace_input_with(index[1], sliced)
-    return 1
-
-
 def integer_gemm(model: ir.Model, heads: int) -> int:
     """`MatMulInteger`, the cast of its sums and the scale of its columns in one kernel: two passes over y less."""
     count = 0
@@ -143,9 +129,9 @@ def integer_gemm(model: ir.Model, heads: int) -> int:
 
 
 PASSES: Mapping[str, Callable[[ir.Model, int], int]] = {
+    "last_block_for_cls": last_block_for_cls,
     "token_major": token_major,
     "tile_attention": tile_attention,
-    "last_block_for_cls": last_block_for_cls,
     "integer_gemm": integer_gemm,
 }
 
@@ -190,41 +176,3 @@ def _branch(
     node = ir.node(op_type, inputs, dict(attributes), domain=domain)  # type: ignore[arg-type]
     node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
     return ir.Graph([], [node.outputs[0]], nodes=[node], name=name)
-
-
-def _selects_token_0(gather: ir.Node) -> bool:
-    index = array(gather.inputs[1])
-    return attributes(gather).get("axis") == 1 and index is not None and index.size == 1 and int(index.item()) == 0
-
-
-def _first_token(op: Ops, value: ir.Value | None) -> ir.Value:
-    """[B, T, …] -> [B, 1, …]."""
-    return op("Slice", [value, op.const(np.array([0])), op.const(np.array([1])), op.const(np.array([1]))])
-
-
-def _residual_add(attended: ir.Value) -> tuple[tuple[ir.Node, int], ir.Value]:
-    """The Add where the attention's projection meets the residual stream: (node, index of the stream), the stream."""
-    reached = {attended}
-    value = attended
-    while True:
-        user = next(iter(value.uses())).node
-        if user.op_type == "Add":
-            for index, other in enumerate(user.inputs):
-                if other is not None and array(other) is None and not _depends(other, reached):
-                    return (user, index), other
-        reached.update(user.outputs)
-        value = user.outputs[0]
-
-
-def _depends(value: ir.Value, on: set[ir.Value]) -> bool:
-    """Whether `value` is computed from one of `on`."""
-    stack, seen = [value], set()
-    while stack:
-        current = stack.pop()
-        if current in on:
-            return True
-        node = current.producer()
-        if node is not None and node not in seen:
-            seen.add(node)
-            stack.extend(v for v in node.inputs if v is not None)
-    return False

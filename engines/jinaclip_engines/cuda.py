@@ -13,7 +13,8 @@ import numpy as np
 import onnx_ir as ir
 
 from jinaclip_engines.errors import PassError
-from jinaclip_engines.graph import Ops, attributes, nodes, only_user, producer, tidy
+from jinaclip_engines.graph import Ops, attributes, forget_shapes, nodes, only_user, producer, tidy
+from jinaclip_engines.pooling import last_block_for_cls
 
 HALF, FULL = ir.DataType.FLOAT16, ir.DataType.FLOAT
 
@@ -35,11 +36,7 @@ def for_cuda(model: ir.Model, heads: int) -> dict[str, int]:
     for name, step in PASSES.items():
         counts[name] = step(model, heads)
         tidy(model)
-    kept = set(model.graph.outputs)
-    for node in model.graph:  # what was known of shapes no longer holds
-        for value in node.outputs:
-            if value not in kept:
-                value.shape = value.type = None
+    forget_shapes(model)
     return counts
 
 
@@ -92,7 +89,11 @@ def cast_pairs(model: ir.Model, heads: int) -> int:
     return count
 
 
-PASSES: Mapping[str, Callable[[ir.Model, int], int]] = {"flash_attention": flash_attention, "cast_pairs": cast_pairs}
+PASSES: Mapping[str, Callable[[ir.Model, int], int]] = {
+    "last_block_for_cls": last_block_for_cls,
+    "flash_attention": flash_attention,
+    "cast_pairs": cast_pairs,
+}
 
 
 def _source(value: ir.Value | None) -> tuple[ir.Value, ir.Node | None] | None:

@@ -41,6 +41,15 @@ def tidy(model: ir.Model) -> None:
         step(model)
 
 
+def forget_shapes(model: ir.Model) -> None:
+    """Drop what the file said of shapes and types inside the graph, after passes that change them."""
+    kept = set(model.graph.outputs)
+    for node in model.graph:
+        for value in node.outputs:
+            if value not in kept:
+                value.shape = value.type = None
+
+
 def signature(model: ir.Model) -> str:
     """16 hex digits over what a graph computes, its weights' contents left out."""
     lines = [f"{value.name} {value.type} {value.shape}" for value in (*model.graph.inputs, *model.graph.outputs)]

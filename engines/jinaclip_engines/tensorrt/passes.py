@@ -23,6 +23,7 @@ from jinaclip_engines.graph import (
     array,
     attributes,
     constant,
+    forget_shapes,
     initializer,
     linears,
     nodes,
@@ -30,6 +31,7 @@ from jinaclip_engines.graph import (
     producer,
     tidy,
 )
+from jinaclip_engines.pooling import last_block_for_cls
 
 # What a policy asks of the sums of float16 products, attention's included.
 POLICIES: Mapping[str, str] = {
@@ -78,8 +80,9 @@ def for_tensorrt(model: ir.Model, policy: str, *, attention_operator: bool = Tru
         raise PassError("the graph has no float16 products; TensorRT needs a bundle's fp16 graph")
     head_size = 2 * constant(nodes(model, "RotaryEmbedding")[0].inputs[1]).shape[-1]
     _name_nodes(model)
+    counts = {}
     for step in PASSES:
-        step(model)
+        counts[step] = step(model)
         tidy(model)
     attentions = nodes(model, "Attention")
     fused = [node for node in attentions if _is_half(node)]
@@ -92,13 +95,16 @@ def for_tensorrt(model: ir.Model, policy: str, *, attention_operator: bool = Tru
     )
     in_float32 = policy == "fp16-acc32"
     for node in attentions:
-        if not attention_operator or node not in fused:  # the operator has no float32 kernel
+        # The operator has no kernel for float32 operands, nor for a single query.
+        single = counts[cls_alone] and node is attentions[-1]
+        if not attention_operator or single or node not in fused:
             spell_out_attention(model, node, head_size, in_float32=in_float32)
         elif not in_float32:
             attention_in_float16(node)
     if in_float32:
         sum_in_float32(model)
     tidy(model)
+    forget_shapes(model)
     return expected
 
 
@@ -218,7 +224,6 @@ def attention_in_float16(node: ir.Node) -> None:
     for index, value in enumerate(_operands(node)):
         node.replace_input_with(index, value)
     ir.convenience.replace_all_uses_with(rounded.outputs[0], node.outputs[0])
-    node.outputs[0].type = ir.TensorType(HALF)
 
 
 def spell_out_attention(model: ir.Model, node: ir.Node, head_size: int, *, in_float32: bool) -> None:
@@ -261,10 +266,16 @@ def finite_output(model: ir.Model) -> int:
     return 1
 
 
+def cls_alone(model: ir.Model) -> int:
+    """The last image block for the one token that is read."""
+    return last_block_for_cls(model, 0)
+
+
 # In this order, whatever the policy.
 PASSES: tuple[Callable[[ir.Model], int], ...] = (
     int32_ids,
     half_split_rotary,
+    cls_alone,
     merge_projections,
     plain_rotary,
     finite_output,
