@@ -139,7 +139,7 @@ def test_what_tensorrt_is_given(precise_bundle: Path, tmp_path: Path) -> None:
         assert [output.name for output in graph.output][-1] == FINITE
         weights = {i.name: i.data_type for i in graph.initializer if len(i.dims) == 2}
         producers = {name: node for node in graph.node for name in node.output}
-        for node in (node for node in graph.node if node.op_type == "MatMul"):
+        for node in (node for node in graph.node if node.op_type == "MatMul" and ".attention." not in node.name):
             cast = producers[node.input[1]]  # weights stay float16 in the file, and are cast to float32 in the graph
             assert cast.op_type == "Cast" and weights[cast.input[0]] == HALF
 

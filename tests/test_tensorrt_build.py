@@ -26,7 +26,7 @@ from jinaclip_engines.tensorrt import passes
 from jinaclip_engines.tensorrt.compiler import Compiled, _configure, compile_plan, default_targets
 from jinaclip_engines.tensorrt.passes import FULL, HALF, Expected, for_tensorrt
 from jinaclip_engines.tensorrt.profiles import load_profiles
-from jinaclip_engines.tensorrt.report import Kernel, read_kernels
+from jinaclip_engines.tensorrt.report import Kernel, _sums_of_products, read_kernels
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has packages for Linux on x86-64 (and Windows) only")
 
@@ -95,14 +95,32 @@ def test_every_policy_compiles(
 
 
 def test_several_profiles_share_their_weights(library: Library, precise_bundle: Path, tmp_path: Path) -> None:
-    model = read(precise_bundle / "text-fp16.onnx")
+    """Each has kernels of its own, and each is looked at."""
+    for tower in ("text", "image"):
+        model = read(precise_bundle / f"{tower}-fp16.onnx")
+        expected = for_tensorrt(model, "fp16-acc32")
+        path = tmp_path / "graph.onnx"
+        write(model, path)
+        profiles = load_profiles("server")[tower]
+        compiled = compile_plan(library, path, expected, "fp16-acc32", profiles, targets=("sm89",))
+        report = compiled.report
+        assert (report.profiles, report.attention) == (len(profiles), 3 * len(profiles))
+        assert report.summed_in_float32 == report.products_expected
+        assert report.plan_bytes < report.weight_bytes + len(profiles) * (16 << 20)
+        sums = _sums_of_products(memoryview(compiled.plan))
+        assert {profile for _, profile in sums} == set(range(len(profiles)))
+
+
+def test_a_single_row_is_multiplied_as_the_graph_says(library: Library, precise_bundle: Path, tmp_path: Path) -> None:
+    """The last image block of one picture has one row: kernels that multiply and add in float32, on float16 weights."""
+    model = read(precise_bundle / "image-fp16.onnx")
     expected = for_tensorrt(model, "fp16-acc32")
     path = tmp_path / "graph.onnx"
     write(model, path)
-    profiles = load_profiles("server")["text"]
-    report = compile_plan(library, path, expected, "fp16-acc32", profiles, targets=("sm89",)).report
-    assert (report.profiles, report.attention) == (3, 9)
-    assert report.plan_bytes < 2 * report.weight_bytes
+    profiles = (Profile("one", (1, 1, 1)),)
+    compiled = compile_plan(library, path, expected, "fp16-acc32", profiles, targets=("sm89",))
+    told = sum(len(kinds) for kinds in _sums_of_products(memoryview(compiled.plan)).values())
+    assert told == 11 and compiled.report.summed_in_float32 == 15
 
 
 def test_blocks_in_float32_compile_beside_the_others(library: Library, precise_bundle: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ inspector list every kernel with the ONNX nodes it computes; TensorRT-RTX's plan
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -47,6 +47,12 @@ class Kernel:
     def is_attention(self) -> bool:
         """Whether it is a fused attention, by its name: "_gemm_mha_v2…", "…fmha…"."""
         return re.search(r"mha|flash_?attention", f"{self.name} {self.tactic}", re.IGNORECASE) is not None
+
+    @property
+    def profile(self) -> int:
+        """Of the optimisation profiles, the one that it runs in: "…_myl1_26" is of the second."""
+        found = re.search(r"_myl(\d+)_\d+$", self.name)
+        return int(found[1]) if found else 0
 
     def weight(self) -> Operand | None:
         """The matrix of a product: an operand with two sizes above 1 that are known."""
@@ -142,17 +148,15 @@ def report_on(
             problems.append(f"{name}: its weights are {weight.dtype} in {kernel.name}, expected Half")
         else:
             halves += 1
-    sums = dict(_sums_of_products(plan))
-    summed = None
-    if sums:
-        merged = [name for name in expected.products if name in sums]
-        summed = sum(len(sums[name]) for name in merged if set(sums[name]) == {SUMMED_IN_FLOAT32})
-        if policy == "fp16-acc32":
-            for name in merged:
-                if set(sums[name]) != {SUMMED_IN_FLOAT32}:
-                    problems.append(f"{name}: products are not summed in float32 (accumulation_type {sums[name][0]})")
-            if len(merged) < len(expected.products) and summed < len(expected.products):
-                problems.append(f"only {summed} of {len(expected.products)} products are summed in float32")
+    sums = _sums_of_products(plan)
+    summed = _least_summed(sums, kernels, expected, profiles) if sums else None
+    if policy == "fp16-acc32" and summed is not None:
+        for name in expected.products:
+            kinds = {kind for (of, _), found in sums.items() if of == name for kind in found}
+            if other := kinds - {SUMMED_IN_FLOAT32}:
+                problems.append(f"{name}: products are not summed in float32 (accumulation_type {min(other)})")
+        if not problems and summed < len(expected.products):
+            problems.append(f"only {summed} of {len(expected.products)} products are told to be summed in float32")
     attention_sums = _sums_of_attention(plan)
     if policy == "fp16-acc32" and set(attention_sums) - {"FP32"}:
         problems.append(f"attention sums in {', '.join(attention_sums)}, expected FP32")
@@ -207,16 +211,39 @@ def _reads_mask(kernel: Kernel) -> bool:
     return len(kernel.reads) > 3
 
 
-def _sums_of_products(plan: memoryview | bytes) -> Iterator[tuple[str, list[int]]]:
-    """By the first node of each product, how it is summed, once for each matrix merged into it.
+def _sums_of_products(plan: memoryview | bytes) -> dict[tuple[str, int], list[int]]:
+    """How each product is summed, by its node and profile; where several are one, all are told under the first's name.
 
     A TensorRT-RTX plan holds the compiled graph as text, a record for each product. Other plans hold none.
     """
-    found: dict[str, list[int]] = {}
+    found: dict[tuple[str, int], list[int]] = {}
     record = rb'fully_connected=\{ name="([^"]*)"[^\n]*?"__mye\d+([^"]*?)_alpha"[^\n]*?accumulation_type=(\d+)'
     for match in re.finditer(record, plan):
-        found.setdefault(match[2].decode(), []).extend([int(match[3])] * (match[1].count(b"+") + 1))
-    yield from found.items()
+        name, _, profile = match[2].decode().partition(" [profile ")
+        key = name, int(profile.rstrip("]") or 0)
+        found.setdefault(key, []).extend([int(match[3])] * (match[1].count(b"+") + 1))
+    return found
+
+
+def _least_summed(
+    sums: Mapping[tuple[str, int], Sequence[int]], kernels: Sequence[Kernel], expected: Expected, profiles: int
+) -> int:
+    """Products that are summed in float32, in the profile with the fewest.
+
+    One of a single row has no record: the compiler writes a kernel for it that multiplies and adds as the graph says.
+    """
+    counts = []
+    for profile in range(profiles):
+        here = [kinds for (name, of), kinds in sums.items() if of == profile and name in expected.products]
+        written = {
+            name
+            for kernel in kernels
+            if kernel.kind == "kgen" and kernel.profile == profile and "MulSum" in kernel.name and kernel.weight()
+            for name in kernel.nodes
+            if name in expected.products
+        }
+        counts.append(sum(list(kinds).count(SUMMED_IN_FLOAT32) for kinds in here) + len(written))
+    return min(counts)
 
 
 def _sums_of_attention(plan: memoryview | bytes) -> tuple[str, ...]:
