@@ -23,6 +23,7 @@ from jinaclip.errors import BackendMissing
 from jinaclip.gpu import Gpu, driver_problem
 from jinaclip.image import normalise
 from jinaclip.onnxruntime_cuda import cuda_problem
+from jinaclip.tensorrt_library import Library
 from jinaclip_bench import measure
 from jinaclip_bench.bounds import BOUNDS, TORCHS_BEST, Bound
 from jinaclip_bench.cases import CASES, SUITES, random_ids
@@ -39,7 +40,7 @@ from jinaclip_bench.report import read_records, render
 from jinaclip_bench.run import measure as measure_case
 from jinaclip_bench.run import run_cases
 from jinaclip_bench.settings import Opened, Settings
-from jinaclip_bench.torch_cuda import require_torch_cuda, unpadded
+from jinaclip_bench.torch_cuda import compile_problem, require_torch_cuda, unpadded
 from jinaclip_bench.torch_towers import ImagesOfPixels, TextsOfIds, TextsWithoutPadding, jagged_attention, rotate
 from jinaclip_bench.torch_towers import without_padding as quickest_without_padding
 from jinaclip_export.checkpoint import Checkpoint
@@ -169,6 +170,17 @@ def test_torch_compile_sees_through_both_towers(
     for forward, arguments in sides:
         with torch.inference_mode():
             assert apart(torch.compile(forward, **whole)(*arguments), forward(*arguments)) <= 1e-5
+    torch.compiler.reset()
+
+
+# Torch's compiler warns of its own modules and settings.
+@pytest.mark.filterwarnings("ignore")
+def test_a_torch_compile_that_does_not_work_is_told_in_one_line() -> None:
+    import torch._inductor.config as inductor
+
+    with inductor.patch({"cpp.cxx": (None, "no-such-compiler"), "force_disable_caches": True}):
+        problem = compile_problem(torch.device("cpu"))
+    assert problem is not None and "no-such-compiler" in problem and "\n" not in problem
     torch.compiler.reset()
 
 
@@ -431,6 +443,11 @@ def test_what_is_measured_on_a_cpu_alone_is_refused_before_anything_runs(precise
     with pytest.raises(BenchError, match="process-text is measured on the CPU alone; leave it out"):
         run_cases(["text-1x32", "process-text"], settings, written.append)
     assert not written
+    plans_alone = replace(
+        settings, precisions=("fp32",), places=(Place("tensorrt", GPU, Library("tensorrt", None, "11")),)
+    )
+    with pytest.raises(BenchError, match="tensorrt runs no graph of the text tower in fp32; leave --precision"):
+        run_cases(["text-1x32"], plans_alone, written.append)
 
 
 # With a GPU
@@ -450,6 +467,7 @@ def test_flash_attention_without_padding_is_the_towers(
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore")  # torch's compiler and profiler warn of what is theirs
 def test_the_suite_on_the_small_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

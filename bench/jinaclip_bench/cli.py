@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                                  "here but by `jinaclip build`)",
                             )  # fmt: skip
     run_parser.add_argument("--repeats", type=_positive, default=20, metavar="R",
-                            help="timed calls of each side; mixes at most 5, new processes at most 3")  # fmt: skip
+                            help="timed calls of each side; mixes and stages at most 5, new processes 3")  # fmt: skip
     chosen = run_parser.add_mutually_exclusive_group()
     chosen.add_argument("--suite", choices=tuple(SUITES), default="basic",
                         help="its cases, see below, as far as BUNDLE has their towers")  # fmt: skip
@@ -80,7 +80,7 @@ def run_action(args: argparse.Namespace) -> int:
         output = stack.enter_context(open(args.output, "a", encoding="utf-8")) if args.output else None
         settings = _settings(args)
         cases = _wanted(args, settings.bundle)
-        if settings.checkpoint is not None and "query-dummy-image" in cases:
+        if settings.gpu is None and settings.checkpoint is not None and "query-dummy-image" in cases:
             from jinaclip_bench.fused import fused_graph
 
             settings = replace(settings, fused=fused_graph(settings.checkpoint, tell=tell))

@@ -17,6 +17,7 @@ from jinaclip.model import ClipModel
 from jinaclip.selftest import run_self_test
 from jinaclip.text import TextTokenizer
 from jinaclip_bench.cases import PHOTO_SIZE, QUERY, Case, photo_jpeg, random_ids
+from jinaclip_bench.flops import work
 from jinaclip_bench.measure import CAPTURED, COMPILED, OURS, UNPADDED, Side, timed
 from jinaclip_bench.processes import long_text, process
 from jinaclip_bench.settings import Embed, Kind, Opened, Settings, feed
@@ -46,7 +47,7 @@ def graph(case: Case, settings: Settings, torch: Mapping[str, Embed]) -> Iterato
         calls |= {name: embed for name, embed in torch.items() if not name.endswith(unwanted)}
         if case.name == "text-1x32":
             calls |= _fused(settings, stack)
-        flops, matmul_tflops = _work(settings, case, [inputs.shape[1]] * case.rows)
+        flops, matmul_tflops = work(settings, case, [inputs.shape[1]] * case.rows)
         yield Opened(
             sides={name: _side(settings, partial(call, inputs), call) for name, call in calls.items()},
             shape=inputs.shape,
@@ -104,7 +105,7 @@ def mix(case: Case, settings: Settings, torch: Mapping[str, Embed]) -> Iterator[
             calls[name] = partial(without_padding if name == UNPADDED else theirs, embed)
             if name == "torch-fp32":
                 calls["torch-fp32-unsorted"] = partial(theirs, embed, by_characters=False)
-        flops, matmul_tflops = _work(settings, case, lengths)
+        flops, matmul_tflops = work(settings, case, lengths)
         yield Opened(
             sides={name: _side(settings, call, torch.get(name)) for name, call in calls.items()},
             shape=(len(texts), max(lengths)),
@@ -156,28 +157,8 @@ def _our_graph(settings: Settings, tower: str, place: Place, precision: str) -> 
 
 def _side(settings: Settings, call: Callable[[], np.ndarray], embed: Embed | None) -> Side:
     """A call, with the device's time where the embedder under it tells that."""
-    return timed(
-        call, wake=settings.gpu is not None, device_seconds=getattr(embed, "take_device_seconds", None)
-    )  # fmt: skip
-
-
-def _work(settings: Settings, case: Case, lengths: Sequence[int]) -> tuple[int | None, float | None]:
-    """Operations of a call, and what the GPU reaches in such now; None on a CPU.
-
-    Args:
-        lengths: of the texts, in tokens.
-    """
-    if settings.gpu is None:
-        return None, None
-    from jinaclip_bench.flops import flops_of_images, flops_of_texts
-    from jinaclip_bench.torch_cuda import matmul_tflops
-
-    manifest, flops = settings.bundle.tower(case.tower), None
-    if case.tower == "text":
-        flops = flops_of_texts(manifest, lengths)
-    elif settings.checkpoint is not None:  # only it tells how large a patch is
-        flops = flops_of_images(manifest, case.rows, settings.checkpoint.config.image)
-    return flops, matmul_tflops(settings.gpu.index)
+    take = getattr(embed, "take_device_seconds", None)
+    return timed(call, wake=settings.gpu is not None, device_seconds=take)
 
 
 @contextmanager

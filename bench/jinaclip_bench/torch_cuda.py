@@ -31,7 +31,7 @@ Forward = Callable[..., Tensor]
 
 
 def require_torch_cuda(index: int) -> None:
-    """Raises BenchError: torch is not one for CUDA, or does not see the device."""
+    """Raises BenchError: torch is not one for CUDA, does not see the device, or has no flash attention for it."""
     if not torch.cuda.is_available():
         found = "was built without CUDA" if torch.version.cuda is None else f"for CUDA {torch.version.cuda} sees no GPU"
         raise BenchError(
@@ -40,6 +40,11 @@ def require_torch_cuda(index: int) -> None:
         )
     if index >= torch.cuda.device_count():
         raise BenchError(f"torch sees {torch.cuda.device_count()} GPUs, no cuda:{index}; see CUDA_VISIBLE_DEVICES")
+    major, minor = torch.cuda.get_device_capability(index)
+    if major < 8:
+        raise BenchError(
+            f"cuda:{index} has capability {major}.{minor}; torch's flash attention, which is measured, needs 8.0"
+        )
 
 
 def compile_problem(device: torch.device) -> str | None:
