@@ -26,11 +26,11 @@ from jinaclip.onnxruntime_cuda import cuda_problem
 from jinaclip.tensorrt_library import Library
 from jinaclip_bench import measure
 from jinaclip_bench.bounds import BOUNDS, TORCHS_BEST, Bound
-from jinaclip_bench.cases import CASES, SUITES, random_ids
+from jinaclip_bench.cases import CASES, ON_GPU, SUITES, random_ids
 from jinaclip_bench.device_stages import DEVICE_STAGES, NOT_TOLD, stages_of
 from jinaclip_bench.errors import BenchError
 from jinaclip_bench.flops import flops_of_images, flops_of_texts
-from jinaclip_bench.kinds import KINDS, ON_GPU
+from jinaclip_bench.kinds import KINDS
 from jinaclip_bench.machine import gpu_versions
 from jinaclip_bench.measure import Sample, ours, precision_of
 from jinaclip_bench.places import places_on_gpu
@@ -430,6 +430,8 @@ def test_places_say_what_is_missing(bundle: Bundle) -> None:
         (["--suite", "gpu", "--device", "cpu"], "--suite gpu measures a GPU: --device cuda or cuda:N"),
         (["--suite", "cpu", "--backend", "tensorrt"], "--backend goes with a GPU: --device cuda or cuda:N"),
         (["--suite", "gpu", "--backend", "auto"], "invalid choice: 'auto'"),
+        (["--suite", "cpu", "--device", "cuda"], "text-query is measured on the CPU alone; leave it out"),
+        (["--cases", "image-1,process-image", "--device", "cuda:1"], "process-image is measured on the CPU alone"),
     ],
 )
 def test_wrong_usage(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -438,16 +440,14 @@ def test_wrong_usage(words: list[str], said: str, capsys: pytest.CaptureFixture[
     assert error.value.code == 2 and said in capsys.readouterr().err
 
 
-def test_what_is_measured_on_a_cpu_alone_is_refused_before_anything_runs(precise_bundle: Path) -> None:
+def test_a_place_that_runs_none_of_the_precisions_is_refused(precise_bundle: Path) -> None:
     settings, written = settings_on_gpu(Bundle(precise_bundle)), list[dict[str, Any]]()
-    with pytest.raises(BenchError, match="process-text is measured on the CPU alone; leave it out"):
-        run_cases(["text-1x32", "process-text"], settings, written.append)
-    assert not written
     plans_alone = replace(
         settings, precisions=("fp32",), places=(Place("tensorrt", GPU, Library("tensorrt", None, "11")),)
     )
     with pytest.raises(BenchError, match="tensorrt runs no graph of the text tower in fp32; leave --precision"):
         run_cases(["text-1x32"], plans_alone, written.append)
+    assert not written
 
 
 # With a GPU

@@ -70,6 +70,8 @@ CASES = {
     )
 }  # fmt: skip
 
+ON_GPU = ("graph", "mix", "preprocess", "stages")  # the kinds that can measure a GPU; the others the CPU alone
+
 SUITES = {
     "basic": (
         "text-1x32", "text-8x128", "text-query", "image-1", "image-preprocess", "process-text", "process-image",

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jinaclip.bundle import PRECISION_CLASS, Bundle
-from jinaclip_bench.cases import CASES, SUITES
+from jinaclip_bench.cases import CASES, ON_GPU, SUITES
 from jinaclip_bench.places import BACKENDS
 from jinaclip_bench.tell import tell
 
@@ -148,6 +148,9 @@ def _device(args: argparse.Namespace) -> str:
         args.wrong_usage("--suite gpu measures a GPU: --device cuda or cuda:N")
     if device == "cpu" and args.backend is not None:
         args.wrong_usage("--backend goes with a GPU: --device cuda or cuda:N")
+    for name in args.cases or SUITES[args.suite]:
+        if device != "cpu" and CASES[name].kind not in ON_GPU:
+            args.wrong_usage(f"{name} is measured on the CPU alone; leave it out, or leave --device out")
     return device
 
 

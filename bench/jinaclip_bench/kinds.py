@@ -138,7 +138,6 @@ KINDS: dict[str, Kind] = {
     "stages": stages,
 }
 USES_TORCH = ("graph", "encode", "mix")  # the kinds that are handed torch's towers
-ON_GPU = ("graph", "mix", "preprocess", "stages")  # the kinds that can measure a GPU
 
 
 @contextmanager

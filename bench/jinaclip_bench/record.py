@@ -41,7 +41,7 @@ FIELDS = {
     "pss_mib": "its proportional set after the first vector, median; null likewise",
     "above_load_mib": "peak resident set in a call above that before: p50, p10, p90; null if not measured",
     "device_ms": "the GPU's time for the tower: p50, p10, p90; null if not told",
-    "stages_ms": "median by stage, null for one that is not told; null if the case tells none",
+    "stages_ms": "median by stage, of STAGES, null for one that is not told; null if the case tells none",
     "first_call_ms": "first call of the new session; null if not timed",
     "tflops": "floating-point operations a second that were asked for, by the median, in 10^12; null if not counted",
     "matmul_tflops": "what the GPU reached before the case with float16 matrices of 8192 × 8192; null on a CPU",
@@ -61,6 +61,8 @@ FIELDS = {
 }
 # Not in lines of schema 2, which are read as if these were null.
 SINCE_3 = ("device_ms", "stages_ms", "first_call_ms", "tflops", "matmul_tflops", "matmul_share")
+# In the order of a call.
+STAGES = ("tokenise", "decode and resize", "session", "copy in", "run", "copy out")
 _PUBLIC_IDS = ("random-small", "random-full", "jinaai/jina-clip-v2")  # another may be the name of a directory
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from jinaclip_bench.bounds import BOUNDS, Bound, Measured
 from jinaclip_bench.errors import BenchError
 from jinaclip_bench.measure import is_ours
-from jinaclip_bench.record import FIELDS, SCHEMA, SINCE_3
+from jinaclip_bench.record import FIELDS, SCHEMA, SINCE_3, STAGES
 
 Record = Mapping[str, Any]
 
@@ -181,7 +181,7 @@ def _stages(records: Sequence[Record]) -> Columns:
 
         return text
 
-    stages = dict.fromkeys(stage for record in records for stage in record["stages_ms"])
+    stages = [stage for stage in STAGES if any(stage in record["stages_ms"] for record in records)]
     return (
         *_NAMES,
         ("p50 ms", _figure("p50")),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from jinaclip.progress import Progress, say
 from jinaclip_bench.cases import CASES, Case
 from jinaclip_bench.errors import BenchError
-from jinaclip_bench.kinds import KINDS, ON_GPU, USES_TORCH
+from jinaclip_bench.kinds import KINDS, USES_TORCH
 from jinaclip_bench.measure import agreement, interleave
 from jinaclip_bench.record import records_of, run_facts
 from jinaclip_bench.settings import Embed, Settings
@@ -37,8 +37,6 @@ def run_cases(names: Iterable[str], settings: Settings, write: Write) -> None:
     for case in cases:
         for precision in settings.precisions if case.kind != "preprocess" else ():
             settings.bundle.graph(case.tower, precision)
-        if settings.gpu is not None and case.kind not in ON_GPU:
-            raise BenchError(f"{case.name} is measured on the CPU alone; leave it out, or leave --device out")
         if case.kind != "preprocess" and not any(settings.ours(case.tower)):
             raise BenchError(
                 f"{settings.places[0].backend} runs no graph of the {case.tower} tower in "
