@@ -194,7 +194,7 @@ def test_without_a_checkpoint_jinaclip_stands_alone(small_bundle: Path, capsys: 
     ("arguments", "said"),
     [
         (["--cases", "text-1x32,text-9x9"], f"'text-9x9' is no case; expected some of {','.join(CASES)}"),
-        (["--suite", "gpu"], "invalid choice: 'gpu'"),
+        (["--suite", "tpu"], "invalid choice: 'tpu'"),
         (["--suite", "cpu", "--cases", "text-1x32"], "not allowed with argument --suite"),
         (["--precision", "fp32,bf16"], "'bf16' is no precision; expected some of fp32,fp16,int8"),
         (["--checkpoint", "x"], "--checkpoint goes with BUNDLE"),

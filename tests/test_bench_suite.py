@@ -19,7 +19,7 @@ from jinaclip.bundle import Bundle
 from jinaclip.cli import main
 from jinaclip.image import normalise, preprocess
 from jinaclip_bench import cache, measure
-from jinaclip_bench.bounds import BOUNDS, Bound
+from jinaclip_bench.bounds import BOUNDS, Bound, Measured
 from jinaclip_bench.cases import CASES, SUITES, Case, random_ids
 from jinaclip_bench.errors import BenchError
 from jinaclip_bench.fused import FusedSession, fused_graph, write_fused
@@ -142,7 +142,7 @@ def test_what_the_system_does_not_tell_of_memory(tmp_path: Path) -> None:
 def test_lengths_of_a_mix(case: Case, small_bundle: Path) -> None:
     assert case.tokens is not None and case.sigma is not None
     lengths = log_normal_lengths(case.rows, case.sigma, case.tokens)
-    assert len(lengths) == 64 and lengths == log_normal_lengths(64, case.sigma, case.tokens)
+    assert len(lengths) == case.rows and lengths == log_normal_lengths(case.rows, case.sigma, case.tokens)
     assert min(lengths) >= 3 and max(lengths) <= case.tokens and lengths != sorted(lengths)
     logs = np.log(log_normal_lengths(4000, case.sigma, 10**6))
     assert np.median(logs) == pytest.approx(np.log(30), abs=0.02) and np.std(logs) == pytest.approx(
@@ -152,7 +152,9 @@ def test_lengths_of_a_mix(case: Case, small_bundle: Path) -> None:
     assert max(lengths) == (int(stated[1]) if stated else 208)
     bundle = Bundle(small_bundle)
     texts = texts_of(bundle, open_tokenizer(bundle), lengths)
-    assert [len(row) for row in open_tokenizer(bundle).encode(texts)] == lengths and len(set(texts)) == 64
+    assert [len(row) for row in open_tokenizer(bundle).encode(texts)] == lengths
+    long = [text for text, length in zip(texts, lengths, strict=True) if length > 8]  # of short ones some are equal
+    assert len(set(long)) == len(long) > case.rows / 2
 
 
 def test_clipped_lengths() -> None:
@@ -308,7 +310,7 @@ def test_help_lists_the_cases_of_each_suite(capsys: pytest.CaptureFixture[str]) 
 
 
 def record(case: str, side: str, **values: Any) -> dict[str, Any]:
-    return {"case": case, "side": side, "against": {}, "above_load_mib": None} | values
+    return {"case": case, "side": side, "p50": 1.0, "against": {}, "above_load_mib": None} | values
 
 
 def test_a_bound_finds_its_figures_and_judges_the_median() -> None:
@@ -320,10 +322,11 @@ def test_a_bound_finds_its_figures_and_judges_the_median() -> None:
         record("text-8192", "jinaclip int8", above_load_mib=memory),
     ]
     by_time = Bound("cpu", "image-1", "int8", "torch-fp32", 3.15)
-    assert by_time.measured(records) == ratio and by_time.what == "torch-fp32 ÷ jinaclip int8"
+    assert by_time.measured(records) == Measured(ratio, by_time.what) and by_time.what == "torch-fp32 ÷ jinaclip int8"
     assert by_time.holds(3.15) and by_time.holds(3.2) and not by_time.holds(3.149)
-    by_memory = Bound("cpu", "text-8192", "int8", None, 2048.0)
-    assert by_memory.measured(records) == memory and by_memory.what == "jinaclip int8, MiB above load"
+    by_memory = Bound("cpu", "text-8192", "int8", "above_load_mib", 2048.0)
+    assert by_memory.measured(records) == Measured(memory, "jinaclip int8")
+    assert by_memory.what == "jinaclip int8, MiB above load"
     assert by_memory.holds(2048.0) and not by_memory.holds(2048.1)
     assert replace(by_memory, precision="fp32").measured(records) is None
     assert replace(by_time, precision="fp16").measured(records) is None
@@ -343,11 +346,12 @@ def test_the_report_ends_with_the_bounds(measured: Callable[[Case], Records]) ->
         *_, table = render(records).split("\n\n")
         rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
         assert rows[0] == ["case", "what must hold", "bound", "measured (p10 … p90)", "verdict"]
-        assert len(rows) == len(BOUNDS) + 2
+        of_suite = [bound for bound in BOUNDS if bound.suite == "cpu"]
+        assert len(rows) == len(of_suite) + 2
         (row,) = (row for row in rows if row[0] == "query-dummy-image")
         figures = f"{median:.1f} (11.0 … 30.0)"
         assert row == ["query-dummy-image", "fused-onnx ÷ jinaclip fp32", "≥ 20.0", figures, verdict]
-        assert sum(row[-1] == "not measured" and row[-2] == "" for row in rows) == len(BOUNDS) - 1
+        assert sum(row[-1] == "not measured" and row[-2] == "" for row in rows) == len(of_suite) - 1
     alone = [{**record, "suite": None} for record in records]  # cases by name: only what they measured
     assert len(render(alone).split("\n\n")[-1].splitlines()) == 3
     other = [{**record, "suite": "basic", "case": "text-1x32"} for record in records]

@@ -52,14 +52,25 @@ CASES = {
         # With sigma 0.8 no text of 64 would pass 208 tokens, and this would be the same mix again.
         Case("mix-2048", "mix", "text", "the same with sigma 1.2, at most 2048 (the longest has 546)",
              rows=64, tokens=2048, sigma=1.2),
+        # 64 texts are gone before a GPU is busy, and none of them is near the limit.
+        Case("bulk-512", "mix", "text", "1024 texts as mix-512 (the longest has 419)",
+             rows=1024, tokens=512, sigma=0.8),
+        Case("bulk-2048", "mix", "text", "1024 texts as mix-2048 (the longest has 1568)",
+             rows=1024, tokens=2048, sigma=1.2),
         Case("image-1", "graph", "image", "one image, from its pixels"),
+        Case("image-32", "graph", "image", "32 images, from their pixels", rows=32),
         Case("image-preprocess", "preprocess", "image", "a 1920 x 1080 JPEG to pixels: decode and resize"),
         Case("query-dummy-image", "query", "text", "a text of 32 tokens; a fused graph wants an image too", tokens=32),
         Case("text-8192", "long", "text", "one text of 8192 tokens: memory above load", tokens=8192),
         Case("process-text", "process", "text", "a new process to its first text vector, and its memory"),
         Case("process-image", "process", "image", "a new process to its first image vector, and its memory"),
+        # Last, for a profiler that has once looked at the device may stay in the way.
+        Case("stages-text", "stages", "text", "where the time of a text of 32 tokens goes", tokens=32),
+        Case("stages-image", "stages", "image", "where the time of a 1920 x 1080 JPEG goes"),
     )
 }  # fmt: skip
+
+ON_GPU = ("graph", "mix", "preprocess", "stages")  # the kinds that can measure a GPU; the others the CPU alone
 
 SUITES = {
     "basic": (
@@ -68,6 +79,10 @@ SUITES = {
     "cpu": (
         "text-1x32", "text-8x128", "text-query", "mix-512", "mix-2048", "image-1", "query-dummy-image", "text-8192",
         "process-text", "process-image",
+    ),
+    "gpu": (
+        "text-1x32", "mix-512", "mix-2048", "bulk-512", "bulk-2048", "image-1", "image-32", "stages-text",
+        "stages-image",
     ),
 }  # fmt: skip
 

@@ -8,14 +8,16 @@ from __future__ import annotations
 import argparse
 import sys
 import textwrap
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jinaclip.bundle import PRECISION_CLASS, Bundle
-from jinaclip_bench.cases import CASES, SUITES
+from jinaclip_bench.cases import CASES, ON_GPU, SUITES
+from jinaclip_bench.places import BACKENDS
+from jinaclip_bench.tell import tell
 
 if TYPE_CHECKING:
     from jinaclip_bench.settings import Settings
@@ -35,15 +37,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run_parser.set_defaults(action=run_action, wrong_usage=run_parser.error)
     run_parser.add_argument("bundle", metavar="BUNDLE", nargs="?", help="directory made by `jinaclip export`")
     run_parser.add_argument("--checkpoint", metavar="DIR", help="what BUNDLE was exported from, to measure torch with")
-    run_parser.add_argument("--random", choices=("small", "full"), help="size without BUNDLE (default: full, 5.2 GB)")
+    run_parser.add_argument("--random", choices=("small", "full"), help="size without BUNDLE (default: full)")
     run_parser.add_argument("--precision", type=_precisions, metavar="P,…",
                             help=f"of the bundle's graphs, some of {', '.join(PRECISION_CLASS)}: a side of ours for "
-                                 "each, all in one run (default: fp32; for the suite cpu also int8, if BUNDLE has it)",
+                                 "each, all in one run (default: fp32; on a GPU fp16; for the suite cpu also int8, if "
+                                 "BUNDLE has it)",
                             )  # fmt: skip
     run_parser.add_argument("--threads", type=_positive, metavar="N",
                             help="cores for every side (default: those this process may use)")  # fmt: skip
+    run_parser.add_argument("--device", metavar="D",
+                            help="cpu, cuda or cuda:N (default: cpu; for the suite gpu cuda)")  # fmt: skip
+    run_parser.add_argument("--backend", choices=BACKENDS,
+                            help="on a GPU, what our sides run on (default: every one that can; an engine is not built "
+                                 "here but by `jinaclip build`)",
+                            )  # fmt: skip
     run_parser.add_argument("--repeats", type=_positive, default=20, metavar="R",
-                            help="timed calls of each side; mixes at most 5, new processes at most 3")  # fmt: skip
+                            help="timed calls of each side; mixes and stages at most 5, new processes 3")  # fmt: skip
     chosen = run_parser.add_mutually_exclusive_group()
     chosen.add_argument("--suite", choices=tuple(SUITES), default="basic",
                         help="its cases, see below, as far as BUNDLE has their towers")  # fmt: skip
@@ -70,11 +79,11 @@ def run_action(args: argparse.Namespace) -> int:
     with ExitStack() as stack:
         output = stack.enter_context(open(args.output, "a", encoding="utf-8")) if args.output else None
         settings = _settings(args)
-        cases = args.cases or [name for name in SUITES[args.suite] if CASES[name].tower in settings.bundle.towers]
-        if settings.checkpoint is not None and "query-dummy-image" in cases:
+        cases = _wanted(args, settings.bundle)
+        if settings.gpu is None and settings.checkpoint is not None and "query-dummy-image" in cases:
             from jinaclip_bench.fused import fused_graph
 
-            settings = replace(settings, fused=fused_graph(settings.checkpoint, tell=_tell))
+            settings = replace(settings, fused=fused_graph(settings.checkpoint, tell=tell))
 
         def write(record: dict[str, Any]) -> None:
             records.append(record)
@@ -92,25 +101,57 @@ def _settings(args: argparse.Namespace) -> Settings:
     from jinaclip.sessions import available_threads
     from jinaclip_bench.settings import Settings
 
+    device = _device(args)
+    on_gpu = device != "cpu"
+    if on_gpu:  # before a model is made
+        from jinaclip.gpu import device_index, gpu
+        from jinaclip_bench.torch_cuda import require_torch_cuda
+
+        require_torch_cuda(gpu(device_index(device)).index)
     checkpoint = None
     if args.bundle is None:
         from jinaclip_bench.random_model import random_model
 
-        bundle, checkpoint = random_model(args.random or "full", tell=_tell)
+        bundle, checkpoint = random_model(args.random or "full", device="cuda" if on_gpu else "cpu", tell=tell)
     else:
         bundle = Bundle(args.bundle)
         if args.checkpoint is None:
-            _tell("without --checkpoint, torch is not measured: jinaclip's figures stand alone")
+            tell("without --checkpoint, torch is not measured: jinaclip's figures stand alone")
         else:
             from jinaclip_bench.torch_side import matching_checkpoint
 
             checkpoint = matching_checkpoint(bundle, Path(args.checkpoint))
     has_int8 = all("int8" in bundle.tower(tower).graphs for tower in bundle.towers)
     default = ("fp32", "int8") if args.suite == "cpu" and not args.cases and has_int8 else ("fp32",)
-    return Settings(
+    settings = Settings(
         bundle, checkpoint, threads=args.threads or available_threads(), repeats=args.repeats,
-        precisions=args.precision or default, suite=None if args.cases else args.suite,
+        precisions=args.precision or (("fp16",) if on_gpu else default), suite=None if args.cases else args.suite,
     )  # fmt: skip
+    if not on_gpu:
+        return settings
+    from jinaclip_bench.places import places_on_gpu
+
+    towers = tuple(dict.fromkeys(CASES[name].tower for name in _wanted(args, bundle)))
+    return replace(settings, places=places_on_gpu(bundle, towers, device, args.backend, tell=tell))
+
+
+def _wanted(args: argparse.Namespace, bundle: Bundle) -> Sequence[str]:
+    """The cases that were asked for; of a suite, those of the towers that are there."""
+    return args.cases or [name for name in SUITES[args.suite] if CASES[name].tower in bundle.towers]
+
+
+def _device(args: argparse.Namespace) -> str:
+    """The device that is measured."""
+    is_gpu_suite = args.suite == "gpu" and not args.cases
+    device: str = args.device or ("cuda" if is_gpu_suite else "cpu")
+    if device == "cpu" and is_gpu_suite:
+        args.wrong_usage("--suite gpu measures a GPU: --device cuda or cuda:N")
+    if device == "cpu" and args.backend is not None:
+        args.wrong_usage("--backend goes with a GPU: --device cuda or cuda:N")
+    for name in args.cases or SUITES[args.suite]:
+        if device != "cpu" and CASES[name].kind not in ON_GPU:
+            args.wrong_usage(f"{name} is measured on the CPU alone; leave it out, or leave --device out")
+    return device
 
 
 def _epilog() -> str:
@@ -123,10 +164,6 @@ def _epilog() -> str:
         "With query-dummy-image, a fused graph of both towers is made in the cache once (3.5 GB for the full size) and",
         "measured in text-1x32 too.",
     ])  # fmt: skip
-
-
-def _tell(line: str) -> None:
-    print(f"jinaclip: {line}", file=sys.stderr, flush=True)
 
 
 def _positive(text: str) -> int:

@@ -11,19 +11,21 @@ from functools import partial
 
 import numpy as np
 
-from jinaclip.bundle import Bundle
-from jinaclip.image import normalise, preprocess
+from jinaclip.backends import Place
+from jinaclip.image import preprocess
 from jinaclip.model import ClipModel
-from jinaclip.prepared import open_graph
 from jinaclip.selftest import run_self_test
 from jinaclip.text import TextTokenizer
 from jinaclip_bench.cases import PHOTO_SIZE, QUERY, Case, photo_jpeg, random_ids
-from jinaclip_bench.measure import OURS, ours, timed
+from jinaclip_bench.flops import work
+from jinaclip_bench.measure import CAPTURED, COMPILED, OURS, UNPADDED, Side, timed
 from jinaclip_bench.processes import long_text, process
-from jinaclip_bench.settings import Embed, Kind, Opened, Settings
+from jinaclip_bench.settings import Embed, Kind, Opened, Settings, feed
+from jinaclip_bench.stages import stages
 from jinaclip_bench.texts import log_normal_lengths, open_tokenizer, texts_of
 
 PUBLISHER_BATCH = 32  # the publisher's encode_text pads this many texts to the longest of them
+UNPADDED_BATCH = 512  # without padding a batch costs its tokens alone: enough of them to keep a GPU busy
 
 
 @contextmanager
@@ -37,18 +39,23 @@ def graph(case: Case, settings: Settings, torch: Mapping[str, Embed]) -> Iterato
         inputs = np.stack([preprocess(photo_jpeg(), bundle.preprocessing)] * case.rows)  # [B, S, S, 3]
     with ExitStack() as stack:
         calls = {
-            ours(precision): stack.enter_context(_our_graph(bundle, case.tower, precision, settings.threads))
-            for precision in settings.precisions
+            name: stack.enter_context(_our_graph(settings, case.tower, place, precision))
+            for name, place, precision in settings.ours(case.tower)
         }
-        calls |= torch
+        # A single row has its launches captured; many rows have no need of it.
+        unwanted = COMPILED if case.rows == 1 else CAPTURED
+        calls |= {name: embed for name, embed in torch.items() if not name.endswith(unwanted)}
         if case.name == "text-1x32":
             calls |= _fused(settings, stack)
+        flops, matmul_tflops = work(settings, case, [inputs.shape[1]] * case.rows)
         yield Opened(
-            sides={name: timed(partial(call, inputs)) for name, call in calls.items()},
+            sides={name: _side(settings, partial(call, inputs), call) for name, call in calls.items()},
             shape=inputs.shape,
             tokens=inputs.size if case.tower == "text" else None,
             threads=settings.threads,
             rounds=settings.repeats,
+            flops=flops,
+            matmul_tflops=matmul_tflops,
         )
 
 
@@ -72,7 +79,7 @@ def mix(case: Case, settings: Settings, torch: Mapping[str, Embed]) -> Iterator[
     """Texts of mixed lengths to vectors, tokenizer included; at most five times, it takes long.
 
     Torch goes the publisher's way: texts sorted by their number of characters, padded batches of PUBLISHER_BATCH.
-    torch-fp32-unsorted takes the same batches in the caller's order.
+    torch-fp32-unsorted takes the same batches in the caller's order; torch without padding larger ones.
     """
     assert case.sigma is not None  # the table of cases gives every mix its spread
     bundle, longest = settings.bundle, _tokens(case)
@@ -84,22 +91,30 @@ def mix(case: Case, settings: Settings, torch: Mapping[str, Embed]) -> Iterator[
         order = sorted(range(len(texts)), key=lambda i: -len(texts[i])) if by_characters else range(len(texts))
         return _in_batches(texts, order, tokenizer, longest, embed)
 
+    def without_padding(embed: Embed) -> np.ndarray:
+        return _in_batches(texts, range(len(texts)), tokenizer, longest, embed, size=UNPADDED_BATCH)
+
     with ExitStack() as stack:
         models = _models(case, settings, stack)
         calls: dict[str, Callable[[], np.ndarray]] = {
             name: partial(model.encode_text, texts, max_length=longest) for name, model in models.items()
         }
         for name, embed in torch.items():
-            calls[name] = partial(theirs, embed)
+            if name.endswith(CAPTURED):  # a graph for every shape there is
+                continue
+            calls[name] = partial(without_padding if name == UNPADDED else theirs, embed)
             if name == "torch-fp32":
                 calls["torch-fp32-unsorted"] = partial(theirs, embed, by_characters=False)
+        flops, matmul_tflops = work(settings, case, lengths)
         yield Opened(
-            sides={name: timed(call) for name, call in calls.items()},
+            sides={name: _side(settings, call, torch.get(name)) for name, call in calls.items()},
             shape=(len(texts), max(lengths)),
             tokens=sum(lengths),
             threads=settings.threads,
             rounds=min(settings.repeats, 5),
-            burn_in=1,
+            burn_in=1 if settings.gpu is None else 3,  # a bucket is captured when it comes the second time
+            flops=flops,
+            matmul_tflops=matmul_tflops,
         )
 
 
@@ -120,24 +135,29 @@ KINDS: dict[str, Kind] = {
     "preprocess": preprocessing,
     "long": long_text,
     "process": process,
+    "stages": stages,
 }
 USES_TORCH = ("graph", "encode", "mix")  # the kinds that are handed torch's towers
 
 
 @contextmanager
-def _our_graph(bundle: Bundle, tower: str, precision: str, threads: int) -> Iterator[Embed]:
-    manifest = bundle.tower(tower)
-    opened, _ = open_graph(bundle, tower, precision, threads=threads)
+def _our_graph(settings: Settings, tower: str, place: Place, precision: str) -> Iterator[Embed]:
+    bundle = settings.bundle
+    opened, _ = place.open(bundle, tower, precision, threads=settings.threads)
     with closing(opened) as session:
         tokenizer = open_tokenizer(bundle) if tower == "text" else None
         run_self_test(bundle, tower, precision, session, tokenizer=tokenizer)
 
         def embed(values: np.ndarray) -> np.ndarray:
-            if manifest.input_dtype == "float32":
-                values = normalise(values, bundle.preprocessing)
-            return session.run({manifest.input_name: values})[f"l2norm_{tower}_embeddings"]
+            return session.run(feed(bundle, tower, values))[f"l2norm_{tower}_embeddings"]
 
         yield embed
+
+
+def _side(settings: Settings, call: Callable[[], np.ndarray], embed: Embed | None) -> Side:
+    """A call, with the device's time where the embedder under it tells that."""
+    take = getattr(embed, "take_device_seconds", None)
+    return timed(call, wake=settings.gpu is not None, device_seconds=take)
 
 
 @contextmanager
@@ -163,14 +183,17 @@ def _encoding(texts: Sequence[str], case: Case, settings: Settings, others: Mapp
 
 
 def _models(case: Case, settings: Settings, stack: ExitStack) -> dict[str, ClipModel]:
-    """Our sides, one of each precision, closed with the stack."""
-    directory, tower, threads = settings.bundle.directory, case.tower, settings.threads
+    """Our sides, one of each precision and place, closed with the stack."""
+    tower = case.tower
     return {
-        ours(precision): stack.enter_context(
-            ClipModel(directory, towers=(tower,), precision={tower: precision}, threads=threads)
+        name: stack.enter_context(
+            ClipModel(
+                settings.bundle.directory, towers=(tower,), precision={tower: precision}, threads=settings.threads,
+                backend=place.backend, device="cpu" if place.gpu is None else f"cuda:{place.gpu.index}",
+            )
         )
-        for precision in settings.precisions
-    }
+        for name, place, precision in settings.ours(tower)
+    }  # fmt: skip
 
 
 def _fused(settings: Settings, stack: ExitStack) -> dict[str, Embed]:
@@ -184,12 +207,13 @@ def _fused(settings: Settings, stack: ExitStack) -> dict[str, Embed]:
 
 
 def _in_batches(
-    texts: Sequence[str], order: Sequence[int], tokenizer: TextTokenizer, max_length: int, embed: Embed
-) -> np.ndarray:
-    """Vectors [N, D] in the caller's order, of texts that run in another."""
+    texts: Sequence[str], order: Sequence[int], tokenizer: TextTokenizer, max_length: int, embed: Embed,
+    *, size: int = PUBLISHER_BATCH,
+) -> np.ndarray:  # fmt: skip
+    """Vectors [N, D] in the caller's order, of texts that run in another, so many at once."""
     vectors = []
-    for start in range(0, len(order), PUBLISHER_BATCH):
-        batch = [texts[i] for i in order[start : start + PUBLISHER_BATCH]]
+    for start in range(0, len(order), size):
+        batch = [texts[i] for i in order[start : start + size]]
         vectors.append(embed(tokenizer.padded(tokenizer.truncated(tokenizer.encode(batch), max_length))))
     return np.concatenate(vectors)[np.argsort(order)]
 

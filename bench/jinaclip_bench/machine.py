@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from jinaclip.gpu import Gpu
 from jinaclip.sessions import available_threads
 
 # What decides how fast int8 and bfloat16 are, as /proc/cpuinfo calls it on x86 and on Arm.
@@ -46,6 +47,16 @@ def versions() -> dict[str, str | None]:
     """Of python and of what computes; None for what is not installed."""
     found = {name: _version(name) for name in ("jinaclip", "onnxruntime", "torch")}
     return {"python": platform.python_version(), **found}
+
+
+def gpu_versions(gpu: Gpu, proc: Path = Path("/proc")) -> dict[str, str | None]:
+    """NVIDIA's driver, and the CUDA that it serves; None for what this system does not tell."""
+    try:
+        text = (proc / "driver/nvidia/version").read_text()
+    except OSError:
+        text = ""
+    found = re.search(r"Kernel Module.*?\s(\d+\.[\d.]+)", text)
+    return {"driver": found[1] if found else None, "cuda": gpu.driver}
 
 
 def commit(directory: Path = Path(__file__).parent) -> str | None:

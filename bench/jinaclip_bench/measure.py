@@ -15,7 +15,10 @@ import numpy as np
 
 from jinaclip_bench.errors import BenchError
 
-OURS = "jinaclip"  # then a blank and the precision
+OURS = "jinaclip"  # then a blank and the precision; on a GPU, then a blank and the backend
+# Torch on a GPU, behind the dtype: by torch.compile; that and captured as a CUDA graph; and in full, texts one behind
+# the other without padding.
+COMPILED, CAPTURED, UNPADDED = "-compiled", "-compiled-graph", "torch-fp16-unpadded"
 # After a call, onnxruntime's threads spin on for about 20 ms each and torch's for 5 (2 cores), and would take the
 # cores from the side that comes next: without a pause, torch's barriers stalled for 200 ms.
 SETTLE_S = 0.1
@@ -24,9 +27,9 @@ SETTLE_S = 0.1
 LOWEST_COSINE = {"fp32": 0.99, "fp16": 0.99, "bf16": 0.95, "int8": 0.95}
 
 
-def ours(precision: str) -> str:
-    """Name of our side in a precision."""
-    return f"{OURS} {precision}"
+def ours(precision: str, backend: str | None = None) -> str:
+    """Name of our side in a precision; on a GPU, with a backend."""
+    return " ".join([OURS, precision, *([backend] if backend else [])])
 
 
 def is_ours(side: str) -> bool:
@@ -48,6 +51,8 @@ class Sample:
         output: what it returned: vectors [rows, D], or pixels.
         peak_rss_mib, pss_mib: of the process that ran it, where it had one for itself.
         above_load_mib: peak of the resident set during the call, above what it was before.
+        device_s: how long the GPU took for the tower, where that can be told.
+        stages: seconds by stage, None for one that cannot be told; where the case tells them.
     """
 
     seconds: float
@@ -55,18 +60,32 @@ class Sample:
     peak_rss_mib: float | None = None
     pss_mib: float | None = None
     above_load_mib: float | None = None
+    device_s: float | None = None
+    stages: Mapping[str, float | None] | None = None
 
 
 Side = Callable[[], Sample]
 
 
-def timed(call: Callable[[], np.ndarray]) -> Side:
-    """The side that a call in this process is."""
+def timed(
+    call: Callable[[], np.ndarray], *, wake: bool = False, device_seconds: Callable[[], float] | None = None
+) -> Side:
+    """The side that a call in this process is.
+
+    Args:
+        wake: call once before, untimed: a GPU that waited while others had their turn lowers its clocks.
+        device_seconds: the device's time of all calls since it was asked last.
+    """
 
     def side() -> Sample:
+        if wake:
+            call()
+        if device_seconds is not None:
+            device_seconds()
         start = time.perf_counter()
         output = call()
-        return Sample(time.perf_counter() - start, output)
+        seconds = time.perf_counter() - start
+        return Sample(seconds, output, device_s=None if device_seconds is None else device_seconds())
 
     return side
 

@@ -18,40 +18,45 @@ from jinaclip_export.checkpoint import Checkpoint
 from jinaclip_export.random_checkpoint import SIZES, published_config, write_random_checkpoint
 from jinaclip_export.write import Identity, export_bundle
 
-PRECISIONS = ("fp32", "int8")
+# By device: what is exported, and prepared where it can be.
+PRECISIONS = {"cpu": ("fp32", "int8"), "cuda": ("fp16",)}
 _DISK_GB = {"small": 0.2, "full": 14.0}
 _COST = {"small": "some seconds", "full": "about 9 GB of memory, some minutes"}
 
 
-def random_model(size: str, *, seed: int = 0, tell: Callable[[str], None]) -> tuple[Bundle, Checkpoint]:
+def random_model(
+    size: str, *, seed: int = 0, device: str = "cpu", tell: Callable[[str], None]
+) -> tuple[Bundle, Checkpoint]:
     """The cached random model, made if it is not there, is damaged or is another exporter's.
 
     Args:
         size: "small" or "full".
+        device: "cpu" or "cuda", which it is measured on.
         tell: called with a sentence before anything that takes long.
 
     Raises:
         BenchError: the disk is too small for it.
     """
-    return cached_model(size, seed).get(tell)
+    return cached_model(size, seed, device).get(tell)
 
 
-def cached_model(size: str, seed: int = 0) -> Cached[tuple[Bundle, Checkpoint]]:
+def cached_model(size: str, seed: int = 0, device: str = "cpu") -> Cached[tuple[Bundle, Checkpoint]]:
     """The random model as the cache keeps it."""
 
     def make(directory: Path) -> None:
         write_random_checkpoint(directory / "checkpoint", published_config(**SIZES[size]), seed=seed)
         identity = Identity(f"random-{size}", f"seed-{seed}", "none: random weights")
         checkpoint = Checkpoint(directory / "checkpoint")
-        export_bundle(checkpoint, directory / "bundle", identity=identity, precisions=PRECISIONS)
+        export_bundle(checkpoint, directory / "bundle", identity=identity, precisions=PRECISIONS[device])
         bundle = Bundle(directory / "bundle")
         for tower in bundle.towers:
-            for precision in PRECISIONS:
-                prepare(bundle, tower, precision)
+            for precision in PRECISIONS[device]:
+                prepare(bundle, tower, precision, device)
 
     torch_version = version("torch").partition("+")[0]
+    of_device = "" if device == "cpu" else f"-{device}"
     return Cached(
-        name=f"random-{size}-seed{seed}-jinaclip{version('jinaclip')}-torch{torch_version}",
+        name=f"random-{size}-seed{seed}-jinaclip{version('jinaclip')}-torch{torch_version}{of_device}",
         what=f"random {size} model",
         gb=_DISK_GB[size],
         cost=_COST[size],

@@ -8,13 +8,14 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from jinaclip.backends import Place
 from jinaclip.bundle import Bundle
 from jinaclip_bench.cases import Case
-from jinaclip_bench.machine import commit, load, machine_facts, versions
+from jinaclip_bench.machine import commit, gpu_versions, load, machine_facts, versions
 from jinaclip_bench.measure import Sample, is_ours, paired_ratio, precision_of, spread, summary
 from jinaclip_bench.settings import Opened, Settings
 
-SCHEMA = 2
+SCHEMA = 3
 
 FIELDS = {
     "schema": "version of this format",
@@ -22,7 +23,10 @@ FIELDS = {
     "time": "when this was measured, UTC",
     "suite": "a name of jinaclip_bench.cases.SUITES; null where cases were named one by one",
     "case": "a name of jinaclip_bench.cases.CASES",
-    "side": "jinaclip and a precision, torch-fp32, torch-fp32-unsorted, torch-bf16 or fused-onnx",
+    "side": (
+        "jinaclip and a precision, on a GPU and a backend; torch-fp32, torch-fp32-unsorted, torch-bf16 or fused-onnx; "
+        "on a GPU torch-fp16 or torch-bf16, alone (eager), -flash, -compiled, -compiled-graph or -unpadded"
+    ),
     "unit": "of samples, p50, p90, p99, min and max: ms",
     "samples": "every timed call in order; those of equal position on two sides are one round",
     "p50": "median of samples",
@@ -36,6 +40,12 @@ FIELDS = {
     "peak_rss_mib": "peak resident set of the process (VmHWM), median; null for calls within one process",
     "pss_mib": "its proportional set after the first vector, median; null likewise",
     "above_load_mib": "peak resident set in a call above that before: p50, p10, p90; null if not measured",
+    "device_ms": "the GPU's time for the tower: p50, p10, p90; null if not told",
+    "stages_ms": "median by stage, of STAGES, null for one that is not told; null if the case tells none",
+    "first_call_ms": "first call of the new session; null if not timed",
+    "tflops": "floating-point operations a second that were asked for, by the median, in 10^12; null if not counted",
+    "matmul_tflops": "what the GPU reached before the case with float16 matrices of 8192 × 8192; null on a CPU",
+    "matmul_share": "tflops ÷ matmul_tflops: p50, p10, p90",
     "shape": "of the input: [texts, longest's tokens], [images, height, width, 3] or one photo's [height, width, 3]",
     "threads": "cores a call may use",
     "repeats": "number of samples",
@@ -44,16 +54,24 @@ FIELDS = {
     "model": "random-small, random-full or the published id; null for other checkpoints",
     "weights_sha256": "of the checkpoint's weights",
     "provenance": "of the bundle in this precision; null for other sides",
-    "machine": "cpu, instructions that low precisions use, cores, memory_gib, os",
+    "machine": "cpu, instructions that low precisions use, cores, memory_gib, os; if it is measured, gpu",
     "load": "runnable processes of the minute before the run; well above 0, others took part in the timing",
-    "versions": "python, jinaclip, onnxruntime, torch",
+    "versions": "python, jinaclip, onnxruntime, torch; on a GPU also its driver, cuda that it serves, tensorrt, …",
     "commit": "of the checkout, -dirty if changed; null outside one",
 }
+# Not in lines of schema 2, which are read as if these were null.
+SINCE_3 = ("device_ms", "stages_ms", "first_call_ms", "tflops", "matmul_tflops", "matmul_share")
+# In the order of a call.
+STAGES = ("tokenise", "decode and resize", "session", "copy in", "run", "copy out")
 _PUBLIC_IDS = ("random-small", "random-full", "jinaai/jina-clip-v2")  # another may be the name of a directory
 
 
-def run_facts(bundle: Bundle, suite: str | None = None) -> dict[str, Any]:
+def run_facts(
+    bundle: Bundle, suite: str | None = None, places: Sequence[Place] = (Place("onnxruntime"),)
+) -> dict[str, Any]:
     """The fields that all lines of a run share."""
+    gpu = places[0].gpu
+    libraries = {place.backend: place.library.version for place in places if place.library is not None}
     model_id = bundle.model.get("id")
     return {
         "schema": SCHEMA,
@@ -61,9 +79,9 @@ def run_facts(bundle: Bundle, suite: str | None = None) -> dict[str, Any]:
         "suite": suite,
         "model": model_id if model_id in _PUBLIC_IDS else None,
         "weights_sha256": bundle.model["weights_sha256"],
-        "machine": machine_facts(),
+        "machine": machine_facts() | ({} if gpu is None else {"gpu": gpu.facts()}),
         "load": load(),
-        "versions": versions(),
+        "versions": versions() | ({} if gpu is None else gpu_versions(gpu)) | libraries,
         "commit": commit(),
     }
 
@@ -85,6 +103,7 @@ def records_of(
         calls_per_s = 1e3 / figures["p50"]
         precision = None if case.kind == "preprocess" else precision_of(side)
         above = [sample.above_load_mib for sample in samples[side] if sample.above_load_mib is not None]
+        on_device = [sample.device_s * 1e3 for sample in samples[side] if sample.device_s is not None]
         values = {
             **facts,
             "time": _now("seconds"),
@@ -103,6 +122,12 @@ def records_of(
             "peak_rss_mib": _median([sample.peak_rss_mib for sample in samples[side]]),
             "pss_mib": _median([sample.pss_mib for sample in samples[side]]),
             "above_load_mib": _rounded(spread(above)) if above else None,
+            "device_ms": _rounded(spread(on_device)) if on_device else None,
+            "stages_ms": _stages([sample.stages for sample in samples[side] if sample.stages is not None]),
+            "first_call_ms": round(opened.first_calls[side] * 1e3, 4) if side in opened.first_calls else None,
+            "tflops": round(opened.flops / figures["p50"] / 1e9, 3) if opened.flops else None,
+            "matmul_tflops": None if opened.matmul_tflops is None else round(opened.matmul_tflops, 3),
+            "matmul_share": _share(opened, milliseconds),
             "shape": list(opened.shape),
             "threads": opened.threads,
             "repeats": len(milliseconds),
@@ -123,6 +148,21 @@ def to_line(record: Mapping[str, Any]) -> str:
 
 def _rounded(figures: Mapping[str, float]) -> dict[str, float]:
     return {name: round(figure, 4) for name, figure in figures.items()}
+
+
+def _stages(samples: Sequence[Mapping[str, float | None]]) -> dict[str, float | None] | None:
+    """Milliseconds by stage; None for one that no sample tells."""
+    if not samples:
+        return None
+    told = {name: [s for found in samples if (s := found[name]) is not None] for name in samples[0]}
+    return {name: round(statistics.median(times) * 1e3, 4) if times else None for name, times in told.items()}
+
+
+def _share(opened: Opened, milliseconds: Sequence[float]) -> dict[str, float] | None:
+    """The part of the GPU's rate that the calls reach."""
+    if opened.flops is None or opened.matmul_tflops is None:
+        return None
+    return _rounded(spread([opened.flops / ms / 1e9 / opened.matmul_tflops for ms in milliseconds]))
 
 
 def _median(values: Sequence[float | None]) -> float | None:

@@ -8,10 +8,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from jinaclip_bench.bounds import BOUNDS
+from jinaclip_bench.bounds import BOUNDS, Bound, Measured
 from jinaclip_bench.errors import BenchError
 from jinaclip_bench.measure import is_ours
-from jinaclip_bench.record import FIELDS, SCHEMA
+from jinaclip_bench.record import FIELDS, SCHEMA, SINCE_3, STAGES
 
 Record = Mapping[str, Any]
 
@@ -28,6 +28,8 @@ def read_records(path: Path) -> list[dict[str, Any]]:
             record = json.loads(line)
         except ValueError as error:
             raise BenchError(f"{path} line {number} is not JSON ({error}); expected a file of `bench run`") from error
+        if isinstance(record, dict) and record.get("schema") == 2:
+            record = dict.fromkeys(SINCE_3) | record | {"schema": SCHEMA}
         if not isinstance(record, dict) or record.get("schema") != SCHEMA or not record.keys() >= FIELDS.keys():
             raise BenchError(f"{path} line {number} is no measurement of schema {SCHEMA}; measure again")
         records.append(record)
@@ -35,7 +37,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
 
 def render(records: Iterable[Record]) -> str:
-    """Each run as facts and tables: steady calls, new processes, bounds. Equal records, equal text."""
+    """Each run as facts and tables: steady calls, new processes, stages, bounds. Equal records, equal text."""
     parts = []
     for _, run in groupby(records, key=lambda record: record["run"]):
         lines = list(run)
@@ -45,6 +47,8 @@ def render(records: Iterable[Record]) -> str:
         for rows, columns in ((steady, _STEADY), (starting, _STARTING)):
             if rows:
                 parts.append("\n".join(_table(rows, columns + _compared(lines))))
+        if staged := [record for record in lines if record["stages_ms"]]:
+            parts.append("\n".join(_table(staged, _stages(staged))))
         if bounds := _bounds(lines):
             parts.append("\n".join(_table(bounds, _BOUNDS)))
     return "\n\n".join(parts) + "\n" if parts else ""
@@ -59,14 +63,19 @@ def _facts(records: Sequence[Record]) -> str:
     first = records[0]
     machine, found = first["machine"], first["versions"]
     threads, cores = max(record["threads"] for record in records), machine["cores"]
-    libraries = ", ".join(f"{name} {found[name]}" for name in ("onnxruntime", "torch", "python") if found[name])
+    names = ("onnxruntime", "tensorrt", "tensorrt-rtx", "torch", "python", "cuda", "driver")
+    libraries = ", ".join(f"{name} {found[name]}" for name in names if found.get(name))
     commit = f" ({_short_commit(first['commit'])})" if first["commit"] else ""
     memory = f", {machine['memory_gib']} GiB" if machine["memory_gib"] else ""
     provenances = dict.fromkeys(record["provenance"] for record in records if record["provenance"])
     model = ", ".join([first["model"] or "model", f"weights {first['weights_sha256'][:12]}", *provenances])
     load = "" if first["load"] is None else f", load {first['load']:.1f} before"
+    gpu = machine.get("gpu")
+    on = "" if gpu is None else (
+        f"{gpu['name']} (capability {gpu['capability']}, {gpu['sm_count']} SMs, {gpu['memory_mib']:,} MiB), "
+    )  # fmt: skip
     return (
-        f"{machine['cpu'] or 'unknown processor'}, {threads} of {cores} cores{memory}, {machine['os']}{load}; "
+        f"{on}{machine['cpu'] or 'unknown processor'}, {threads} of {cores} cores{memory}, {machine['os']}{load}; "
         f"jinaclip {found['jinaclip']}{commit}, {libraries}; {model}; {first['run']}"
     )
 
@@ -110,6 +119,9 @@ _STEADY: Columns = (
     ("items/s", _figure("items_per_s")),
     ("tokens/s", _figure("tokens_per_s")),
     ("MiB above load", lambda record: _number((record["above_load_mib"] or {}).get("p50"))),
+    ("device ms", lambda record: _number((record["device_ms"] or {}).get("p50"))),
+    ("TFLOP/s", _figure("tflops")),
+    ("part of matmul", lambda record: _number((record["matmul_share"] or {}).get("p50"))),
 )
 _STARTING: Columns = (
     *_NAMES,
@@ -124,8 +136,10 @@ _STARTING: Columns = (
 _BOUNDS: Columns = (
     ("case", lambda row: row["bound"].case),
     ("what must hold", lambda row: row["bound"].what),
-    ("bound", lambda row: f"{'≥' if row['bound'].over else '≤'} {_number(row['bound'].limit)}"),
-    ("measured (p10 … p90)", lambda row: _spread(row["measured"], _number)),
+    ("bound", lambda row: _limit(row["bound"], row["bound"].limit)),
+    ("target", lambda row: _limit(row["bound"], row["bound"].target)),
+    ("measured (p10 … p90)", lambda row: _spread(row["measured"] and row["measured"].figures, _number)),
+    ("of", lambda row: _sides(row["bound"], row["measured"])),
     ("verdict", lambda row: row["verdict"]),
 )
 
@@ -146,13 +160,43 @@ def _compared(records: Sequence[Record]) -> Columns:
     )
 
 
+def _limit(bound: Bound, limit: float | None) -> str:
+    return "" if limit is None else f"{'≥' if bound.at_least else '≤'} {_number(limit)}"
+
+
+def _sides(bound: Bound, measured: Measured | None) -> str:
+    """The sides that a figure is of, where the bound itself does not name them."""
+    return "" if measured is None or bound.what.startswith(measured.between) else measured.between
+
+
+def _stages(records: Sequence[Record]) -> Columns:
+    """A column for every stage that some record has."""
+
+    def cell(stage: str) -> Callable[[Record], str]:
+        def text(record: Record) -> str:
+            if stage not in record["stages_ms"]:
+                return ""
+            found = record["stages_ms"][stage]
+            return "not told" if found is None else _number(found)
+
+        return text
+
+    stages = [stage for stage in STAGES if any(stage in record["stages_ms"] for record in records)]
+    return (
+        *_NAMES,
+        ("p50 ms", _figure("p50")),
+        *((f"{stage} ms", cell(stage)) for stage in stages),
+        ("first call ms", _figure("first_call_ms")),
+    )
+
+
 def _bounds(records: Sequence[Record]) -> list[dict[str, Any]]:
     """What the run measured of the bounds; of its own suite's, also what it did not."""
     rows = []
     for bound in BOUNDS:
         measured = bound.measured(records)
         if measured or bound.suite == records[0]["suite"]:
-            verdict = "not measured" if not measured else "holds" if bound.holds(measured["p50"]) else "MISSED"
+            verdict = bound.verdict(measured.figures["p50"]) if measured else "not measured"
             rows.append({"bound": bound, "measured": measured, "verdict": verdict})
     return rows
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinaclip.progress import Progress, say
 from jinaclip_bench.cases import CASES, Case
+from jinaclip_bench.errors import BenchError
 from jinaclip_bench.kinds import KINDS, USES_TORCH
 from jinaclip_bench.measure import agreement, interleave
 from jinaclip_bench.record import records_of, run_facts
 from jinaclip_bench.settings import Embed, Settings
+from jinaclip_bench.tell import tell
+
+if TYPE_CHECKING:
+    from jinaclip_export.checkpoint import Checkpoint
 
 Write = Callable[[dict[str, Any]], None]
 
@@ -32,7 +37,12 @@ def run_cases(names: Iterable[str], settings: Settings, write: Write) -> None:
     for case in cases:
         for precision in settings.precisions if case.kind != "preprocess" else ():
             settings.bundle.graph(case.tower, precision)
-    facts = run_facts(settings.bundle, settings.suite)
+        if case.kind != "preprocess" and not any(settings.ours(case.tower)):
+            raise BenchError(
+                f"{settings.places[0].backend} runs no graph of the {case.tower} tower in "
+                f"{', '.join(settings.precisions)}; leave --precision or --backend out"
+            )
+    facts = run_facts(settings.bundle, settings.suite, settings.places)
     for (tower, uses_torch), group in groupby(cases, key=lambda case: (case.tower, case.kind in USES_TORCH)):
         _run_group(list(group), tower if uses_torch else None, settings, facts, write)
 
@@ -44,15 +54,22 @@ def _run_group(
     with ExitStack() as stack:
         torch: dict[str, Embed] = {}
         if tower is not None and settings.checkpoint is not None:
-            from jinaclip_bench.torch_side import open_torch
-
             settings.bundle.tower(tower)
             say(f"torch {tower}: loading")
-            opening = open_torch(settings.checkpoint, settings.bundle, tower, threads=settings.threads)
-            torch = stack.enter_context(opening)
+            torch = stack.enter_context(_open_torch(settings.checkpoint, tower, settings))
         for case in cases:
             for record in measure(case, settings, torch, facts):
                 write(record)
+
+
+def _open_torch(checkpoint: Checkpoint, tower: str, settings: Settings) -> AbstractContextManager[dict[str, Embed]]:
+    if settings.gpu is None:
+        from jinaclip_bench.torch_side import open_torch
+
+        return open_torch(checkpoint, settings.bundle, tower, threads=settings.threads)
+    from jinaclip_bench.torch_cuda import open_torch_cuda
+
+    return open_torch_cuda(checkpoint, settings.bundle, tower, settings.gpu.index, tell=tell)
 
 
 def measure(

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from jinaclip.backends import Place
 from jinaclip.bundle import Bundle
+from jinaclip.gpu import Gpu
+from jinaclip.image import normalise
 from jinaclip_bench.cases import Case
-from jinaclip_bench.measure import Side
+from jinaclip_bench.measure import Side, ours
 
 if TYPE_CHECKING:
     from jinaclip_export.checkpoint import Checkpoint
@@ -24,9 +27,10 @@ class Settings:
 
     Attributes:
         checkpoint: of the bundle; without it there is nothing to compare with.
-        precisions: of the bundle's graphs: one side of ours for each.
+        precisions: of the bundle's graphs: one side of ours for each, in every place that can run it.
         fused: the graph of both towers, where it is measured (jinaclip_bench.fused).
         suite: for the records; None where cases were named one by one.
+        places: where our sides run: the CPU, or one GPU with one backend or several.
     """
 
     bundle: Bundle
@@ -36,6 +40,21 @@ class Settings:
     precisions: tuple[str, ...] = ("fp32",)
     fused: Path | None = None
     suite: str | None = None
+    places: tuple[Place, ...] = (Place("onnxruntime"),)
+
+    @property
+    def gpu(self) -> Gpu | None:
+        """The GPU that is measured; None for the CPU."""
+        return self.places[0].gpu
+
+    def ours(self, tower: str) -> Iterator[tuple[str, Place, str]]:
+        """Our sides: name, place, precision."""
+        for place in self.places:
+            for precision in self.precisions:
+                if place.gpu is None:
+                    yield ours(precision), place, precision
+                elif precision in place.precisions(self.bundle, tower):
+                    yield ours(precision, place.backend), place, precision
 
 
 @dataclass(frozen=True)
@@ -49,6 +68,9 @@ class Opened:
         threads: that a call uses.
         rounds, burn_in: timed calls of each side, and calls before them.
         steady: whether items per second mean anything: not where a new process starts within the time.
+        flops: floating-point operations that a call asks for; None where they are not counted.
+        matmul_tflops: what the GPU reached with a large product of float16 matrices just before; None on a CPU.
+        first_calls: by side, seconds of the first call of its new session, where that was timed.
     """
 
     sides: Mapping[str, Side]
@@ -58,8 +80,19 @@ class Opened:
     rounds: int
     burn_in: int = 3
     steady: bool = True
+    flops: int | None = None
+    matmul_tflops: float | None = None
+    first_calls: Mapping[str, float] = field(default_factory=dict)
 
 
 # ids [B, T] or pixels uint8 [B, S, S, 3] -> unit vectors float32 [B, D]
 Embed = Callable[[np.ndarray], np.ndarray]
 Kind = Callable[[Case, Settings, Mapping[str, Embed]], AbstractContextManager[Opened]]
+
+
+def feed(bundle: Bundle, tower: str, values: np.ndarray) -> dict[str, np.ndarray]:
+    """Ids or pixels as the graph of a tower takes them."""
+    manifest = bundle.tower(tower)
+    if manifest.input_dtype == "float32":
+        values = normalise(values, bundle.preprocessing)
+    return {manifest.input_name: values}

@@ -1,8 +1,8 @@
-"""What jinaclip is compared with: torch, eager, on the checkpoint that the bundle was made from."""
+"""What jinaclip is compared with on a CPU: torch, eager, on the checkpoint that the bundle was made from."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,12 +13,10 @@ from torch import Tensor
 
 from jinaclip.bundle import Bundle
 from jinaclip_bench.errors import BenchError
+from jinaclip_bench.settings import Embed
 from jinaclip_export.checkpoint import WEIGHTS, Checkpoint
 
 DTYPES = {"torch-fp32": torch.float32, "torch-bf16": torch.bfloat16}
-
-# ids [B, T] or pixels uint8 [B, S, S, 3] -> unit vectors float32 [B, D]
-Embed = Callable[[np.ndarray], np.ndarray]
 
 
 def matching_checkpoint(bundle: Bundle, directory: Path) -> Checkpoint:

@@ -1,0 +1,487 @@
+"""The suite for GPUs, as far as it can be held to something without one: torch's towers, counts, stages, bounds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from jinaclip.backends import Place
+from jinaclip.bundle import Bundle
+from jinaclip.cli import main
+from jinaclip.errors import BackendMissing
+from jinaclip.gpu import Gpu, driver_problem
+from jinaclip.image import normalise
+from jinaclip.onnxruntime_cuda import cuda_problem
+from jinaclip.tensorrt_library import Library
+from jinaclip_bench import measure
+from jinaclip_bench.bounds import BOUNDS, TORCHS_BEST, Bound
+from jinaclip_bench.cases import CASES, ON_GPU, SUITES, random_ids
+from jinaclip_bench.device_stages import DEVICE_STAGES, NOT_TOLD, stages_of
+from jinaclip_bench.errors import BenchError
+from jinaclip_bench.flops import flops_of_images, flops_of_texts
+from jinaclip_bench.kinds import KINDS
+from jinaclip_bench.machine import gpu_versions
+from jinaclip_bench.measure import Sample, ours, precision_of
+from jinaclip_bench.places import places_on_gpu
+from jinaclip_bench.random_model import cached_model
+from jinaclip_bench.record import FIELDS, SINCE_3, records_of, run_facts, to_line
+from jinaclip_bench.report import read_records, render
+from jinaclip_bench.run import measure as measure_case
+from jinaclip_bench.run import run_cases
+from jinaclip_bench.settings import Opened, Settings
+from jinaclip_bench.torch_cuda import compile_problem, require_torch_cuda, unpadded
+from jinaclip_bench.torch_towers import ImagesOfPixels, TextsOfIds, TextsWithoutPadding, jagged_attention, rotate
+from jinaclip_bench.torch_towers import without_padding as quickest_without_padding
+from jinaclip_export.checkpoint import Checkpoint
+from jinaclip_export.image_tower import ImageTower
+from jinaclip_export.text_tower import TextTower
+
+Records = list[dict[str, Any]]
+GPU = Gpu(index=0, name="Some GPU", capability="9.0", sm_count=132, memory_mib=143_771, driver="13.0")
+without_a_gpu = pytest.mark.skipif(driver_problem() is None, reason="there is a GPU here")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_pauses() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measure, "SETTLE_S", 0.0)
+        yield
+
+
+@pytest.fixture(scope="module")
+def checkpoint(small_checkpoint: Path) -> Checkpoint:
+    return Checkpoint(small_checkpoint)
+
+
+@pytest.fixture(scope="module")
+def bundle(small_bundle: Path) -> Bundle:
+    return Bundle(small_bundle)
+
+
+@pytest.fixture(scope="module")
+def text(checkpoint: Checkpoint) -> TextTower:
+    return checkpoint.text_tower()
+
+
+@pytest.fixture(scope="module")
+def image(checkpoint: Checkpoint) -> ImageTower:
+    return checkpoint.image_tower()
+
+
+@pytest.fixture
+def padded_ids(bundle: Bundle) -> np.ndarray:
+    """int64 [5, 40]: rows of 40, 3, 17, 40 and 26 tokens."""
+    ids = random_ids(bundle, 5, 40)
+    for row, length in enumerate((40, 3, 17, 40, 26)):
+        ids[row, length - 1] = bundle.special_ids["eos"]
+        ids[row, length:] = bundle.special_ids["pad"]
+    return ids
+
+
+@pytest.fixture
+def pixels(bundle: Bundle) -> np.ndarray:
+    """uint8 [2, S, S, 3]."""
+    size = bundle.preprocessing.size
+    return np.random.default_rng(0).integers(0, 256, (2, size, size, 3), np.uint8)
+
+
+def images_of_pixels(image: ImageTower, bundle: Bundle) -> ImagesOfPixels:
+    mean, std = (torch.tensor(v)[:, None, None] for v in (bundle.preprocessing.mean, bundle.preprocessing.std))
+    return ImagesOfPixels(image, mean, std)
+
+
+def apart(one: Tensor, other: Tensor) -> float:
+    """Largest difference of the unit vectors."""
+    return float((F.normalize(one, dim=-1) - F.normalize(other, dim=-1)).abs().max())
+
+
+# Torch's towers
+
+
+@torch.inference_mode()
+def test_the_padded_texts_are_the_towers(text: TextTower, padded_ids: np.ndarray) -> None:
+    ids, full = torch.from_numpy(padded_ids), torch.from_numpy(padded_ids[:1])
+    assert apart(TextsOfIds(text)(ids, True), text(ids)) <= 1e-5
+    assert apart(TextsOfIds(text)(full, False), text(full)) <= 1e-5
+    assert apart(TextsOfIds(text)(ids, False), text(ids)) > 1e-3  # the mask is needed
+
+
+# On a CPU the older, strided kind of nested tensors stands behind the jagged ones, and says that it is a prototype.
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+@torch.inference_mode()
+def test_texts_without_padding_are_the_towers(text: TextTower, bundle: Bundle, padded_ids: np.ndarray) -> None:
+    ids, positions, rows, offsets, longest = unpadded(padded_ids, bundle.special_ids["pad"])
+    tensors = [torch.from_numpy(array) for array in (ids, positions, rows, offsets)]
+    found = TextsWithoutPadding(text, jagged_attention)(*tensors, longest)
+    assert len(ids) == 40 + 3 + 17 + 40 + 26 and found.dtype == torch.float32
+    assert apart(found, text(torch.from_numpy(padded_ids))) <= 1e-5
+    assert apart(found, TextsOfIds(text)(torch.from_numpy(padded_ids), True)) <= 1e-5
+    nowhere = torch.zeros_like(tensors[1])
+    assert apart(TextsWithoutPadding(text, jagged_attention)(tensors[0], nowhere, *tensors[2:], longest), found) > 1e-3
+
+    def as_one_text(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, longest: int) -> Tensor:
+        return jagged_attention(q, k, v, offsets[[0, -1]], len(q))
+
+    assert apart(TextsWithoutPadding(text, as_one_text)(*tensors, longest), found) > 1e-3
+
+
+def test_ids_without_their_padding() -> None:
+    ids, positions, rows, offsets, longest = unpadded(np.array([[0, 5, 2, 1], [0, 2, 1, 1], [0, 5, 6, 2]]), pad=1)
+    assert ids.tolist() == [0, 5, 2, 0, 2, 0, 5, 6, 2]
+    assert positions.tolist() == [0, 1, 2, 0, 1, 0, 1, 2, 3] and rows.tolist() == [0, 0, 0, 1, 1, 2, 2, 2, 2]
+    assert offsets.tolist() == [0, 3, 5, 9] and offsets.dtype == np.int32 and longest == 4
+
+
+@torch.inference_mode()
+def test_the_images_are_the_towers(image: ImageTower, bundle: Bundle, pixels: np.ndarray) -> None:
+    expected = image(torch.from_numpy(normalise(pixels, bundle.preprocessing)))
+    assert apart(images_of_pixels(image, bundle)(torch.from_numpy(pixels)), expected) <= 1e-5
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_rotation_is_the_operators(interleaved: bool) -> None:
+    x, angle = torch.randn(2, 3, 5, 8), torch.randn(5, 4)
+    expected = torch.onnx.ops.rotary_embedding(
+        x, angle.cos(), angle.sin(), torch.arange(5).expand(2, 5), interleaved=interleaved
+    )
+    torch.testing.assert_close(rotate(x, angle.cos(), angle.sin(), interleaved=interleaved), expected)
+
+
+def test_torch_compile_sees_through_both_towers(
+    text: TextTower, image: ImageTower, bundle: Bundle, padded_ids: np.ndarray, pixels: np.ndarray
+) -> None:
+    """One graph each, without a break: what the compiled sides ask for."""
+    whole: dict[str, Any] = {"fullgraph": True, "dynamic": False, "backend": "eager"}
+    sides: list[tuple[torch.nn.Module, tuple[Any, ...]]] = [
+        (TextsOfIds(text), (torch.from_numpy(padded_ids), True)),
+        (images_of_pixels(image, bundle), (torch.from_numpy(pixels),)),
+    ]
+    for forward, arguments in sides:
+        with torch.inference_mode():
+            assert apart(torch.compile(forward, **whole)(*arguments), forward(*arguments)) <= 1e-5
+    torch.compiler.reset()
+
+
+# Torch's compiler warns of its own modules and settings.
+@pytest.mark.filterwarnings("ignore")
+def test_a_torch_compile_that_does_not_work_is_told_in_one_line() -> None:
+    import torch._inductor.config as inductor
+
+    with inductor.patch({"cpp.cxx": (None, "no-such-compiler"), "force_disable_caches": True}):
+        problem = compile_problem(torch.device("cpu"))
+    assert problem is not None and "no-such-compiler" in problem and "\n" not in problem
+    torch.compiler.reset()
+
+
+# Counts
+
+
+def counted(call: Callable[[], object]) -> int:
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        call()
+    return int(counter.get_total_flops())
+
+
+def test_operations_are_those_that_torch_counts(
+    text: TextTower, image: ImageTower, bundle: Bundle, checkpoint: Checkpoint, pixels: np.ndarray
+) -> None:
+    ids = torch.from_numpy(random_ids(bundle, 3, 50))
+    assert flops_of_texts(bundle.tower("text"), [50] * 3) == counted(lambda: TextsOfIds(text)(ids, False))
+    forward = images_of_pixels(image, bundle)
+    expected = counted(lambda: forward(torch.from_numpy(pixels)))
+    assert flops_of_images(bundle.tower("image"), 2, checkpoint.config.image) == expected
+
+
+def test_padding_is_no_work(bundle: Bundle) -> None:
+    tower = bundle.tower("text")
+    one, other = flops_of_texts(tower, [10]), flops_of_texts(tower, [90])
+    assert flops_of_texts(tower, [10, 90]) == one + other < flops_of_texts(tower, [90, 90])
+    assert other > 9 * one  # attention grows with the square
+
+
+# Stages
+
+
+def test_stages_of_what_the_device_did() -> None:
+    events = [
+        ("Memcpy HtoD (Pinned -> Device)", 1.0, 1.5),
+        ("Memset (Device)", 1.5, 1.6),
+        ("void flash_fwd_kernel<…>", 2.0, 3.0),
+        ("Memcpy DtoD (Device -> Device)", 3.0, 3.5),
+        ("gemm", 3.5, 4.25),
+        ("Memcpy DtoH (Device -> Pinned)", 4.25, 4.5),
+        ("Memcpy DtoH (Device -> Pinned)", 5.0, 5.5),
+    ]
+    assert stages_of(events) == {"copy in": 0.5, "run": 2.25, "copy out": 0.75}
+    assert stages_of(events[2:5]) == {"copy in": None, "run": 2.25, "copy out": None}
+    assert stages_of([]) == stages_of(events[:2]) == NOT_TOLD
+
+
+@pytest.mark.parametrize("tower", ["text", "image"])
+def test_stages_on_a_cpu_tell_the_host_alone(tower: str, bundle: Bundle) -> None:
+    settings = Settings(bundle, None, threads=1, repeats=2)
+    (found,) = measure_case(CASES[f"stages-{tower}"], settings, {}, run_facts(bundle))
+    host = {"text": "tokenise", "image": "decode and resize"}[tower]
+    assert list(found["stages_ms"]) == [host, "session", *DEVICE_STAGES]
+    assert found["stages_ms"][host] > 0 and found["stages_ms"]["session"] > 0 and found["first_call_ms"] > 0
+    assert [found["stages_ms"][name] for name in DEVICE_STAGES] == [None] * 3 and found["device_ms"] is None
+    table = render([found]).split("\n\n")[-1].splitlines()
+    titles, cells = ([cell.strip() for cell in line.strip("|").split("|")] for line in (table[0], table[2]))
+    assert titles == ["case", "side", "n", "p50 ms", f"{host} ms", "session ms", "copy in ms", "run ms", "copy out ms",
+                      "first call ms"]  # fmt: skip
+    assert cells[6:9] == ["not told"] * 3
+
+
+# Sides, records, bounds
+
+
+def settings_on_gpu(bundle: Bundle, checkpoint: Checkpoint | None = None) -> Settings:
+    place = Place("onnxruntime", GPU)
+    return Settings(bundle, checkpoint, threads=4, repeats=2, precisions=("fp16",), suite="gpu", places=(place,))
+
+
+def test_every_case_of_the_suite_can_be_opened() -> None:
+    for name in SUITES["gpu"]:
+        assert CASES[name].kind in ON_GPU and CASES[name].kind in KINDS
+    measured = {bound.case for bound in BOUNDS if bound.suite == "gpu"}
+    assert measured <= set(SUITES["gpu"])
+
+
+def test_sides_carry_their_backend(precise_bundle: Path) -> None:
+    settings = replace(settings_on_gpu(Bundle(precise_bundle)), precisions=("fp16", "fp32"))
+    assert [name for name, _, _ in settings.ours("text")] == ["jinaclip fp16 onnxruntime", "jinaclip fp32 onnxruntime"]
+    assert [precision_of(name) for name, _, _ in settings.ours("image")] == ["fp16", "fp32"]
+    on_cpu = Settings(settings.bundle, None, threads=1, repeats=1, precisions=("fp32",))
+    assert [name for name, _, _ in on_cpu.ours("text")] == ["jinaclip fp32"] and on_cpu.gpu is None
+    assert settings.gpu == GPU
+
+
+# What a run on a GPU would leave, in round numbers: ms by case and side.
+TIMES = {
+    "image-32": {
+        "jinaclip fp16 onnxruntime": [50.0, 52.0],
+        "jinaclip fp16 tensorrt": [40.0, 40.0],
+        "torch-fp16": [80.0, 80.0],
+        "torch-bf16-flash": [60.0, 64.0],
+        "torch-fp16-compiled": [50.0, 46.0],
+    },
+    "bulk-512": {"jinaclip fp16 tensorrt": [100.0, 100.0], "torch-fp16": [300.0, 300.0],
+                 "torch-fp16-unpadded": [90.0, 94.0]},
+    "stages-text": {"jinaclip fp16 tensorrt": [2.0, 2.0]},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def sampled(precise_bundle: Path, checkpoint: Checkpoint) -> Records:
+    """Records of TIMES, of an invented GPU."""
+    bundle = Bundle(precise_bundle)
+    settings = settings_on_gpu(bundle, checkpoint)
+    facts = run_facts(bundle, "gpu", settings.places)
+    records: Records = []
+    for case, times in TIMES.items():
+        stages: dict[str, float | None] | None = None
+        if case == "stages-text":
+            stages = {"tokenise": 0.0002, "session": 0.0016, "copy in": None, "run": 0.0009, "copy out": 0.00001}
+        samples = {
+            side: [Sample(ms / 1e3, np.eye(1), device_s=ms / 2e3, stages=stages) for ms in milliseconds]
+            for side, milliseconds in times.items()
+        }
+        cosines = {
+            (side, mine): 0.999 for side in times for mine in times if mine.startswith("jinaclip") and side != mine
+        }
+        opened = Opened(
+            {}, (32,), tokens=None if case == "image-32" else 640, threads=4, rounds=2, flops=20 * 10**12,
+            matmul_tflops=800.0, first_calls={"jinaclip fp16 tensorrt": 0.25} if stages else {},
+        )  # fmt: skip
+        records += records_of(CASES[case], opened, settings, samples, cosines, facts)
+    return records
+
+
+def test_records_of_a_gpu(sampled: Records, tmp_path: Path) -> None:
+    by_side = {(record["case"], record["side"]): record for record in sampled}
+    ours_ = by_side["image-32", "jinaclip fp16 tensorrt"]
+    assert ours_["tflops"] == 500.0 and ours_["matmul_share"] == {"p50": 0.625, "p10": 0.625, "p90": 0.625}
+    assert ours_["device_ms"]["p50"] == 20.0 and ours_["items_per_s"] == 800.0 and ours_["precision"] == "fp16"
+    assert ours_["provenance"].startswith("jc1-") and by_side["image-32", "torch-fp16"]["provenance"] is None
+    assert ours_["machine"]["gpu"] == {
+        "name": "Some GPU", "capability": "9.0", "sm_count": 132, "memory_mib": 143_771,
+    }  # fmt: skip
+    assert ours_["versions"]["cuda"] == "13.0" and ours_["first_call_ms"] is None and ours_["stages_ms"] is None
+    staged = by_side["stages-text", "jinaclip fp16 tensorrt"]
+    assert staged["first_call_ms"] == 250.0
+    assert staged["stages_ms"] == {"tokenise": 0.2, "session": 1.6, "copy in": None, "run": 0.9, "copy out": 0.01}
+    path = tmp_path / "gpu.jsonl"
+    path.write_text("".join(to_line(record) + "\n" for record in sampled), "utf-8")
+    assert read_records(path) == sampled and all(list(record) == list(FIELDS) for record in sampled)
+
+
+def test_the_report_of_a_gpu_ends_with_its_bounds(sampled: Records) -> None:
+    facts, steady, stages, bounds = render(sampled).split("\n\n")
+    assert facts.startswith("Some GPU (capability 9.0, 132 SMs, 143,771 MiB), ") and "cuda 13.0" in facts
+    assert "device ms" in steady and "part of matmul" in steady and "TFLOP/s" in steady
+    assert "not told" in stages and "first call ms" in stages
+    titles, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in bounds.splitlines())
+    assert titles == ["case", "what must hold", "bound", "target", "measured (p10 … p90)", "of", "verdict"]
+    assert rows[0] == [
+        "image-32", "torch's best ÷ jinaclip fp16", "≥ 1.00", "≥ 1.30", "1.20 (1.16 … 1.24)",
+        "torch-fp16-compiled ÷ jinaclip fp16 tensorrt", "holds, target missed",
+    ]  # fmt: skip
+    assert rows[1] == [
+        "image-32", "jinaclip fp16, part of the matmul rate", "", "≥ 0.60", "0.62 (0.62 … 0.62)",
+        "jinaclip fp16 tensorrt", "target met",
+    ]  # fmt: skip
+    assert rows[2][2:] == [
+        "≥ 1.00", "≥ 1.20", "0.92 (0.90 … 0.94)", "torch-fp16-unpadded ÷ jinaclip fp16 tensorrt",
+        "MISSED, target missed",
+    ]  # fmt: skip
+    verdicts = {row[0]: row[-1] for row in rows[3:]}
+    assert verdicts == {"bulk-2048": "not measured", "stages-image": "not measured", "stages-text": "target met"}
+    assert len(rows) == sum(bound.suite == "gpu" for bound in BOUNDS)
+
+
+def test_torchs_best_is_the_fastest_of_torchs(sampled: Records) -> None:
+    bound = Bound("gpu", "image-32", "fp16", TORCHS_BEST, 1.0)
+    without_compile = [record for record in sampled if "compiled" not in record["side"]]
+    found = bound.measured(without_compile)
+    assert found is not None and found.between == "torch-bf16-flash ÷ jinaclip fp16 tensorrt"
+    assert bound.measured([record for record in sampled if "torch" not in record["side"]]) is None
+    assert replace(bound, precision="fp32").measured(sampled) is None
+
+
+def test_lines_of_schema_2_are_still_read(sampled: Records, tmp_path: Path) -> None:
+    path = tmp_path / "old.jsonl"
+    old = {name: value for name, value in sampled[0].items() if name not in SINCE_3} | {"schema": 2}
+    path.write_text(json.dumps(old) + "\n", "utf-8")
+    (found,) = read_records(path)
+    assert found["device_ms"] is found["matmul_share"] is None and found.keys() == FIELDS.keys()
+    path.write_text(json.dumps(old | {"schema": 3}) + "\n", "utf-8")
+    with pytest.raises(BenchError, match="line 1 is no measurement of schema 3"):
+        read_records(path)
+
+
+def test_versions_of_the_driver(tmp_path: Path) -> None:
+    (tmp_path / "driver/nvidia").mkdir(parents=True)
+    line = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  570.86.15  Thu Jan 23 2025\nGCC version: gcc 13\n"
+    (tmp_path / "driver/nvidia/version").write_text(line)
+    assert gpu_versions(GPU, tmp_path) == {"driver": "570.86.15", "cuda": "13.0"}
+    line = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  575.57.08  Release Build\n"
+    (tmp_path / "driver/nvidia/version").write_text(line)
+    assert gpu_versions(GPU, tmp_path)["driver"] == "575.57.08"
+    assert gpu_versions(GPU, tmp_path / "none")["driver"] is None
+
+
+def test_the_models_of_cpu_and_gpu_lie_apart() -> None:
+    assert cached_model("small").name + "-cuda" == cached_model("small", device="cuda").name
+
+
+# What is refused
+
+
+def one_line(capsys: pytest.CaptureFixture[str]) -> str:
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1
+    return err
+
+
+@without_a_gpu
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--suite", "gpu"],
+        ["--suite", "gpu", "--device", "cuda:3", "--backend", "tensorrt"],
+        ["--cases", "image-1", "--device", "cuda"],
+    ],
+)
+def test_without_a_gpu_nothing_is_made_or_measured(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert main(["bench", "run", *words]) == 1
+    assert (driver_problem() or "") in one_line(capsys) and not list(tmp_path.iterdir())
+
+
+@without_a_gpu
+def test_a_torch_without_cuda_is_named() -> None:
+    with pytest.raises(BenchError, match=r"torch .* (was built without CUDA|sees no GPU), so there is nothing to"):
+        require_torch_cuda(0)
+
+
+@without_a_gpu
+def test_places_say_what_is_missing(bundle: Bundle) -> None:
+    for backend in (None, "onnxruntime", "tensorrt"):
+        with pytest.raises(BackendMissing, match=r"NVIDIA driver"):
+            places_on_gpu(bundle, ["text"], "cuda", backend, tell=lambda line: None)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--suite", "gpu", "--device", "cpu"], "--suite gpu measures a GPU: --device cuda or cuda:N"),
+        (["--suite", "cpu", "--backend", "tensorrt"], "--backend goes with a GPU: --device cuda or cuda:N"),
+        (["--suite", "gpu", "--backend", "auto"], "invalid choice: 'auto'"),
+        (["--suite", "cpu", "--device", "cuda"], "text-query is measured on the CPU alone; leave it out"),
+        (["--cases", "image-1,process-image", "--device", "cuda:1"], "process-image is measured on the CPU alone"),
+    ],
+)
+def test_wrong_usage(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as error:
+        main(["bench", "run", *words])
+    assert error.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_a_place_that_runs_none_of_the_precisions_is_refused(precise_bundle: Path) -> None:
+    settings, written = settings_on_gpu(Bundle(precise_bundle)), list[dict[str, Any]]()
+    plans_alone = replace(
+        settings, precisions=("fp32",), places=(Place("tensorrt", GPU, Library("tensorrt", None, "11")),)
+    )
+    with pytest.raises(BenchError, match="tensorrt runs no graph of the text tower in fp32; leave --precision"):
+        run_cases(["text-1x32"], plans_alone, written.append)
+    assert not written
+
+
+# With a GPU
+
+
+@pytest.mark.gpu
+@torch.inference_mode()
+def test_flash_attention_without_padding_is_the_towers(
+    text: TextTower, checkpoint: Checkpoint, bundle: Bundle, padded_ids: np.ndarray
+) -> None:
+    expected = text(torch.from_numpy(padded_ids))
+    *arrays, longest = unpadded(padded_ids, bundle.special_ids["pad"])
+    tensors = [torch.from_numpy(array).cuda() for array in arrays]
+    half = checkpoint.text_tower().to("cuda", torch.float16)
+    for attention in (quickest_without_padding(), jagged_attention):
+        assert apart(TextsWithoutPadding(half, attention)(*tensors, longest).cpu(), expected) < 0.02
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore")  # torch's compiler and profiler warn of what is theirs
+def test_the_suite_on_the_small_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if problem := cuda_problem():
+        pytest.skip(problem)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    output = tmp_path / "gpu.jsonl"
+    command = ["bench", "run", "--suite", "gpu", "--random", "small", "--backend", "onnxruntime", "--repeats", "2"]
+    assert main([*command, "--output", str(output)]) == 0
+    records = read_records(output)
+    assert list(dict.fromkeys(record["case"] for record in records)) == list(SUITES["gpu"])
+    for record in records:
+        assert record["machine"]["gpu"]["name"] and record["versions"]["cuda"]
+        staged = record["case"].startswith("stages-")
+        assert (record["device_ms"] is not None) == (staged or record["side"] != ours("fp16", "onnxruntime"))
+        assert (record["matmul_share"] is None) == staged
+    assert "not measured" not in capsys.readouterr().out
