@@ -25,7 +25,7 @@ test-slow: $(VENV)/.test
 # On a machine with an NVIDIA GPU. Needs nothing but the checkout and a Python that has the libraries: torch, onnx,
 # onnxscript, tokenizers, safetensors, pytest, and what is to be tested: onnxruntime-gpu, tensorrt-rtx, tensorrt.
 gpu-test:
-	JINACLIP_REQUIRE_GPU=1 $(GPU_PYTHON) tests/from_checkout.py -m pytest -m gpu tests/gpu
+	JINACLIP_REQUIRE_GPU=1 $(GPU_PYTHON) tests/from_checkout.py -m pytest -m gpu tests/gpu tests/test_bench_gpu.py
 
 lint: $(VENV)/.dev
 	$(PY) -m ruff check
