@@ -17,7 +17,8 @@ import pytest
 from jinaclip import ClipModel
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "DECISIONS.md", "docs/bundle.md")]
+NAMES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "DECISIONS.md", "docs/bundle.md", "docs/gpu.md")
+PAGES = [ROOT / name for name in NAMES]
 VERBS = {entry.name: entry for entry in entry_points(group="jinaclip.commands")}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 
