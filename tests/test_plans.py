@@ -111,6 +111,9 @@ def test_a_damaged_engine_is_refused_unopened(
     damage(directory)
     with pytest.raises(EngineMismatch, match=message):
         find_plan(Bundle(bundle), "text", library, L4)
+    words = ["--target", "sm86,sm89", "--profile", "edge"]
+    assert main(["build", str(bundle), "--backend", "tensorrt-rtx", "--towers", "text", *words]) == 0
+    assert find_plan(Bundle(bundle), "text", library, L4).key == directory.name
 
 
 def test_of_several_the_last_is_taken(bundle: Path, library: Library) -> None:

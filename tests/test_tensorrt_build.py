@@ -27,6 +27,10 @@ from jinaclip_engines.tensorrt.compiler import Compiled, _configure, compile_pla
 from jinaclip_engines.tensorrt.passes import FULL, HALF, Expected, for_tensorrt
 from jinaclip_engines.tensorrt.profiles import load_profiles
 from jinaclip_engines.tensorrt.report import Kernel, _sums_of_products, read_kernels
+from jinaclip_export.checkpoint import Checkpoint
+from jinaclip_export.write import Identity, export_bundle
+from tests.conftest import MakeCheckpoint
+from tests.parity import CONFIGURATIONS
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has packages for Linux on x86-64 (and Windows) only")
 
@@ -141,6 +145,20 @@ def test_blocks_in_float32_compile_beside_the_others(library: Library, precise_b
         assert report.summed_in_float32 == report.products
 
 
+def test_other_widths_heads_and_inputs(library: Library, make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    """Heads of 24 and 40, 1 and 4 blocks, patches of 16, and pixels as the published file wants them."""
+    _, dim, text, vision = CONFIGURATIONS["odd"]
+    bundle = tmp_path / "bundle"
+    export_bundle(
+        Checkpoint(make_checkpoint(dim, text=text, vision=vision)), bundle, identity=Identity("odd", None, "none"),
+        precisions=("fp32", "fp16"), pixels="float32",
+    )  # fmt: skip
+    for tower, blocks in (("text", 4), ("image", 1)):
+        compiled = build(library, bundle, tower, tmp_path)
+        assert compiled.report.attention == blocks and compiled.report.problems == ()
+        assert compiled.inputs[0]["dtype"] == ("int32" if tower == "text" else "float32")
+
+
 @pytest.mark.parametrize("target", ["sm75", "sm80", "sm86", "sm89", "sm120", "sm121"])
 def test_every_generation_that_it_knows(library: Library, precise_bundle: Path, tmp_path: Path, target: str) -> None:
     assert target in default_targets(library)
@@ -188,6 +206,19 @@ def bias_before_the_cast(model: ir.Model, expected: Expected) -> None:
     ir.convenience.replace_all_uses_with(widened.outputs[0], product.outputs[0])
 
 
+def rounded_after_the_bias(model: ir.Model, expected: Expected) -> None:
+    """Rounded to float16, but only after the bias: the same float32 product."""
+    (product,) = (node for node in nodes(model, "MatMul") if node.name == "blocks.1.fc1")
+    halved = only_user(product.outputs[0], "Cast")
+    widened = halved and only_user(halved.outputs[0], "Cast")
+    biased = widened and only_user(widened.outputs[0], "Add")
+    assert widened is not None and biased is not None
+    ir.convenience.replace_all_uses_with(widened.outputs[0], product.outputs[0])
+    (reader, index), *_ = biased.outputs[0].uses()
+    with Ops(model, before=reader) as op:
+        reader.replace_input_with(index, op("Cast", [op("Cast", [biased.outputs[0]], to=HALF)], to=FULL))
+
+
 def float32_operands(model: ir.Model, expected: Expected) -> None:
     """Queries that were never rounded to float16."""
     node = nodes(model, "Attention")[1]
@@ -220,6 +251,7 @@ TRAPS: tuple[tuple[Trap, str, bool, str], ...] = (
     (no_mask, "text", True, r"blocks\.1\.attention: the parser dropped its mask"),
     (additive_mask, "text", True, r"blocks\.0\.attention: its mask is FLOAT, expected BOOL"),
     (bias_before_the_cast, "text", True, r"blocks\.1\.fc1: its weights are Float"),
+    (rounded_after_the_bias, "text", True, r"blocks\.1\.fc1: its weights are Float"),
     (float32_operands, "image", True, "does not compile|does not parse"),
     (scores_not_rounded, "text", False, r"blocks\.1\.attention: no fused attention"),
     (scores_from_float32, "image", False, r"blocks\.1\.attention: no fused attention"),

@@ -128,7 +128,9 @@ def _build(args: argparse.Namespace, bundle: Bundle) -> list[dict[str, Any]]:
     for tower in towers:
         bundle.graph(tower, "fp16")
         if tower not in profiles:
-            raise BackendError(f"--profile {profile_set} has no profile of the {tower} tower; add one, or leave it out")
+            raise BackendError(
+                f"--profile {profile_set} has no profile of the {tower} tower; add one, or name the other with --towers"
+            )
     made = []
     for tower in towers:
         start = time.monotonic()

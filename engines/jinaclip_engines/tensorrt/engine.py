@@ -11,7 +11,7 @@ from typing import Any
 
 from jinaclip.buckets import Profile
 from jinaclip.bundle import Bundle
-from jinaclip.engine_store import ENGINES, engine_key, engines_of
+from jinaclip.engine_store import ENGINES, damage, difference, engine_key, engines_of
 from jinaclip.errors import BackendError, BackendMissing
 from jinaclip.gpu import Gpu, driver_problem, gpu
 from jinaclip.plans import PLAN, PRECISION, Plan, required_facts, session_of
@@ -112,8 +112,10 @@ def build_engine(
     }
     key = engine_key(facts)
     for directory, sidecar in engines_of(bundle, tower, PRECISION, library.backend):
-        if directory.name == key and sidecar and not force:
-            return Built(key, False, sidecar)
+        if directory.name == key and not force and difference(sidecar, facts) is None:
+            stage("comparing the sha256 of what is there")
+            if damage(directory, sidecar, PLAN, hashes=True) is None:
+                return Built(key, False, sidecar)
     sidecar = {}
 
     def fill(directory: Path) -> Mapping[str, Any]:
