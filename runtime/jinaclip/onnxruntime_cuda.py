@@ -26,6 +26,7 @@ from jinaclip.sessions import (
     import_onnxruntime,
     keep_after_fork,
     onnxruntime_version,
+    require_open,
     session_options,
 )
 
@@ -205,13 +206,7 @@ class OnnxRuntimeCudaSession:
         return {name: value.numpy()[: len(batch)].copy() for name, value in outputs.items()}
 
     def _checked(self) -> Any:
-        if os.getpid() != self._process:
-            raise BackendError(
-                f"this model was opened in process {self._process} and does not work after a fork in process "
-                f"{os.getpid()}; open a ClipModel in each process, or start processes with 'spawn'"
-            )
-        if self._session is None:
-            raise BackendError("this model is closed; open a new ClipModel")
+        require_open(self._process, self._session)
         return self._session
 
 

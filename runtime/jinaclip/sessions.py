@@ -231,14 +231,24 @@ class OnnxRuntimeSession:
             self._session = None
 
     def _checked(self) -> Any:
-        if os.getpid() != self._process:
-            raise BackendError(
-                f"this model was opened in process {self._process} and does not work after a fork in process "
-                f"{os.getpid()}; open a ClipModel in each process, or start processes with 'spawn'"
-            )
-        if self._session is None:
-            raise BackendError("this model is closed; open a new ClipModel")
+        require_open(self._process, self._session)
         return self._session
+
+
+def require_open(process: int, handle: object) -> None:
+    """Refuse a session that was opened in another process, or is closed.
+
+    Args:
+        process: id of the process that opened it.
+        handle: what it runs; None once it is closed.
+    """
+    if os.getpid() != process:
+        raise BackendError(
+            f"this model was opened in process {process} and does not work after a fork in process {os.getpid()}; "
+            "open a ClipModel in each process, or start processes with 'spawn'"
+        )
+    if handle is None:
+        raise BackendError("this model is closed; open a new ClipModel")
 
 
 def onnxruntime_facts() -> dict[str, str]:

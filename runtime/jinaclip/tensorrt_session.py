@@ -25,7 +25,7 @@ from jinaclip.cuda import Cuda, DeviceMemory, Graph, PinnedArray, Stream
 from jinaclip.errors import BackendError, EngineMismatch, InputError
 from jinaclip.gpu import Gpu
 from jinaclip.packing import GPU_COST
-from jinaclip.sessions import Arrays, available_threads, keep_after_fork
+from jinaclip.sessions import Arrays, available_threads, keep_after_fork, require_open
 from jinaclip.tensorrt_library import Library, Messages, logger_of
 
 FINITE = "all_finite"  # output of the graph: whether a row's vector has no NaN or infinity
@@ -103,7 +103,7 @@ class TensorRTSession:
         self, inputs: Arrays, *, interruptible: bool = False, release_memory: bool = False
     ) -> dict[str, np.ndarray]:
         """All outputs by name; a batch that is larger than a profile's runs in parts."""
-        self._check_open()
+        require_open(self._process, self._engine)
         (name, batch), *others = inputs.items()
         source = self._inputs
         if others or name != source.name:
@@ -160,15 +160,6 @@ class TensorRTSession:
         self._runtime_cache = None
         self._engine = None
         self._runtime = None
-
-    def _check_open(self) -> None:
-        if os.getpid() != self._process:
-            raise BackendError(
-                f"this model was opened in process {self._process} and does not work after a fork in process "
-                f"{os.getpid()}; open a ClipModel in each process, or start processes with 'spawn'"
-            )
-        if self._engine is None:
-            raise BackendError("this model is closed; open a new ClipModel")
 
     def _tensors(self, trt: Any) -> tuple[_Tensor, list[_Tensor]]:
         inputs: list[_Tensor] = []
