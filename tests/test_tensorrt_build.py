@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from jinaclip_engines.tensorrt import passes
 from jinaclip_engines.tensorrt.compiler import Compiled, _configure, compile_plan, default_targets
 from jinaclip_engines.tensorrt.passes import FULL, HALF, Expected, for_tensorrt
 from jinaclip_engines.tensorrt.profiles import load_profiles
-from jinaclip_engines.tensorrt.report import Kernel, _sums_of_products, read_kernels
+from jinaclip_engines.tensorrt.report import Kernel, Operand, _sums_of_products, read_kernels, report_on
 from jinaclip_export.checkpoint import Checkpoint
 from jinaclip_export.write import Identity, export_bundle
 from tests.conftest import MakeCheckpoint
@@ -288,6 +289,37 @@ def test_a_plan_that_keeps_weights_twice_is_refused(library: Library, wide_bundl
 
     with pytest.raises(BuildError, match=r"the plan has [\d.]+ MB for [\d.]+ MB of weights, expected at most"):
         build(library, wide_bundle, "text", tmp_path, trap=widen)
+
+
+def test_a_plan_that_no_longer_tells_is_refused(library: Library, precise_bundle: Path, tmp_path: Path) -> None:
+    """A later release may write its plans otherwise: then nothing is known of its sums, and nothing is assumed."""
+    compiled = build(library, precise_bundle, "text", tmp_path, "fp16-fast")
+    expected = for_tensorrt(read(precise_bundle / "text-fp16.onnx"), "fp16-acc32")
+    silent = bytes(memoryview(compiled.plan)).replace(b"fully_connected={", b"gemm={")
+    for policy, words in (("fp16-acc32", "the plan does not tell how products are summed"), ("fp16-fast", None)):
+        report = report_on([], silent, replace(expected, products=(), attention=()), policy, tells_sums=True)
+        assert report.summed_in_float32 is None
+        assert any(words in problem for problem in report.problems) if words else not report.problems
+
+
+def test_a_kernels_name_may_tell_its_sums() -> None:
+    """Where a kernel's name tells its types, as the full TensorRT's do, its sums are read from that."""
+    line = (
+        "Layers:\nName: blocks.0.fc1_myl0_3, LayerType: gemm, "
+        "Inputs: [ { Name: x, Dimensions: [-1,64], Datatype: Half, "
+        "Format: (Linear) Row major linear format }], Constants: [ { Name: w, Dimensions: [64,32], Datatype: Half, "
+        "Format: (Linear) Row major linear format }], Outputs: [ { Name: y, Dimensions: [-1,32], Datatype: Half, "
+        "Format: (Linear) Row major linear format }], TacticName: sm80_xmma_gemm_f16f16_SUMS_tn_n_tilesize64x64x64, "
+        "StreamId: 0, Metadata: [ONNX Layer: blocks.0.fc1][ONNX Layer: node_Cast_3]\n"
+    )
+    expected = Expected((), None, ("blocks.0.fc1",), 0, 4096)
+    (kernel,) = read_kernels(line.replace("SUMS", "f16f32_f32"))
+    assert (kernel.kind, kernel.nodes) == ("gemm", ("blocks.0.fc1", "node_Cast_3"))
+    assert kernel.weight() == Operand((64, 32), "Half")
+    assert report_on([kernel], b"", expected, "fp16-acc32").problems == ()
+    (problem,) = report_on(read_kernels(line.replace("SUMS", "f16f16_f16")), b"", expected, "fp16-acc32").problems
+    assert problem.startswith("blocks.0.fc1: products are summed in float16, by the kernel's name (sm80_xmma_gemm_")
+    assert report_on(read_kernels(line.replace("SUMS", "f16f16_f16")), b"", expected, "fp16-fast").problems == ()
 
 
 def test_the_mask_is_read_before_it_is_expanded(library: Library, precise_bundle: Path, tmp_path: Path) -> None:

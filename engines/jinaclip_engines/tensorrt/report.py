@@ -16,6 +16,7 @@ from jinaclip_engines.tensorrt.passes import Expected
 
 SIZE_MARGIN = 0.05  # a plan may be this much larger than its weights, and FIXED_BYTES a profile
 FIXED_BYTES = 16 << 20  # code and tables of one profile, whatever the size of the weights
+HALF_SUMS = "_f16f16_f16f16_f16_"  # in the name of TensorRT's kernels: operands, result and sums
 SUMMED_IN_FLOAT32 = 2  # `accumulation_type` of a plan; 0 leaves it to the kernel
 
 
@@ -111,8 +112,9 @@ def read_kernels(text: str) -> list[Kernel]:
 
 
 def report_on(
-    kernels: Sequence[Kernel], plan: memoryview | bytes, expected: Expected, policy: str, *, profiles: int = 1
-) -> Report:
+    kernels: Sequence[Kernel], plan: memoryview | bytes, expected: Expected, policy: str, *, profiles: int = 1,
+    tells_sums: bool = False,
+) -> Report:  # fmt: skip
     """Hold what was built to what was asked.
 
     Args:
@@ -121,45 +123,20 @@ def report_on(
         expected: by the pass that made the graph.
         policy: of jinaclip_engines.tensorrt.passes.POLICIES.
         profiles: optimisation profiles of the engine.
+        tells_sums: this compiler's plans say how products are summed; one that does not is refused.
     """
-    problems = []
-    fused = 0
-    for name in expected.attention:
-        owners = [kernel for kernel in kernels if any(_is_of(node, name) for node in kernel.nodes)]
-        found = [kernel for kernel in owners if kernel.is_attention]
-        apart = [kernel for kernel in owners if kernel.kind == "gemm" and not kernel.is_attention]
-        fused += len(found)
-        if not found or apart:
-            what = ", ".join(kernel.name for kernel in (apart or owners)) or "nothing that the list shows"
-            problems.append(f"{name}: no fused attention, it runs as {what}")
-        elif any(kernel.reads[0].dtype != "Half" for kernel in found if kernel.reads):
-            problems.append(f"{name}: attention reads {found[0].reads[0].dtype}, expected Half")
-        elif expected.mask is not None and not all(_reads_mask(kernel) for kernel in found):
-            problems.append(f"{name}: attention reads no mask, so that padding would change the vectors")
-    halves = 0
-    for name in expected.products:
-        weights = [(kernel, kernel.weight()) for kernel in kernels if name in kernel.nodes]
-        found_in = [(kernel, weight) for kernel, weight in weights if weight is not None]
-        wrong = [(kernel, weight) for kernel, weight in found_in if weight.dtype != "Half"]
-        if not found_in:
-            problems.append(f"{name}: the compiler's list shows no product with its weights")
-        elif wrong:
-            kernel, weight = wrong[0]
-            problems.append(f"{name}: its weights are {weight.dtype} in {kernel.name}, expected Half")
-        else:
-            halves += 1
+    attention = {name: _attention_problem(name, kernels, expected) for name in expected.attention}
+    products = {name: _product_problem(name, kernels) for name in expected.products}
     sums = _sums_of_products(plan)
     summed = _least_summed(sums, kernels, expected, profiles) if sums else None
-    if policy == "fp16-acc32" and summed is not None:
-        for name in expected.products:
-            kinds = {kind for (of, _), found in sums.items() if of == name for kind in found}
-            if other := kinds - {SUMMED_IN_FLOAT32}:
-                problems.append(f"{name}: products are not summed in float32 (accumulation_type {min(other)})")
-        if not problems and summed < len(expected.products):
-            problems.append(f"only {summed} of {len(expected.products)} products are told to be summed in float32")
     attention_sums = _sums_of_attention(plan)
-    if policy == "fp16-acc32" and set(attention_sums) - {"FP32"}:
-        problems.append(f"attention sums in {', '.join(attention_sums)}, expected FP32")
+    problems = [problem for problem in (*attention.values(), *products.values()) if problem is not None]
+    if policy == "fp16-acc32":
+        problems += _sum_problems(sums, kernels, expected, tells_sums=tells_sums)
+        if not problems and summed is not None and summed < len(expected.products):
+            problems.append(f"only {summed} of {len(expected.products)} products are told to be summed in float32")
+        if set(attention_sums) - {"FP32"}:
+            problems.append(f"attention sums in {', '.join(attention_sums)}, expected FP32")
     limit = expected.weight_bytes * (1 + SIZE_MARGIN) + profiles * FIXED_BYTES
     if len(plan) > limit:
         problems.append(
@@ -169,9 +146,9 @@ def report_on(
     return Report(
         profiles=profiles,
         kernels=len(kernels),
-        attention=fused,
+        attention=sum(kernel.is_attention and _computes(kernel, name) for name in attention for kernel in kernels),
         attention_expected=len(expected.attention),
-        products=halves,
+        products=list(products.values()).count(None),
         products_expected=len(expected.products),
         summed_in_float32=summed,
         attention_sums=attention_sums,
@@ -179,6 +156,50 @@ def report_on(
         weight_bytes=expected.weight_bytes,
         problems=tuple(problems),
     )
+
+
+def _attention_problem(name: str, kernels: Sequence[Kernel], expected: Expected) -> str | None:
+    """Why a block's attention is not one kernel with float16 operands and the mask; None if it is, in each profile."""
+    owners = [kernel for kernel in kernels if _computes(kernel, name)]
+    fused = [kernel for kernel in owners if kernel.is_attention]
+    apart = [kernel for kernel in owners if kernel.kind == "gemm" and not kernel.is_attention]
+    if not fused or apart:
+        what = ", ".join(kernel.name for kernel in (apart or owners)) or "nothing that the list shows"
+        return f"{name}: no fused attention, it runs as {what}"
+    for kernel in fused:
+        if kernel.reads and kernel.reads[0].dtype != "Half":
+            return f"{name}: attention reads {kernel.reads[0].dtype}, expected Half"
+        if expected.mask is not None and len(kernel.reads) <= 3:  # queries, keys and values, and nothing else
+            return f"{name}: attention reads no mask, so that padding would change the vectors"
+    return None
+
+
+def _product_problem(name: str, kernels: Sequence[Kernel]) -> str | None:
+    """Why a product does not have its weights in float16; None if it has, in each profile."""
+    found = [(kernel, kernel.weight()) for kernel in kernels if name in kernel.nodes]
+    weights = [(kernel, weight) for kernel, weight in found if weight is not None]
+    if not weights:
+        return f"{name}: the compiler's list shows no product with its weights"
+    for kernel, weight in weights:
+        if weight.dtype != "Half":
+            return f"{name}: its weights are {weight.dtype} in {kernel.name}, expected Half"
+    return None
+
+
+def _sum_problems(
+    sums: Mapping[tuple[str, int], Sequence[int]], kernels: Sequence[Kernel], expected: Expected, *, tells_sums: bool
+) -> list[str]:
+    """Products that are not summed in float32, as far as the plan or a kernel's name tells."""
+    if tells_sums and not sums:
+        return ["the plan does not tell how products are summed, as those of this compiler did; fp16-fast does not ask"]
+    problems = []
+    for name in expected.products:
+        kinds = {kind for (of, _), found in sums.items() if of == name for kind in found}
+        if other := kinds - {SUMMED_IN_FLOAT32}:
+            problems.append(f"{name}: products are not summed in float32 (accumulation_type {min(other)})")
+        elif tactic := next((k.tactic for k in kernels if name in k.nodes and HALF_SUMS in k.tactic), None):
+            problems.append(f"{name}: products are summed in float16, by the kernel's name ({tactic})")
+    return problems
 
 
 def _kernel(entry: str) -> Kernel:
@@ -201,14 +222,9 @@ def _field(text: str, name: str) -> str:
     return found[1].strip() if found else ""
 
 
-def _is_of(node: str, attention: str) -> bool:
-    """Whether a node is an attention, or a part of one that was spelled out."""
-    return node == attention or node.startswith(f"{attention}.")
-
-
-def _reads_mask(kernel: Kernel) -> bool:
-    """A fused attention reads queries, keys and values, and whatever else there is."""
-    return len(kernel.reads) > 3
+def _computes(kernel: Kernel, attention: str) -> bool:
+    """Whether a kernel computes an attention, or a part of one that was spelled out."""
+    return any(node == attention or node.startswith(f"{attention}.") for node in kernel.nodes)
 
 
 def _sums_of_products(plan: memoryview | bytes) -> dict[tuple[str, int], list[int]]:
