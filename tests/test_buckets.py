@@ -114,6 +114,7 @@ GOOD = 'name = "a"\nbatch = [1, 1, 8]\ntokens = [16, 32, 128]\n'
         ('[[image.profile]]\nname = "a"\nbatch = [1, 8]\n', "three rising whole numbers"),
         ('[[image.profile]]\nname = "a"\nbatch = [1, 9, 8]\n', "three rising whole numbers"),
         ('[[image.profile]]\nname = "a"\nbatch = [0, 1, 8]\n', "three rising whole numbers"),
+        ('[[image.profile]]\nname = "a"\nbatch = [1, 1, 9999999999]\n', "three rising whole numbers"),
         ('[[image.profile]]\nname = "a"\nbatch = [1.0, 2, 8]\n', "three rising whole numbers"),
     ],
 )

@@ -465,6 +465,13 @@ def test_what_cannot_be_built_is_said(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("value", ["0", "-3", "much", "1e3"])
+def test_wrong_usage(precise_bundle: Path, capsys: pytest.CaptureFixture[str], value: str) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["build", str(precise_bundle), "--backend", "tensorrt-rtx", "--workspace", value])
+    assert caught.value.code == 2 and "expected a whole number of MiB" in capsys.readouterr().err
+
+
 def test_a_bundle_without_fp16_is_told_what_it_lacks(small_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["build", str(small_bundle), "--backend", "tensorrt-rtx", "--target", "sm89"]) == 1
     assert "has no fp16 text graph (it has: fp32)" in capsys.readouterr().err

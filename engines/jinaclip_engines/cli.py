@@ -55,7 +55,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--target", type=lambda text: tuple(text.lower().split(",")), metavar="sm80,…",
         help="tensorrt-rtx: GPU generations to compile for (default: the GPU here; without one, all it knows)",
     )  # fmt: skip
-    plans.add_argument("--workspace", type=int, metavar="MIB", help="most memory of a kernel (default: the GPU's)")
+    plans.add_argument(
+        "--workspace", type=_mebibytes, metavar="MIB", help="most memory of a kernel (default: the GPU's)"
+    )
+
+
+def _mebibytes(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) < 1 << 24:
+        raise argparse.ArgumentTypeError(f"{text!r}, expected a whole number of MiB from 1")
+    return int(text)
 
 
 def run(args: argparse.Namespace) -> int:

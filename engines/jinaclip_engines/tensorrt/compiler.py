@@ -166,7 +166,8 @@ def _configure(
     for profile in profiles:
         shapes = builder.create_optimization_profile()
         shapes.set_shape(source.name, *(_shape(source, profile, corner) for corner in range(3)))
-        config.add_optimization_profile(shapes)
+        if config.add_optimization_profile(shapes) < 0:
+            raise BuildError(f"the library does not take profile {profile.name} ({profile})")
     return config
 
 

@@ -87,7 +87,9 @@ def _rising(where: str, entry: Mapping[str, Any], field: str) -> tuple[int, int,
         not isinstance(values, list)
         or len(values) != 3
         or any(type(value) is not int for value in values)
-        or not 1 <= values[0] <= values[1] <= values[2]
+        or not 1 <= values[0] <= values[1] <= values[2] < 1 << 20
     ):
-        raise ProfileError(f"{where}: {field} is {values!r}, expected three rising whole numbers: least, best, most")
+        raise ProfileError(
+            f"{where}: {field} is {values!r}, expected three rising whole numbers: least, best, most (from 1, below 2^20)"
+        )
     return values[0], values[1], values[2]
