@@ -90,6 +90,7 @@ def _rising(where: str, entry: Mapping[str, Any], field: str) -> tuple[int, int,
         or not 1 <= values[0] <= values[1] <= values[2] < 1 << 20
     ):
         raise ProfileError(
-            f"{where}: {field} is {values!r}, expected three rising whole numbers: least, best, most (from 1, below 2^20)"
+            f"{where}: {field} is {values!r}, expected three rising whole numbers, from 1 and below 2^20: "
+            "least, best, most"
         )
     return values[0], values[1], values[2]
