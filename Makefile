@@ -57,7 +57,7 @@ $(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
 $(VENV)/.test: pyproject.toml | $(VENV)/bin/python
 	@echo "Installing into $(VENV): 2.2 GB with a CPU build of torch, several more with the CUDA build that"
 	@echo "pip takes by default on Linux. PIP_ARGS='--index-url ...' chooses another (README, Install)."
-	@$(PIP) -e '.[cpu,export,bulk,bench]' --group test
+	@$(PIP) -e '.[cpu,export,bulk,bench,server]' --group test
 	@rm -rf $(VENV)/other-pillow
 	@$(PIP) --target $(VENV)/other-pillow --no-deps \
 	  "pillow==$$($(PY) -c 'import PIL; print(12 if int(PIL.__version__.split(".")[0]) >= 13 else 13)').*"

@@ -34,6 +34,8 @@ RUNTIME = [
     {"certificates"},
     {"selftest"},
     {"model"},
+    {"batching"},
+    {"server"},
     {"__init__"},
     {"cli"},
     {"__main__"},
@@ -42,6 +44,10 @@ RUNTIME = [
 CONFINED = {
     "onnxruntime": {"jinaclip/sessions.py", "jinaclip_bench"},
     "tokenizers": {"jinaclip/text.py"},
+    "starlette": {"jinaclip/server"},
+    "uvicorn": {"jinaclip/cli/serve.py"},
+    "orjson": {"jinaclip/server"},
+    "prometheus_client": {"jinaclip/server"},
     "tensorrt": set(),  # by name, in jinaclip/tensorrt_library.py
     "tensorrt_rtx": set(),
     "cuda": {"jinaclip/cuda.py"},
@@ -122,7 +128,8 @@ def test_every_error_is_in_the_tree() -> None:
 def test_importing_the_package_is_light() -> None:
     script = (
         "import sys, jinaclip\n"
-        "heavy = ('torch', 'onnx', 'onnxruntime', 'tokenizers', 'transformers', 'safetensors', 'pyarrow')\n"
+        "heavy = ('torch', 'onnx', 'onnxruntime', 'tokenizers', 'transformers', 'safetensors', 'pyarrow',\n"
+        "         'tensorrt', 'tensorrt_rtx', 'cuda', 'starlette', 'uvicorn')\n"
         "print([name for name in heavy if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
@@ -140,6 +147,7 @@ def test_wheel_has_the_packages_and_nothing_else(tmp_path: Path) -> None:
     for name in (
         "jinaclip/py.typed",
         "jinaclip/cli/encode.py",
+        "jinaclip_engines/tensorrt/profile-sets/server.toml",
         "jinaclip_export/cli.py",
         "jinaclip_export/certificate_texts.tsv",
     ):

@@ -68,7 +68,7 @@ def test_a_row_does_not_depend_on_its_batch(model: ClipModel) -> None:
 
 def test_padding_changes_nothing(model: ClipModel) -> None:
     """The graph itself, with more padding than ClipModel would ever make."""
-    session = model._session("text")
+    session = model.session("text")
     ids = np.array([[0, 50, 60, 70, 2]])
     padded = np.concatenate([ids, np.ones((1, 300), np.int64)], axis=1)
     outputs = [session.run({"input_ids": x})["l2norm_text_embeddings"] for x in (ids, padded)]

@@ -129,7 +129,7 @@ class ClipModel:
             InputError: an argument or a text cannot be used; names which.
         """
         dim = check_dim(truncate_dim, self.dims)
-        session, tokenizer = self._session("text"), cast(TextTokenizer, self._tokenizer)
+        session, tokenizer = self.session("text"), cast(TextTokenizer, self._tokenizer)
         _check_batch_size(batch_size)
         instruction = instruction_of(task, self.bundle.tasks, self.bundle.default_task)
         single = isinstance(texts, str)
@@ -141,14 +141,26 @@ class ClipModel:
         tower = self.bundle.tower("text")
         progress = Progress("texts", len(rows), shown=show_progress_bar)
         batches = pack_texts([len(row) for row in ids], tower, batch_size=batch_size, cost=session.cost)
-        runs = (partial(self._run_texts, session, [ids[i] for i in batch]) for batch in batches)
+        runs = (partial(self.embed_ids, [ids[i] for i in batch]) for batch in batches)
         for batch, vectors in zip(batches, _in_flight(runs, session.concurrency), strict=True):
             result[batch] = truncate(vectors, dim, normalize=normalize_embeddings)
             progress.advance(len(batch))
         return result[0] if single else result
 
-    def _run_texts(self, session: Session, rows: Sequence[list[int]]) -> np.ndarray:
-        """Raw vectors [N, D] of texts that run together."""
+    def token_ids(self, texts: Sequence[str], *, task: str | None = None) -> list[list[int]]:
+        """Ids of texts at their full length, special tokens and the task's instruction included.
+
+        Raises:
+            InputError: a text or the task cannot be used.
+        """
+        self.session("text")
+        instruction = instruction_of(task, self.bundle.tasks, self.bundle.default_task)
+        _check_texts(texts)
+        return cast(TextTokenizer, self._tokenizer).encode([instruction + text for text in texts])
+
+    def embed_ids(self, rows: Sequence[list[int]]) -> np.ndarray:
+        """Raw vectors [N, D] of texts that run together, from their ids: none longer than `max_tokens`."""
+        session = self.session("text")
         tower, tokenizer = self.bundle.tower("text"), cast(TextTokenizer, self._tokenizer)
         padded = tokenizer.padded(rows)
         release = False
@@ -218,7 +230,7 @@ class ClipModel:
         """Raw vectors [D] of any number of images, in order, as they are ready; for one that cannot be used,
         its InputError in place. Pictures are read and resized in other threads while the model runs.
         """
-        session = self._session("image")
+        session = self.session("image")
         _check_batch_size(batch_size)
         if resize_mode is not None:
             _check_choice("resize_mode", resize_mode, RESIZE_MODES)
@@ -243,7 +255,7 @@ class ClipModel:
                     batch = [ahead.popleft() for _ in range(min(batch_size, len(ahead)))]
                     if not batch:
                         return
-                    yield partial(self._run_images, session, [_result(future) for future in batch])
+                    yield partial(self._run_images, [_result(future) for future in batch])
 
             try:
                 for vectors in _in_flight(runs(), session.concurrency):
@@ -252,15 +264,18 @@ class ClipModel:
                 for future in ahead:
                     future.cancel()
 
-    def _run_images(self, session: Session, pixels: Sequence[np.ndarray | InputError]) -> list[np.ndarray | InputError]:
+    def embed_pixels(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
+        """Raw vectors [N, D] of images that run together, each uint8 [size, size, 3] as `preprocess` makes it."""
+        session = self.session("image")
+        tower = self.bundle.tower("image")
+        batch = np.stack(pixels)  # [B, size, size, 3]
+        if tower.input_dtype == "float32":
+            batch = normalise(batch, self.bundle.preprocessing)
+        return session.run({tower.input_name: batch}, interruptible=True)["image_embeddings"]
+
+    def _run_images(self, pixels: Sequence[np.ndarray | InputError]) -> list[np.ndarray | InputError]:
         good = [p for p in pixels if not isinstance(p, InputError)]
-        vectors: Iterator[np.ndarray] = iter(())
-        if good:
-            batch = np.stack(good)  # [B, size, size, 3]
-            tower = self.bundle.tower("image")
-            if tower.input_dtype == "float32":
-                batch = normalise(batch, self.bundle.preprocessing)
-            vectors = iter(session.run({tower.input_name: batch}, interruptible=True)["image_embeddings"])
+        vectors = iter(self.embed_pixels(good) if good else ())
         return [p if isinstance(p, InputError) else next(vectors) for p in pixels]
 
     @staticmethod
@@ -343,7 +358,12 @@ class ClipModel:
     def __reduce__(self) -> tuple[Any, ...]:
         return self._reopen, ()
 
-    def _session(self, tower: str) -> Session:
+    def session(self, tower: str) -> Session:
+        """What runs a tower.
+
+        Raises:
+            InputError: it is not there, or was not loaded.
+        """
         if tower in self._sessions:
             return self._sessions[tower]
         if tower not in self.bundle.towers:

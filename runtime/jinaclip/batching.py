@@ -1,0 +1,215 @@
+"""Items of many callers, run together: the queue of a server.
+
+Whoever waits longest is served first, and takes with him those whose run costs little beside his. While a batch runs
+the next one gathers; an item whose caller has left is dropped before it enters one.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+import numpy as np
+
+from jinaclip.bundle import TowerManifest
+from jinaclip.errors import BackendError, Overloaded
+from jinaclip.packing import RunCost, predicted_bytes
+
+T = TypeVar("T")
+Vector = np.ndarray  # raw, [D] float32
+
+
+@dataclass
+class Counts:
+    """What a queue has done since it was opened.
+
+    Attributes:
+        run: items that were run.
+        left: items that were dropped, for their callers had left.
+        refused: items that the queue had no room for.
+        batches: runs, by their number of items.
+    """
+
+    run: int = 0
+    left: int = 0
+    refused: int = 0
+    batches: dict[int, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Waiting(Generic[T]):
+    item: T
+    future: Future[Vector]
+    since: float
+
+
+class Batcher(Generic[T]):
+    """A queue, and the threads that run what is in it. Safe to call from several threads.
+
+    Args:
+        name: of the queue, for its threads.
+        run: raw vectors [N, D] of items that run together.
+        choose: which of the waiting items run now, the longest waiting first; gets them in the order they came.
+        limit: most items that wait.
+        workers: batches that run at the same time.
+    """
+
+    def __init__(
+        self, name: str, run: Callable[[Sequence[T]], np.ndarray], choose: Callable[[Sequence[T]], Sequence[int]], *,
+        limit: int, workers: int = 1,
+    ) -> None:  # fmt: skip
+        self.name, self.limit, self.counts = name, limit, Counts()
+        self._run, self._choose = run, choose
+        self._waiting: deque[_Waiting[T]] = deque()
+        self._changed = threading.Condition()
+        self._open, self._running = True, 0
+        self._threads = [
+            threading.Thread(target=self._work, name=f"jinaclip-{name}-{number}", daemon=True)
+            for number in range(workers)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, items: Sequence[T]) -> list[Future[Vector]]:
+        """Put items into the queue, all of them or none.
+
+        Returns:
+            A future for each; cancel it, and an item that still waits is dropped.
+
+        Raises:
+            Overloaded: the queue has no room for them, or is closed.
+        """
+        now = time.monotonic()
+        entries = [_Waiting(item, Future[Vector](), now) for item in items]
+        with self._changed:
+            if not self._open:
+                raise Overloaded(f"the {self.name} queue is closed: this process is about to end")
+            if len(self._waiting) + len(entries) > self.limit:
+                self._forget_those_who_left()
+            if len(self._waiting) + len(entries) > self.limit:
+                self.counts.refused += len(entries)
+                raise Overloaded(
+                    f"{len(self._waiting)} {self.name}s are waiting, and {len(entries)} more would pass the limit of "
+                    f"{self.limit}; try again later, or send fewer at once"
+                )
+            self._waiting.extend(entries)
+            self._changed.notify()
+        return [entry.future for entry in entries]
+
+    def waiting(self) -> int:
+        """Items in the queue."""
+        return len(self._waiting)
+
+    def oldest(self) -> float:
+        """How long the first has waited, in seconds; 0 for an empty queue."""
+        with self._changed:
+            return time.monotonic() - self._waiting[0].since if self._waiting else 0.0
+
+    def close(self, grace_s: float = 0.0) -> int:
+        """Take nothing more, and finish what is there.
+
+        Args:
+            grace_s: how long to wait for it.
+
+        Returns:
+            Items that were not finished in time; their futures hold an error.
+        """
+        deadline = time.monotonic() + grace_s
+        with self._changed:
+            self._open = False
+            self._changed.notify_all()
+            while (self._waiting or self._running) and (left := deadline - time.monotonic()) > 0:
+                self._changed.wait(left)
+            unfinished = list(self._waiting)
+            self._waiting.clear()
+        for entry in unfinished:
+            if entry.future.set_running_or_notify_cancel():
+                entry.future.set_exception(BackendError("the process ended before this was run"))
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        return len(unfinished)
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                while self._open and not self._waiting:
+                    self._changed.wait()
+                if not self._waiting:
+                    self._changed.notify_all()
+                    return
+                batch = self._take()
+                self._running += 1
+            try:
+                if batch:
+                    self._answer(batch)
+            finally:
+                with self._changed:
+                    self._running -= 1
+                    self._changed.notify_all()
+
+    def _take(self) -> list[_Waiting[T]]:
+        """What runs now, out of the queue."""
+        self._forget_those_who_left()
+        waiting = list(self._waiting)
+        if not waiting:
+            return []
+        chosen = set(self._choose([entry.item for entry in waiting]))
+        batch = [entry for index, entry in enumerate(waiting) if index in chosen]
+        self._waiting = deque(entry for index, entry in enumerate(waiting) if index not in chosen)
+        taken = [entry for entry in batch if entry.future.set_running_or_notify_cancel()]
+        self.counts.left += len(batch) - len(taken)
+        return taken
+
+    def _forget_those_who_left(self) -> None:
+        here = deque(entry for entry in self._waiting if not entry.future.cancelled())
+        self.counts.left += len(self._waiting) - len(here)
+        self._waiting = here
+
+    def _answer(self, batch: Sequence[_Waiting[T]]) -> None:
+        """Run a batch, and hand every caller his own vector; where it fails, the error to each."""
+        try:
+            vectors = self._run([entry.item for entry in batch])
+        except Exception as error:  # whatever it is, it belongs to those who wait for it
+            for entry in batch:
+                entry.future.set_exception(error)
+            return
+        self.counts.run += len(batch)
+        self.counts.batches[len(batch)] = self.counts.batches.get(len(batch), 0) + 1
+        for entry, vector in zip(batch, vectors, strict=True):
+            entry.future.set_result(vector)
+
+
+def choose_texts(rows: Sequence[Sequence[int]], tower: TowerManifest, cost: RunCost) -> list[int]:
+    """Which texts run with the one that waited longest: those that are nearest to its length, as packing allows.
+
+    Args:
+        rows: ids, in the order they came.
+        cost: of a run where they run.
+    """
+    lengths = [len(row) for row in rows]
+    chosen = [0]
+    shortest = longest = total = lengths[0]
+    for index in sorted(range(1, len(rows)), key=lambda i: (abs(lengths[i] - lengths[0]), i)):
+        low, high = min(shortest, lengths[index]), max(longest, lengths[index])
+        count, padding = len(chosen) + 1, (len(chosen) + 1) * high - total - lengths[index]
+        fits = (
+            high - low <= cost.opening_tokens
+            and (cost.padding_tokens is None or padding <= cost.padding_tokens)
+            and count * high <= cost.tokens
+            and predicted_bytes(count, high, tower, tiled=not cost.writes_scores) <= cost.budget_bytes
+        )
+        if not fits:
+            break
+        chosen.append(index)
+        shortest, longest, total = low, high, total + lengths[index]
+    return chosen
+
+
+def choose_images(pixels: Sequence[np.ndarray], cost: RunCost) -> list[int]:
+    """The pictures that waited longest, as many as run together."""
+    return list(range(min(len(pixels), cost.images)))

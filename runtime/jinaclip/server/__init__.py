@@ -1,0 +1,1 @@
+"""`jinaclip serve`: the hosted embeddings API, answered by a bundle."""

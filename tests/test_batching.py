@@ -1,0 +1,167 @@
+"""The queue of a server: every caller gets his own vector, nobody waits for ever, and who left is not run for."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jinaclip import ClipModel
+from jinaclip.batching import Batcher, choose_images, choose_texts
+from jinaclip.errors import BackendError, Overloaded
+from jinaclip.packing import CPU_COST, GPU_COST
+from tests.conftest import TEXTS
+from tests.test_packing import FULL
+
+
+class Gate:
+    """A run that waits until it may go on, and remembers what it was given."""
+
+    def __init__(self) -> None:
+        self.go, self.seen = threading.Event(), threading.Event()
+        self.batches: list[list[int]] = []
+
+    def __call__(self, items: Sequence[int]) -> np.ndarray:
+        self.batches.append(list(items))
+        self.seen.set()
+        assert self.go.wait(20)
+        return np.array(items, np.float32)[:, None]
+
+
+def everything(items: Sequence[int]) -> list[int]:
+    return list(range(len(items)))
+
+
+def test_vectors_are_clip_models(small_bundle: Path) -> None:
+    with ClipModel(small_bundle) as model:
+        session = model.session("text")
+        batcher: Batcher[list[int]] = Batcher(
+            "text",
+            model.embed_ids,
+            lambda rows: choose_texts(rows, model.bundle.tower("text"), session.cost),
+            limit=4096,
+        )
+        texts = [f"{text} {number}" for number in range(12) for text in TEXTS]
+        expected = model.encode_text(texts, normalize_embeddings=False)
+
+        def one(index: int) -> np.ndarray:
+            (future,) = batcher.submit(model.token_ids([texts[index]]))
+            return future.result(60)
+
+        with ThreadPoolExecutor(16) as pool:
+            found = np.stack(list(pool.map(one, range(len(texts)))))
+        assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+        assert batcher.close(5) == 0
+        assert batcher.counts.run == len(texts) and sum(batcher.counts.batches.values()) <= len(texts)
+
+
+def test_what_gathers_while_a_batch_runs_runs_together() -> None:
+    gate = Gate()
+    batcher = Batcher("item", gate, everything, limit=100)
+    (first,) = batcher.submit([0])
+    assert gate.seen.wait(5)
+    others = [future for number in range(1, 6) for future in batcher.submit([number])]
+    assert batcher.waiting() == 5 and batcher.oldest() >= 0
+    gate.go.set()
+    assert [future.result(5)[0] for future in (first, *others)] == [0, 1, 2, 3, 4, 5]
+    assert gate.batches == [[0], [1, 2, 3, 4, 5]] and batcher.counts.batches == {1: 1, 5: 1}
+    batcher.close(1)
+
+
+def test_who_left_is_not_run_for() -> None:
+    gate = Gate()
+    batcher = Batcher("item", gate, everything, limit=4)
+    batcher.submit([0])
+    assert gate.seen.wait(5)
+    futures = batcher.submit([1, 2, 3, 4])
+    for index in (0, 2, 3):
+        assert futures[index].cancel()
+    (later,) = batcher.submit([5])  # the room of those who left
+    gate.go.set()
+    assert futures[1].result(5) == [2] and later.result(5) == [5]
+    assert gate.batches == [[0], [2, 5]] and batcher.counts.left == 3
+    batcher.close(1)
+
+
+def test_a_full_queue_refuses_all_or_nothing() -> None:
+    gate = Gate()
+    batcher = Batcher("text", gate, everything, limit=3)
+    batcher.submit([0])
+    assert gate.seen.wait(5)
+    batcher.submit([1, 2])
+    with pytest.raises(Overloaded, match="2 texts are waiting, and 2 more would pass the limit of 3; try again later"):
+        batcher.submit([3, 4])
+    (last,) = batcher.submit([5])
+    gate.go.set()
+    assert last.result(5) == [5] and [1, 2, 5] in gate.batches and batcher.counts.refused == 2
+    batcher.close(1)
+
+
+def test_an_error_reaches_those_of_its_batch_alone() -> None:
+    def run(items: Sequence[int]) -> np.ndarray:
+        if 13 in items:
+            raise BackendError("it failed")
+        return np.array(items, np.float32)[:, None]
+
+    batcher = Batcher("item", run, lambda items: [0], limit=100)
+    futures = [future for number in (1, 13, 2) for future in batcher.submit([number])]
+    assert futures[0].result(5) == [1] and futures[2].result(5) == [2]
+    with pytest.raises(BackendError, match="it failed"):
+        futures[1].result(5)
+    batcher.close(1)
+
+
+def test_closing_finishes_what_was_accepted() -> None:
+    gate = Gate()
+    batcher = Batcher("item", gate, lambda items: [0], limit=100)
+    futures = batcher.submit([1, 2, 3])
+    assert gate.seen.wait(5)
+    threading.Timer(0.2, gate.go.set).start()
+    assert batcher.close(10) == 0
+    assert [future.result(0)[0] for future in futures] == [1, 2, 3]
+    with pytest.raises(Overloaded, match="closed"):
+        batcher.submit([4])
+
+
+def test_what_is_not_finished_in_time_is_told() -> None:
+    gate = Gate()
+    batcher = Batcher("item", gate, lambda items: [0], limit=100)
+    futures: list[Future[np.ndarray]] = batcher.submit([1, 2, 3])
+    assert gate.seen.wait(5)
+    start = time.monotonic()
+    assert batcher.close(0.2) == 2 and time.monotonic() - start < 5
+    for future in futures[1:]:
+        with pytest.raises(BackendError, match="ended before"):
+            future.result(0)
+    gate.go.set()
+    assert futures[0].result(5) == [1]
+
+
+@pytest.mark.parametrize("cost", [CPU_COST, GPU_COST], ids=["cpu", "gpu"])
+@pytest.mark.parametrize("seed", range(5))
+def test_texts_that_run_together_are_of_like_length(cost: object, seed: int) -> None:
+    assert cost in (CPU_COST, GPU_COST)
+    kind = CPU_COST if cost is CPU_COST else GPU_COST
+    lengths = np.clip(np.random.default_rng(seed).lognormal(3.2, 1, 200), 2, 8192).astype(int).tolist()
+    rows = [[0] * length for length in lengths]
+    served = 0
+    while rows:
+        chosen = choose_texts(rows, FULL, kind)
+        assert 0 in chosen and len(set(chosen)) == len(chosen)  # the one that waited longest is always served
+        batch = [len(rows[i]) for i in chosen]
+        assert max(batch) - min(batch) <= kind.opening_tokens
+        assert len(batch) * max(batch) <= kind.tokens or len(batch) == 1
+        served += len(chosen)
+        rows = [row for index, row in enumerate(rows) if index not in chosen]
+    assert served == 200
+
+
+def test_images_run_in_the_order_they_came() -> None:
+    pictures = [np.zeros(1)] * 40
+    assert choose_images(pictures, CPU_COST) == [0]
+    assert choose_images(pictures, GPU_COST) == list(range(16)) and choose_images(pictures[:3], GPU_COST) == [0, 1, 2]
