@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import re
@@ -49,18 +50,23 @@ class Running:
         self.process = subprocess.Popen(
             command, stderr=self._stderr, stdout=subprocess.DEVNULL, env={**os.environ, **(environment or {})}
         )
+        try:
+            self.url = self._started()
+        except BaseException:
+            self.end()
+            raise
+
+    def _started(self) -> str:
+        """The server's address, once it answers."""
         deadline = time.monotonic() + 60
-        while not (found := re.search(r"at (http://\S+)/v1/embeddings", self.log)):
-            assert self.process.poll() is None and time.monotonic() < deadline, self.log
+        while time.monotonic() < deadline and self.process.poll() is None:
+            found = re.search(r"at (http://\S+)/v1/embeddings", self.log)
+            if found:
+                with contextlib.suppress(httpx.TransportError):
+                    if httpx.get(f"{found[1]}/ready").status_code == 200:
+                        return found[1]
             time.sleep(0.05)
-        self.url = found[1]
-        while time.monotonic() < deadline:
-            try:
-                if httpx.get(f"{self.url}/ready").status_code == 200:
-                    return
-            except httpx.TransportError:
-                time.sleep(0.05)
-        raise AssertionError("the server does not answer")
+        raise AssertionError(f"the server does not answer: {self.log}")
 
     @property
     def log(self) -> str:
