@@ -25,7 +25,7 @@ from jinaclip.gpu import Gpu, device_index, driver_problem, gpu
 from jinaclip.plans import find_plan, gpu_difference
 from jinaclip.tensorrt_library import Library, load_library, version_of
 
-pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has packages for Linux on x86-64 (and Windows) only")
+pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: its packages are for Linux on x86-64")
 
 L4 = Gpu(0, "NVIDIA L4", "8.9", 58, 22731, "13.0")
 H200 = Gpu(0, "NVIDIA H200", "9.0", 132, 143771, "13.0")

@@ -33,7 +33,7 @@ from jinaclip_export.write import Identity, export_bundle
 from tests.conftest import MakeCheckpoint
 from tests.parity import CONFIGURATIONS
 
-pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has packages for Linux on x86-64 (and Windows) only")
+pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: its packages are for Linux on x86-64")
 
 PAGE = (Path(__file__).parent.parent / "docs/bundle.md").read_text("utf-8")
 TARGETS = ("sm80", "sm86", "sm89", "sm120")
