@@ -27,6 +27,7 @@ from PIL import Image
 
 from jinaclip import ClipModel
 from jinaclip.cli import main
+from jinaclip.cli.serve import _listen
 from jinaclip.server.answers import encoded, image_tokens
 from jinaclip.server.problems import Problem
 from jinaclip.server.requests import Limits, Picture, Text, parse_request
@@ -417,3 +418,26 @@ def test_a_port_that_is_taken(server: Running, small_bundle: Path, capsys: pytes
     port = server.url.rpartition(":")[2]
     assert main(["serve", str(small_bundle), "--towers", "text", "--port", port]) == 1
     assert f"cannot listen on 127.0.0.1 port {port}: Address already in use" in capsys.readouterr().err
+
+
+def test_answers_are_sent_at_once() -> None:
+    """Without TCP_NODELAY the second part of each answer waits some 40 ms for the first one's acknowledgement."""
+    import asyncio
+    import socket
+
+    async def accepted() -> int:
+        found: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            found.set_result(writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        listener = _listen("127.0.0.1", 0)
+        async with await asyncio.start_server(connected, sock=listener):
+            _, writer = await asyncio.open_connection(*listener.getsockname())
+            value = await found
+            writer.close()
+            await writer.wait_closed()
+        return value
+
+    assert asyncio.run(accepted()) == 1
