@@ -116,6 +116,15 @@ def test_an_error_reaches_those_of_its_batch_alone() -> None:
     batcher.close(1)
 
 
+def test_vectors_that_are_missing_are_an_error_and_not_a_wait() -> None:
+    batcher = Batcher("item", lambda items: np.zeros((len(items) - 1, 1), np.float32), everything, limit=100)
+    for _ in range(2):  # and the thread goes on
+        (future,) = batcher.submit([1])
+        with pytest.raises(BackendError, match="1 items gave 0 vectors"):
+            future.result(5)
+    batcher.close(1)
+
+
 def test_closing_finishes_what_was_accepted() -> None:
     gate = Gate()
     batcher = Batcher("item", gate, lambda items: [0], limit=100)

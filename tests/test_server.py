@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import onnx_ir as ir
 import openai
 import pytest
 from PIL import Image
@@ -31,7 +33,9 @@ from jinaclip.cli.serve import _listen
 from jinaclip.server.answers import encoded, image_tokens
 from jinaclip.server.problems import Problem
 from jinaclip.server.requests import Limits, Picture, Text, parse_request
+from jinaclip_engines.graph import constant, read, shape_of, write
 from tests.conftest import PHOTOS, TEXTS
+from tests.test_certify import register
 
 DIMS = (32, 64, 128)
 PICTURE = base64.b64encode(PHOTOS[1].read_bytes()).decode()
@@ -205,6 +209,28 @@ def test_partial_answers(server: Running, model: ClipModel) -> None:
     assert [entry["index"] for entry in data] == [0, 1, 2, 3, 4] and data[1]["error"]["index"] == 1
     assert np.abs(np.array(data[4]["embedding"]) - model.encode_image(PHOTOS[1])).max() <= 1e-6
     assert server.post({"input": [{"image": broken}], "partial": True}).status_code == 422
+
+
+def test_vectors_that_are_not_finite_are_an_error(small_bundle: Path, model: ClipModel, tmp_path: Path) -> None:
+    """In JSON they would be null, which some clients store: here a NaN in the row of one token, past the self-test."""
+    copy = Path(shutil.copytree(small_bundle, tmp_path / "bundle"))
+    (token,) = model.token_ids(["\U0001f600"])[0][-2:-1]
+    graph = read(small_bundle / "text-fp32.onnx")
+    (table,) = (
+        value for value in graph.graph.initializers.values() if shape_of(value)[:1] == (model.bundle.vocab_size,)
+    )
+    values = constant(table).copy()
+    values[token] = np.nan
+    table.const_value = ir.tensor(values)
+    for path in copy.glob("text-fp32.onnx*"):
+        path.unlink()
+    write(graph, copy / "text-fp32.onnx")
+    register(copy, "text", "fp32")
+    with running(copy, "--towers", "text") as server:
+        response = server.post({"input": ["cat", "\U0001f600"]})
+        assert response.status_code == 500 and response.json()["error"]["code"] == "not_finite"
+        assert response.json()["detail"] == "input[1] came out as NaN or infinity"
+        assert server.post({"input": ["cat"]}).status_code == 200
 
 
 # What they are told

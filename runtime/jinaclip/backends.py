@@ -124,7 +124,8 @@ def choose_place(
             refused += [problem] if problem else []
     problem = cuda_problem()
     if problem is None:
-        return Place("onnxruntime", found, reason="; ".join(refused) or "asked for")
+        chosen = "asked for" if device != "auto" else f"there is {found}"
+        return Place("onnxruntime", found, reason="; ".join([chosen, *refused]))
     if device != "auto":
         raise BackendMissing("; ".join([f"device {device!r}: {problem}", *refused]))
     return Place("onnxruntime", reason="; ".join([problem, *refused]))

@@ -173,7 +173,9 @@ class Batcher(Generic[T]):
     def _answer(self, batch: Sequence[_Waiting[T]]) -> None:
         """Run a batch, and hand every caller his own vector; where it fails, the error to each."""
         try:
-            vectors = self._run([entry.item for entry in batch])
+            vectors = list(self._run([entry.item for entry in batch]))
+            if len(vectors) != len(batch):
+                raise BackendError(f"{len(batch)} {self.name}s gave {len(vectors)} vectors")
         except Exception as error:  # whatever it is, it belongs to those who wait for it
             for entry in batch:
                 entry.future.set_exception(error)

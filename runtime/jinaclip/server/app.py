@@ -104,6 +104,10 @@ class Server:
         self, asked: EmbeddingRequest, items: Sequence[Prepared | Problem], vectors: Sequence[np.ndarray]
     ) -> dict[str, Any]:
         dim = asked.dimensions or max(self.service.model.dims)
+        answered = [index for index, item in enumerate(items) if isinstance(item, Prepared)]
+        for index, vector in zip(answered, vectors, strict=True):
+            if not np.isfinite(vector).all():  # JSON would say null, and an index would store it
+                raise Problem(500, "not_finite", f"input[{index}] came out as NaN or infinity", index=index)
         finished = iter(truncate(np.stack(vectors), dim, normalize=asked.normalized))
         data: list[dict[str, Any]] = []
         for index, item in enumerate(items):
