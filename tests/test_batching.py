@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from jinaclip import ClipModel
-from jinaclip.batching import Batcher, choose_images, choose_texts
+from jinaclip.batching import Batcher, Room, choose_images, choose_texts
 from jinaclip.errors import BackendError, Overloaded
 from jinaclip.packing import CPU_COST, GPU_COST
 from tests.conftest import TEXTS
@@ -44,7 +44,6 @@ def test_vectors_are_clip_models(small_bundle: Path) -> None:
             "text",
             model.embed_ids,
             lambda rows: choose_texts(rows, model.bundle.tower("text"), session.cost),
-            limit=4096,
         )
         texts = [f"{text} {number}" for number in range(12) for text in TEXTS]
         expected = model.encode_text(texts, normalize_embeddings=False)
@@ -62,7 +61,7 @@ def test_vectors_are_clip_models(small_bundle: Path) -> None:
 
 def test_what_gathers_while_a_batch_runs_runs_together() -> None:
     gate = Gate()
-    batcher = Batcher("item", gate, everything, limit=100)
+    batcher = Batcher("item", gate, everything)
     (first,) = batcher.submit([0])
     assert gate.seen.wait(5)
     others = [future for number in range(1, 6) for future in batcher.submit([number])]
@@ -75,31 +74,57 @@ def test_what_gathers_while_a_batch_runs_runs_together() -> None:
 
 def test_who_left_is_not_run_for() -> None:
     gate = Gate()
-    batcher = Batcher("item", gate, everything, limit=4)
+    batcher = Batcher("item", gate, everything)
     batcher.submit([0])
     assert gate.seen.wait(5)
     futures = batcher.submit([1, 2, 3, 4])
     for index in (0, 2, 3):
         assert futures[index].cancel()
-    (later,) = batcher.submit([5])  # the room of those who left
+    (later,) = batcher.submit([5])
     gate.go.set()
     assert futures[1].result(5) == [2] and later.result(5) == [5]
     assert gate.batches == [[0], [2, 5]] and batcher.counts.left == 3
     batcher.close(1)
 
 
-def test_a_full_queue_refuses_all_or_nothing() -> None:
+def test_room_refuses_all_or_nothing() -> None:
+    room = Room("texts", 3)
+    room.take(2)
+    with pytest.raises(
+        Overloaded, match="2 texts are in work or wait, and 2 more would pass the limit of 3; try again"
+    ):
+        room.take(2)
+    with pytest.raises(BackendError), room.taken(1):
+        assert room.held == 3
+        raise BackendError("given back all the same")
+    room.give_back(2)
+    assert (room.held, room.refused) == (0, 2)
+
+
+def test_an_item_waits_for_company_no_longer_than_it_may() -> None:
     gate = Gate()
-    batcher = Batcher("text", gate, everything, limit=3)
-    batcher.submit([0])
-    assert gate.seen.wait(5)
-    batcher.submit([1, 2])
-    with pytest.raises(Overloaded, match="2 texts are waiting, and 2 more would pass the limit of 3; try again later"):
-        batcher.submit([3, 4])
-    (last,) = batcher.submit([5])
     gate.go.set()
-    assert last.result(5) == [5] and [1, 2, 5] in gate.batches and batcher.counts.refused == 2
+    batcher = Batcher("item", gate, lambda items: list(range(min(3, len(items)))), gather_s=1.0)
+    start = time.monotonic()
+    futures = [future for number in range(2) for future in batcher.submit([number])]
+    assert [future.result(5)[0] for future in futures] == [0, 1] and time.monotonic() - start >= 1.0
+    start = time.monotonic()
+    full = [future for number in range(4) for future in batcher.submit([number])]  # three run as soon as there are four
+    assert full[2].result(5) == [2] and time.monotonic() - start < 1.0
+    assert full[3].result(5) == [3] and gate.batches == [[0, 1], [0, 1, 2], [3]]
+    assert batcher.close(1) == 0
+
+
+def test_runs_are_told_of() -> None:
+    told: list[tuple[int, bool]] = []
+    batcher = Batcher(
+        "item", lambda items: np.array(items, np.float32)[:, None], everything,
+        observe=lambda waited, ran: told.append((len(waited), min(*waited, ran) >= 0)),
+    )  # fmt: skip
+    for future in batcher.submit([1, 2]):
+        future.result(5)
     batcher.close(1)
+    assert sum(count for count, _ in told) == 2 and all(fine for _, fine in told)
 
 
 def test_an_error_reaches_those_of_its_batch_alone() -> None:
@@ -108,16 +133,17 @@ def test_an_error_reaches_those_of_its_batch_alone() -> None:
             raise BackendError("it failed")
         return np.array(items, np.float32)[:, None]
 
-    batcher = Batcher("item", run, lambda items: [0], limit=100)
+    batcher = Batcher("item", run, lambda items: [0])
     futures = [future for number in (1, 13, 2) for future in batcher.submit([number])]
     assert futures[0].result(5) == [1] and futures[2].result(5) == [2]
     with pytest.raises(BackendError, match="it failed"):
         futures[1].result(5)
     batcher.close(1)
+    assert (batcher.counts.run, batcher.counts.failed, batcher.counts.failing) == (2, 1, 0)
 
 
 def test_vectors_that_are_missing_are_an_error_and_not_a_wait() -> None:
-    batcher = Batcher("item", lambda items: np.zeros((len(items) - 1, 1), np.float32), everything, limit=100)
+    batcher = Batcher("item", lambda items: np.zeros((len(items) - 1, 1), np.float32), everything)
     for _ in range(2):  # and the thread goes on
         (future,) = batcher.submit([1])
         with pytest.raises(BackendError, match="1 items gave 0 vectors"):
@@ -127,7 +153,7 @@ def test_vectors_that_are_missing_are_an_error_and_not_a_wait() -> None:
 
 def test_closing_finishes_what_was_accepted() -> None:
     gate = Gate()
-    batcher = Batcher("item", gate, lambda items: [0], limit=100)
+    batcher = Batcher("item", gate, lambda items: [0])
     futures = batcher.submit([1, 2, 3])
     assert gate.seen.wait(5)
     threading.Timer(0.2, gate.go.set).start()
@@ -139,7 +165,7 @@ def test_closing_finishes_what_was_accepted() -> None:
 
 def test_what_is_not_finished_in_time_is_told() -> None:
     gate = Gate()
-    batcher = Batcher("item", gate, lambda items: [0], limit=100)
+    batcher = Batcher("item", gate, lambda items: [0])
     futures: list[Future[np.ndarray]] = batcher.submit([1, 2, 3])
     assert gate.seen.wait(5)
     start = time.monotonic()

@@ -24,7 +24,7 @@ ORDER = list(PACKAGES)
 # Inside the runtime: a module imports only those of earlier rows. A new module needs a row.
 RUNTIME = [
     {"errors", "progress"},
-    {"image", "text", "matryoshka"},
+    {"image", "text", "matryoshka", "ranking"},
     {"bundle"},
     {"packing", "gpu", "buckets", "tensorrt_library"},
     {"sessions", "cuda", "engine_store"},
@@ -45,8 +45,11 @@ CONFINED = {
     "onnxruntime": {"jinaclip/sessions.py", "jinaclip_bench"},
     "tokenizers": {"jinaclip/text.py"},
     "starlette": {"jinaclip/server"},
-    "uvicorn": {"jinaclip/cli/serve.py"},
+    "uvicorn": {"jinaclip/server"},
     "orjson": {"jinaclip/server"},
+    "pydantic": {"jinaclip/server"},
+    "httpx": {"jinaclip/server/fetch.py"},
+    "httpcore": {"jinaclip/server/fetch.py"},
     "prometheus_client": {"jinaclip/server"},
     "tensorrt": set(),  # by name, in jinaclip/tensorrt_library.py
     "tensorrt_rtx": set(),
@@ -129,7 +132,7 @@ def test_importing_the_package_is_light() -> None:
     script = (
         "import sys, jinaclip\n"
         "heavy = ('torch', 'onnx', 'onnxruntime', 'tokenizers', 'transformers', 'safetensors', 'pyarrow',\n"
-        "         'tensorrt', 'tensorrt_rtx', 'cuda', 'starlette', 'uvicorn')\n"
+        "         'tensorrt', 'tensorrt_rtx', 'cuda', 'starlette', 'uvicorn', 'pydantic', 'httpx')\n"
         "print([name for name in heavy if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)

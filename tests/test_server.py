@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import json
-import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -29,88 +23,24 @@ from PIL import Image
 
 from jinaclip import ClipModel
 from jinaclip.cli import main
-from jinaclip.cli.serve import _listen
 from jinaclip.server.answers import encoded, image_tokens
+from jinaclip.server.items import Address, Encoded, Text, Tokens, picture_of
 from jinaclip.server.problems import Problem
-from jinaclip.server.requests import Limits, Picture, Text, parse_request
+from jinaclip.server.requests import Rules, embedding_request
+from jinaclip.server.run import listen
 from jinaclip_engines.graph import constant, read, shape_of, write
 from tests.conftest import PHOTOS, TEXTS
+from tests.running import Running, running, until, vectors_of
 from tests.test_certify import register
 
 DIMS = (32, 64, 128)
 PICTURE = base64.b64encode(PHOTOS[1].read_bytes()).decode()
-Start = Callable[..., "Running"]
-
-
-class Running:
-    """A server in a process of its own.
-
-    Attributes:
-        url: of its root.
-    """
-
-    def __init__(self, bundle: Path, *words: str, environment: dict[str, str] | None = None) -> None:
-        command = [sys.executable, "-m", "jinaclip", "serve", str(bundle), "--port", "0", *words]
-        self._stderr = tempfile.NamedTemporaryFile()  # noqa: SIM115 - closed by `end`
-        self.process = subprocess.Popen(
-            command, stderr=self._stderr, stdout=subprocess.DEVNULL, env={**os.environ, **(environment or {})}
-        )
-        try:
-            self.url = self._started()
-        except BaseException:
-            self.end()
-            raise
-
-    def _started(self) -> str:
-        """The server's address, once it answers."""
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and self.process.poll() is None:
-            found = re.search(r"at (http://\S+)/v1/embeddings", self.log)
-            if found:
-                with contextlib.suppress(httpx.TransportError):
-                    if httpx.get(f"{found[1]}/ready").status_code == 200:
-                        return found[1]
-            time.sleep(0.05)
-        raise AssertionError(f"the server does not answer: {self.log}")
-
-    @property
-    def log(self) -> str:
-        """What it wrote to stderr so far."""
-        return Path(self._stderr.name).read_text("utf-8")
-
-    def end(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        self._stderr.close()
-
-    def post(self, body: Any, **settings: Any) -> httpx.Response:
-        return httpx.post(f"{self.url}/v1/embeddings", json=body, timeout=60, **settings)
-
-    def metric(self, name: str) -> float:
-        found = re.search(rf"^{re.escape(name)} ([\d.e+]+)$", httpx.get(f"{self.url}/metrics").text, re.MULTILINE)
-        return float(found[1]) if found else 0.0
-
-
-@contextmanager
-def running(bundle: Path, *words: str, environment: dict[str, str] | None = None) -> Iterator[Running]:
-    server = Running(bundle, *words, environment=environment)
-    try:
-        yield server
-    finally:
-        server.end()
 
 
 @pytest.fixture(scope="module")
 def server(small_bundle: Path) -> Iterator[Running]:
     with running(small_bundle, "--log-requests", "--model-name", "jina-clip-v2") as started:
         yield started
-
-
-def vectors_of(response: httpx.Response) -> np.ndarray:
-    assert response.status_code == 200, response.text
-    data = response.json()["data"]
-    assert [entry["index"] for entry in data] == list(range(len(data)))
-    return np.array([entry["embedding"] for entry in data], np.float32)
 
 
 # What clients get
@@ -203,7 +133,7 @@ def test_partial_answers(server: Running, model: ClipModel) -> None:
     broken = base64.b64encode(b"no picture").decode()
     body = {"input": ["cat", {"image": broken}, {"image": "%%%"}, {"text": 3}, {"image": PICTURE}]}
     refused = server.post(body)
-    assert refused.status_code == 422 and refused.json()["error"]["index"] in (1, 2)
+    assert refused.status_code == 422 and refused.json()["error"]["index"] in (1, 2, 3)
     data = server.post({**body, "partial": True}).json()["data"]
     assert [entry["object"] for entry in data] == ["embedding", "error", "error", "error", "embedding"]
     assert [entry["index"] for entry in data] == [0, 1, 2, 3, 4] and data[1]["error"]["index"] == 1
@@ -248,11 +178,11 @@ def test_vectors_that_are_not_finite_are_an_error(small_bundle: Path, model: Cli
         ({"input": [1, 2]}, 422, "input", "token ids"),
         ({"input": ["a", [1]]}, 422, "input", "token ids"),
         ({"input": ["a", None]}, 422, "input", r"input\[1\] is null"),
-        ({"input": [{}]}, 422, "input", r"input\[0\] has nothing, expected one of"),
+        ({"input": [{}]}, 422, "input", r"input\[0\] has nothing, expected an object with one of"),
         ({"input": [{"text": "a", "image": "b"}]}, 422, "input", "has text and image"),
-        ({"input": [{"text": "a", "lang": "en"}]}, 422, "input", "has 'lang', expected one of"),
-        ({"input": [{"image": "https://example.org/a.png"}]}, 422, "input", "this server fetches none"),
-        ({"input": [{"url": "/etc/passwd"}]}, 422, "input", "has no address as url"),
+        ({"input": [{"text": "a", "lang": "en"}]}, 422, "input", "has 'lang', expected an object with one of"),
+        ({"input": [{"image": "https://example.org/a.png"}]}, 422, "input", "this server fetches none.*--fetch-urls"),
+        ({"input": [{"url": "/etc/passwd"}]}, 422, "input", "has no http: or https: address as url"),
         ({"input": [{"image": "/etc/passwd"}]}, 422, "input", "no picture in base64"),
         ({"input": [{"image": "data:image/png;base64"}]}, 422, "input", "without a comma"),
         ({"input": "a", "dimensions": 100}, 422, "dimensions", "dimensions is 100, expected one of 32, 64, 128"),
@@ -261,7 +191,7 @@ def test_vectors_that_are_not_finite_are_an_error(small_bundle: Path, model: Cli
         ({"input": "a", "task": "separation"}, 422, "task", "this model has retrieval.query"),
         ({"input": "a", "task": []}, 422, "task", "this model has"),
         ({"input": "a", "normalized": "yes"}, 422, "normalized", "expected true or false"),
-        ({"input": "a", "late_chunking": True}, 422, "late_chunking", "send false"),
+        ({"input": "a", "late_chunking": True}, 422, "late_chunking", "expected false"),
         ({"input": "a", "embedding_type": "int8"}, 422, "embedding_type", "expected one or a list of float"),
         ({"input": "a", "embedding_type": []}, 422, "embedding_type", "expected one or a list"),
         ({"input": "a", "embedding_type": "float", "encoding_format": "base64"}, 422, "encoding_format", "differ"),
@@ -312,16 +242,22 @@ def test_bombs_and_sizes(small_bundle: Path) -> None:
         many = small.post({"input": ["a"] * 4})
         assert many.status_code == 422 and "at most 3 are taken at once" in many.json()["detail"]
         assert small.post({"input": "a" * (2 << 20)}).status_code == 413
-    with pytest.raises(Problem, match="at most 3 are taken"):
-        parse_request({"input": [{"image": "A" * 100}]}, dims=DIMS, tasks=(), limits=Limits(image_bytes=3))
+    for value in ("A" * 100, "data:,AAAA", "data:;base64,AAAAAAAA"):
+        with pytest.raises(Problem, match="at most 3 are taken"):
+            picture_of(value, 3)
+    assert picture_of("AAAA", 3) == bytes(3)
 
 
 def test_items_are_what_was_sent() -> None:
     content = b"\x00\xffpicture"
+    encoded = base64.b64encode(content).decode()
     plain = "data:image/png," + "".join(f"%{byte:02x}" for byte in content)
-    rows = ["http://is.text/", {"text": ""}, {"bytes": base64.b64encode(content).decode()}, {"image": plain}]
-    request = parse_request({"input": rows}, dims=DIMS, tasks=(), limits=Limits())
-    assert list(request.items) == [Text("http://is.text/"), Text(""), Picture(content), Picture(content)]
+    rows = ["http://is.text/", {"text": ""}, {"bytes": encoded}, {"image": plain, "url": None}, {"url": "HTTP://a.b/"}]
+    request = embedding_request({"input": [*rows, [0, 2]]}, Rules(("m",), DIMS, (), take_tokens=True))
+    assert list(request.items) == [
+        Text("http://is.text/"), Text(""), Encoded(encoded), Encoded(plain), Address("HTTP://a.b/"), Tokens([0, 2])
+    ]  # fmt: skip
+    assert picture_of(encoded, 99) == picture_of(plain, 99) == content
 
 
 # Keys
@@ -364,11 +300,35 @@ def test_every_client_gets_its_own_vectors(server: Running, model: ClipModel) ->
 
 
 def test_a_full_queue_says_when_to_come_again(small_bundle: Path) -> None:
-    with running(small_bundle, "--max-queue", "8", "--towers", "text") as small:
-        refused = small.post({"input": ["a"] * 9})
+    slow = ["word " * 2000] * 8
+    with (
+        running(small_bundle, "--max-queue", "8", "--towers", "text", "--threads", "1") as small,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        taken = pool.submit(small.post, {"input": slow})
+        until(lambda: small.metric('jinaclip_accepted_items{tower="text"}') == 8)
+        refused = small.post({"input": "a"})
         assert refused.status_code == 429 and int(refused.headers["retry-after"]) >= 1
         assert refused.json()["error"]["type"] == "rate_limit_error"
+        assert "8 texts are in work or wait, and 1 more would pass the limit of 8" in refused.json()["detail"]
+        assert taken.result().status_code == 200
         assert small.post({"input": ["a"] * 8}).status_code == 200
+        never = small.post({"input": ["a"] * 9})
+        assert never.status_code == 422 and "9 texts are more than the 8" in never.json()["detail"]
+        assert small.metric('jinaclip_refused_items_total{tower="text"}') == 1
+        assert small.metric('jinaclip_accepted_items{tower="text"}') == 0
+
+
+def test_bodies_together_are_bounded(small_bundle: Path) -> None:
+    with (
+        running(small_bundle, "--max-body", "1", "--max-bodies", "1", "--towers", "text", "--threads", "1") as small,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        taken = pool.submit(small.post, {"input": ["word " * 2000] * 16})
+        until(lambda: small.metric('jinaclip_accepted_items{tower="text"}') == 16)
+        refused = small.post({"input": "word " * 190_000})
+        assert refused.status_code == 429 and "bytes of requests are in work or wait" in refused.json()["detail"]
+        assert taken.result().status_code == 200
 
 
 def test_clients_that_leave_are_not_run_for(small_bundle: Path) -> None:
@@ -381,10 +341,8 @@ def test_clients_that_leave_are_not_run_for(small_bundle: Path) -> None:
 
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(lambda _: leave(), range(4)))
-        deadline = time.monotonic() + 60
-        while single.metric('jinaclip_queue_items{tower="text"}') and time.monotonic() < deadline:
-            time.sleep(0.1)
-        assert single.metric('jinaclip_dropped_items{tower="text"}') >= 4
+        until(lambda: single.metric('jinaclip_queue_items{tower="text"}') == 0)
+        assert single.metric('jinaclip_dropped_items_total{tower="text"}') >= 4
         assert single.post({"input": "still here"}).status_code == 200
 
 
@@ -393,7 +351,8 @@ def test_sigterm_answers_what_was_accepted(small_bundle: Path, model: ClipModel)
     slow = [f"{'word ' * 300} {number}" for number in range(12)]
     with ThreadPoolExecutor(6) as pool:
         answers = [pool.submit(server.post, {"input": slow}) for _ in range(6)]
-        time.sleep(0.3)
+        until(lambda: server.metric('jinaclip_items_total{tower="text"}')
+              + server.metric('jinaclip_accepted_items{tower="text"}') == 72)  # fmt: skip
         start = time.monotonic()
         server.process.send_signal(signal.SIGTERM)
         time.sleep(0.1)
@@ -458,7 +417,7 @@ def test_answers_are_sent_at_once() -> None:
             found.set_result(writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
             writer.close()
 
-        listener = _listen("127.0.0.1", 0)
+        listener = listen("127.0.0.1", 0)
         async with await asyncio.start_server(connected, sock=listener):
             _, writer = await asyncio.open_connection(*listener.getsockname())
             value = await found

@@ -1,4 +1,4 @@
-"""Items of many callers, run together: the queue of a server.
+"""Items of many callers, run together: the queue of a server, and how much of it may be taken.
 
 Whoever waits longest is served first, and takes with him those whose run costs little beside his. While a batch runs
 the next one gathers; an item whose caller has left is dropped before it enters one.
@@ -9,8 +9,9 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -31,14 +32,60 @@ class Counts:
     Attributes:
         run: items that were run.
         left: items that were dropped, for their callers had left.
-        refused: items that the queue had no room for.
+        failed: items whose run failed.
+        failing: runs that failed since the last one that did not.
         batches: runs, by their number of items.
     """
 
     run: int = 0
     left: int = 0
-    refused: int = 0
+    failed: int = 0
+    failing: int = 0
     batches: dict[int, int] = field(default_factory=dict)
+
+
+class Room:
+    """How much of something may be taken at the same time: a bound on memory. Safe to use from several threads.
+
+    Args:
+        what: it is, in the plural.
+        limit: of all that is taken.
+
+    Attributes:
+        refused: how much found no room.
+    """
+
+    def __init__(self, what: str, limit: int) -> None:
+        self.what, self.limit, self.held, self.refused = what, limit, 0, 0
+        self._lock = threading.Lock()
+
+    def take(self, count: int) -> None:
+        """Take so much; `give_back` it.
+
+        Raises:
+            Overloaded: there is not so much left.
+        """
+        with self._lock:
+            if self.held + count > self.limit:
+                self.refused += count
+                raise Overloaded(
+                    f"{self.held} {self.what} are in work or wait, and {count} more would pass the limit of "
+                    f"{self.limit}; try again later, or send fewer at once"
+                )
+            self.held += count
+
+    def give_back(self, count: int) -> None:
+        with self._lock:
+            self.held -= count
+
+    @contextmanager
+    def taken(self, count: int) -> Iterator[None]:
+        """`take`, and give back at the end of the block."""
+        self.take(count)
+        try:
+            yield
+        finally:
+            self.give_back(count)
 
 
 @dataclass(frozen=True)
@@ -55,16 +102,17 @@ class Batcher(Generic[T]):
         name: of the queue, for its threads.
         run: raw vectors [N, D] of items that run together.
         choose: which of the waiting items run now, the longest waiting first; gets them in the order they came.
-        limit: most items that wait.
         workers: batches that run at the same time.
+        gather_s: how long an item waits for company where nothing runs; 0 starts it at once.
+        observe: told of every run that succeeded: how long each item waited and how long it ran, in seconds.
     """
 
     def __init__(
         self, name: str, run: Callable[[Sequence[T]], np.ndarray], choose: Callable[[Sequence[T]], Sequence[int]], *,
-        limit: int, workers: int = 1,
+        workers: int = 1, gather_s: float = 0.0, observe: Callable[[Sequence[float], float], None] | None = None,
     ) -> None:  # fmt: skip
-        self.name, self.limit, self.counts = name, limit, Counts()
-        self._run, self._choose = run, choose
+        self.name, self.counts = name, Counts()
+        self._run, self._choose, self._gather_s, self._observe = run, choose, gather_s, observe
         self._waiting: deque[_Waiting[T]] = deque()
         self._changed = threading.Condition()
         self._open, self._running = True, 0
@@ -76,27 +124,19 @@ class Batcher(Generic[T]):
             thread.start()
 
     def submit(self, items: Sequence[T]) -> list[Future[Vector]]:
-        """Put items into the queue, all of them or none.
+        """Put items into the queue; how many there may be is for a `Room` to say.
 
         Returns:
             A future for each; cancel it, and an item that still waits is dropped.
 
         Raises:
-            Overloaded: the queue has no room for them, or is closed.
+            Overloaded: the queue is closed.
         """
         now = time.monotonic()
         entries = [_Waiting(item, Future[Vector](), now) for item in items]
         with self._changed:
             if not self._open:
                 raise Overloaded(f"the {self.name} queue is closed: this process is about to end")
-            if len(self._waiting) + len(entries) > self.limit:
-                self._forget_those_who_left()
-            if len(self._waiting) + len(entries) > self.limit:
-                self.counts.refused += len(entries)
-                raise Overloaded(
-                    f"{len(self._waiting)} {self.name}s are waiting, and {len(entries)} more would pass the limit of "
-                    f"{self.limit}; try again later, or send fewer at once"
-                )
             self._waiting.extend(entries)
             self._changed.notify()
         return [entry.future for entry in entries]
@@ -139,6 +179,7 @@ class Batcher(Generic[T]):
             with self._changed:
                 while self._open and not self._waiting:
                     self._changed.wait()
+                self._gather()
                 if not self._waiting:
                     self._changed.notify_all()
                     return
@@ -151,6 +192,14 @@ class Batcher(Generic[T]):
                 with self._changed:
                     self._running -= 1
                     self._changed.notify_all()
+
+    def _gather(self) -> None:
+        """Wait for company, as long as the first may and there is room beside it."""
+        while self._open and self._waiting:
+            left = self._waiting[0].since + self._gather_s - time.monotonic()
+            if left <= 0 or len(self._choose([entry.item for entry in self._waiting])) < len(self._waiting):
+                return
+            self._changed.wait(left)
 
     def _take(self) -> list[_Waiting[T]]:
         """What runs now, out of the queue."""
@@ -172,16 +221,22 @@ class Batcher(Generic[T]):
 
     def _answer(self, batch: Sequence[_Waiting[T]]) -> None:
         """Run a batch, and hand every caller his own vector; where it fails, the error to each."""
+        start = time.monotonic()
         try:
             vectors = list(self._run([entry.item for entry in batch]))
             if len(vectors) != len(batch):
                 raise BackendError(f"{len(batch)} {self.name}s gave {len(vectors)} vectors")
         except Exception as error:  # whatever it is, it belongs to those who wait for it
+            self.counts.failed += len(batch)
+            self.counts.failing += 1
             for entry in batch:
                 entry.future.set_exception(error)
             return
+        self.counts.failing = 0
         self.counts.run += len(batch)
         self.counts.batches[len(batch)] = self.counts.batches.get(len(batch), 0) + 1
+        if self._observe is not None:
+            self._observe([start - entry.since for entry in batch], time.monotonic() - start)
         for entry, vector in zip(batch, vectors, strict=True):
             entry.future.set_result(vector)
 

@@ -93,11 +93,26 @@ class ClipModel:
             )
         for tower in towers:
             session, self._graph[tower] = self._place.open(self.bundle, tower, self._precision[tower], threads=threads)
-            self._self_test[tower] = run_self_test(
-                self.bundle, tower, self._precision[tower], session,
-                tokenizer=self._tokenizer if tower == "text" else None, always=self_test == "always",
-            )  # fmt: skip
             self._sessions[tower] = session
+            self.check(tower, always=self_test == "always")
+
+    def check(self, tower: str, *, always: bool = True) -> dict[str, float | bool]:
+        """Hold a tower to the bundle's golden vectors, as opening does.
+
+        Args:
+            always: run it even if a pass is remembered beside the bundle.
+
+        Returns:
+            As `info()` tells: {"ratio": worst error ÷ distance to the nearest other golden, "remembered": bool}.
+
+        Raises:
+            SelfTestFailed: it returns wrong vectors. BackendError: it returns none.
+        """
+        self._self_test[tower] = run_self_test(
+            self.bundle, tower, self._precision[tower], self.session(tower),
+            tokenizer=self._tokenizer if tower == "text" else None, always=always,
+        )  # fmt: skip
+        return self._self_test[tower]
 
     def encode_text(
         self,

@@ -13,6 +13,7 @@ import numpy as np
 
 from jinaclip.cli.arguments import add_encoding_arguments, add_model_arguments, find_images, open_model
 from jinaclip.model import ClipModel
+from jinaclip.ranking import probabilities
 
 EXTRA = None
 
@@ -34,11 +35,11 @@ def run(args: argparse.Namespace) -> int:
         args.usage_error("--top expects a whole number from 1")
     images = find_images(args.images)
     with open_model(args, ("text", "image")) as model:
-        cosines, probabilities = rank(model, args.texts, images, args)
+        cosines, odds = rank(model, args.texts, images, args)
     over_texts = args.over == "texts"
     queries, candidates = (images, args.texts) if over_texts else (args.texts, images)
     for row, query in enumerate(queries):
-        scores = probabilities[:, row] if over_texts else probabilities[row]
+        scores = odds[:, row] if over_texts else odds[row]
         likeness = cosines[:, row] if over_texts else cosines[row]
         best = np.argsort(-scores, kind="stable")[: args.top]
         results = [
@@ -65,7 +66,4 @@ def rank(
         show_progress_bar=True,
     )  # fmt: skip
     cosines = model.similarity(t, i)
-    logits = cosines.astype(np.float64) * np.exp(model.logit_scale)
-    axis = 0 if args.over == "texts" else 1
-    odds = np.exp(logits - logits.max(axis=axis, keepdims=True))
-    return cosines, odds / odds.sum(axis=axis, keepdims=True)
+    return cosines, probabilities(cosines, model.logit_scale, over=args.over)

@@ -1,4 +1,4 @@
-"""Vectors and counts as the hosted API answers them."""
+"""Vectors, ranks and counts as they are answered."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+
+from jinaclip.matryoshka import truncate
+from jinaclip.ranking import probabilities
+from jinaclip.server.problems import Problem
+from jinaclip.server.requests import EmbeddingRequest, RankRequest
 
 TILE = 512  # pixels; an image counts IMAGE_TOKENS for each tile of the original, partial ones included
 IMAGE_TOKENS = 4000
@@ -35,3 +40,42 @@ def embedding_of(vector: np.ndarray, types: Sequence[str], *, single: bool) -> A
 def image_tokens(width: int, height: int) -> int:
     """What an image counts as, by the size of the original: 512 × 512 is 4000, 720 × 720 is 16000."""
     return IMAGE_TOKENS * -(-width // TILE) * -(-height // TILE)
+
+
+def embedding_data(
+    request: EmbeddingRequest, problems: Sequence[Problem | None], vectors: np.ndarray
+) -> list[dict[str, Any]]:
+    """What stands under "data" of an answer to POST /v1/embeddings.
+
+    Args:
+        problems: of each item, None where it has a vector.
+        vectors: raw, of the others in their order: [N, D].
+    """
+    finished = iter(truncate(vectors, request.asked.dimensions, normalize=request.normalized))
+    data: list[dict[str, Any]] = []
+    for index, problem in enumerate(problems):
+        if problem is not None:
+            data.append({"object": "error", "index": index, "error": problem.error()})
+        else:
+            value = embedding_of(next(finished), request.types, single=request.single_type)
+            data.append({"object": "embedding", "index": index, "embedding": value})
+    return data
+
+
+def rank_data(request: RankRequest, texts: np.ndarray, images: np.ndarray, logit_scale: float) -> list[dict[str, Any]]:
+    """What stands under "data" of an answer to POST /v1/rank: for each query its candidates, the best first.
+
+    Args:
+        texts, images: raw vectors [N, D] and [M, D].
+    """
+    dim = request.asked.dimensions
+    cosines = truncate(texts, dim) @ truncate(images, dim).T
+    odds = probabilities(cosines, logit_scale, over=request.over)
+    if request.over == "texts":  # an image asks, texts are its candidates
+        cosines, odds = cosines.T, odds.T
+    data = []
+    for index, (row, likeness) in enumerate(zip(odds, cosines, strict=True)):
+        best = np.argsort(-row, kind="stable")[: request.top_n]
+        results = [{"index": int(i), "probability": float(row[i]), "cosine": float(likeness[i])} for i in best]
+        data.append({"object": "ranking", "index": index, "results": results})
+    return data

@@ -12,7 +12,7 @@ from jinaclip.errors import InputError, JinaClipError, Overloaded, status_of
 
 TYPES = {
     400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 404: "not_found_error",
-    405: "invalid_request_error", 413: "invalid_request_error", 415: "invalid_request_error",
+    405: "invalid_request_error", 408: "timeout_error", 413: "invalid_request_error", 415: "invalid_request_error",
     422: "invalid_request_error", 429: "rate_limit_error", 500: "server_error", 503: "server_error",
 }  # fmt: skip
 
@@ -36,6 +36,10 @@ class Problem(JinaClipError):
         self.status, self.code, self.param, self.index = status, code, param, index
         self.headers = headers or {}
 
+    def at(self, field: str, index: int) -> Problem:
+        """The same of one item of a field of the request."""
+        return Problem(self.status, self.code, f"{field}[{index}] {self}", param=field, index=index)
+
     def error(self) -> dict[str, Any]:
         """The object that stands under "error"."""
         found = {"message": str(self), "type": TYPES[self.status], "param": self.param, "code": self.code}
@@ -57,8 +61,7 @@ def problem_of(error: Exception) -> Problem:
     if isinstance(error, Overloaded):
         return Problem(429, "overloaded", str(error), headers={"Retry-After": "1"})
     if isinstance(error, InputError):
-        where = "" if error.index is None else f"input[{error.index}]: "
-        return Problem(422, "invalid_input", f"{where}{error}", param="input", index=error.index)
+        return Problem(422, "invalid_input", str(error), param="input")
     if isinstance(error, JinaClipError):
         return Problem(status_of(error)[0], "backend_error", str(error))
     return Problem(500, "internal_error", "the server failed; its log tells more under this request's id")

@@ -1,52 +1,98 @@
-"""The body of POST /v1/embeddings, as the hosted API and OpenAI's clients send it, checked field by field."""
+"""Bodies of requests, field by field: what the OpenAPI page says of them is made from these classes."""
 
 from __future__ import annotations
 
-import base64
-import binascii
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-from urllib.parse import unquote_to_bytes
+from typing import Annotated, Any, Literal, TypeVar
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from jinaclip.server.items import IMAGE_FIELDS, Item, kind_of, read_items
 from jinaclip.server.problems import Problem, invalid
 
-EMBEDDING_TYPES = ("float", "base64", "binary", "ubinary")
+EmbeddingType = Literal["float", "base64", "binary", "ubinary"]
+EmbeddingTypes = EmbeddingType | Annotated[list[EmbeddingType], Field(min_length=1)]
 TYPE_FIELDS = ("embedding_type", "encoding_type", "encoding_format")  # one field under three names
-FIELDS = (
-    "model", "input", "dimensions", "task", "normalized", "truncate", "late_chunking", *TYPE_FIELDS, "user", "partial"
-)  # fmt: skip
-ITEM_FIELDS = ("text", "image", "url", "bytes")
+B = TypeVar("B", bound=BaseModel)
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What a request may ask for.
+class Rules:
+    """What a request may ask of this server.
 
     Attributes:
-        items: texts and images together.
-        image_bytes: of one picture, decoded from base64.
+        model_names: that it may call the model; the first is what answers say.
+        dims: lengths that a vector may be cut to.
+        tasks: of the bundle.
+        most_items: of a request, texts and images together.
+        ignore_unknown_tasks: answer as without a task, and say so, instead of refusing.
+        take_tokens: token ids may stand for a text.
     """
 
-    items: int = 2048
-    image_bytes: int = 32 << 20
+    model_names: tuple[str, ...]
+    dims: tuple[int, ...]
+    tasks: tuple[str, ...]
+    most_items: int = 2048
+    ignore_unknown_tasks: bool = False
+    take_tokens: bool = False
+
+
+class _Body(BaseModel):
+    """What all have. The words of a description also tell what was expected where a value is refused."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    model: Annotated[str | None, Field(description="a string: a name of the model, as /v1/models lists them")] = None
+    dimensions: Annotated[Any, Field(description="a length that vectors may be cut to, a number or a string")] = None
+    task: Annotated[Any, Field(description="a task of the model: its instruction is put before every text")] = None
+    truncate: Annotated[bool | None, Field(description="true or false: cut texts that are too long")] = False
+    user: Annotated[str | None, Field(description="a string; it is ignored")] = None
+
+
+class EmbeddingBody(_Body):
+    """Of POST /v1/embeddings, in the hosted API's and OpenAI's forms."""
+
+    input: Annotated[Any, Field(description="a text, or a list of texts and images")]
+    normalized: Annotated[bool | None, Field(description="true or false: divide vectors by their norm")] = True
+    embedding_type: Annotated[
+        EmbeddingTypes | None,
+        Field(description="one or a list of float, base64, binary, ubinary"),
+    ] = None
+    encoding_type: Annotated[EmbeddingTypes | None, Field(description="the same as embedding_type")] = None
+    encoding_format: Annotated[EmbeddingTypes | None, Field(description="the same as embedding_type")] = None
+    late_chunking: Annotated[
+        Literal[False] | None, Field(description="false, for this model gives one vector a text")
+    ] = None
+    partial: Annotated[bool | None, Field(description="true or false: answer the items that can be used")] = False
+
+
+class RankBody(_Body):
+    """Of POST /v1/rank."""
+
+    texts: Annotated[Any, Field(description="a text, or a list of texts")]
+    images: Annotated[Any, Field(description="an image, or a list of images")]
+    over: Annotated[
+        Literal["texts", "images"], Field(description="texts or images: what probabilities add up over")
+    ] = "texts"
+    top_n: Annotated[int | None, Field(ge=1, description="a whole number from 1: results of each query")] = None
 
 
 @dataclass(frozen=True)
-class Text:
-    """One text of the input."""
+class Asked:
+    """What every request for vectors says.
 
-    text: str
+    Attributes:
+        dimensions: of the vectors.
+        task: None or a task of the bundle.
+        truncate: cut texts past the limit instead of refusing them.
+        warning: what was ignored; None where nothing was.
+    """
 
-
-@dataclass(frozen=True)
-class Picture:
-    """One picture of the input, as a file's content."""
-
-    content: bytes
-
-
-Item = Text | Picture | Problem  # the last where an item cannot be used, and `partial` lets the others go on
+    dimensions: int
+    task: str | None
+    truncate: bool
+    warning: str | None
 
 
 @dataclass(frozen=True)
@@ -54,197 +100,123 @@ class EmbeddingRequest:
     """A request that can be answered.
 
     Attributes:
-        model: as the client called it; None where it did not.
-        items: in the client's order.
-        dimensions: of the vectors; None for all.
-        task: None or a task of the bundle.
+        field: that the items stand in, for messages.
+        items: in the client's order; a problem where `partial` lets the others go on.
         normalized: divide vectors by their norm.
-        truncate: cut texts past the limit instead of refusing them.
-        types: of EMBEDDING_TYPES, in the client's order.
-        single_type: the client named one type and not a list of them.
+        types: of EmbeddingType, in the client's order.
+        single_type: the client named one type and not a list of several.
         partial: answer the items that can be used.
     """
 
-    model: str | None
-    items: Sequence[Item]
-    dimensions: int | None
-    task: str | None
-    normalized: bool
-    truncate: bool
-    types: tuple[str, ...]
-    single_type: bool
-    partial: bool
+    asked: Asked
+    field: str
+    items: Sequence[Item | Problem]
+    normalized: bool = True
+    types: tuple[str, ...] = ("float",)
+    single_type: bool = True
+    partial: bool = False
 
 
-def parse_request(body: Any, *, dims: Sequence[int], tasks: Sequence[str], limits: Limits) -> EmbeddingRequest:
+@dataclass(frozen=True)
+class RankRequest:
+    """Texts × images.
+
+    Attributes:
+        over: "texts": of every image which text fits it best; "images": of every text which image does.
+        top_n: results of each query; None for all.
+    """
+
+    asked: Asked
+    texts: Sequence[Item | Problem]
+    images: Sequence[Item | Problem]
+    over: str = "texts"
+    top_n: int | None = None
+
+
+def embedding_request(body: Any, rules: Rules, field: str = "input") -> EmbeddingRequest:
     """Read a decoded JSON body.
 
     Args:
-        dims: lengths that a vector may be cut to.
-        tasks: of the bundle.
+        field: what the client calls the items.
 
     Raises:
-        Problem: 422; names the field, and of an item its index.
+        Problem: 422, or 404 for another model; names the field, and of an item its index.
     """
-    if not isinstance(body, dict):
-        raise invalid("body", f"the body is {_kind(body)}, expected a JSON object with model and input")
-    for name in body:
-        if name not in FIELDS:
-            raise invalid(name, f"{name!r:.80} is no field of this request; expected some of {', '.join(FIELDS)}",
-                          code="unknown_field")  # fmt: skip
-    if body.get("late_chunking") not in (None, False):
-        raise invalid("late_chunking", "late_chunking is not supported: this model gives one vector a text; send false")
-    model = body.get("model")
-    if model is not None and not isinstance(model, str):
-        raise invalid("model", f"model is {_kind(model)}, expected a string")
-    partial = _boolean(body, "partial", False)
-    types, single = _types(body)
-    dimensions = _dimensions(body.get("dimensions"), dims)
+    read = _read(EmbeddingBody, body)
+    asked = _asked(read, rules)
+    types, single = _types(read)
     bits = [kind for kind in types if kind in ("binary", "ubinary")]
-    if bits and (dimensions or max(dims)) % 8:
+    if bits and asked.dimensions % 8:
         raise invalid("dimensions", f"{bits[0]} packs eight numbers into one; expected dimensions divisible by 8")
-    return EmbeddingRequest(
-        model=model,
-        items=_items(body, limits, partial=partial),
-        dimensions=dimensions,
-        task=_task(body.get("task"), tasks),
-        normalized=_boolean(body, "normalized", True),
-        truncate=_boolean(body, "truncate", False),
-        types=types,
-        single_type=single,
-        partial=partial,
-    )
+    partial = bool(read.partial)
+    items = read_items(read.input, field, most=rules.most_items, partial=partial, tokens=rules.take_tokens)
+    normalized = read.normalized is not False
+    return EmbeddingRequest(asked, field, items, normalized, types, single, partial)
 
 
-def _items(body: Mapping[str, Any], limits: Limits, *, partial: bool) -> list[Item]:
-    if "input" not in body:
-        raise invalid("input", "input is missing; expected a text, or a list of texts and images", code="missing_field")
-    value = body["input"]
-    rows = value if isinstance(value, list) else [value]
-    if not rows:
-        raise invalid("input", "input is an empty list; expected at least one text or image")
-    if len(rows) > limits.items:
-        raise invalid("input", f"input has {len(rows)} items, at most {limits.items} are taken at once; send fewer")
-    if all(_is_number(row) for row in rows) or any(isinstance(row, list) for row in rows):
-        raise invalid(
-            "input",
-            "input holds token ids; another tokenizer's would give wrong vectors, and nothing tells whose they are: "
-            "send texts (LangChain: check_embedding_ctx_length=False)",
-            code="token_ids",
-        )
-    found: list[Item] = []
-    for index, row in enumerate(rows):
-        try:
-            found.append(_item(row, index, limits))
-        except Problem as problem:
-            if not partial:
-                raise
-            found.append(problem)
-    first = found[0]
-    if isinstance(first, Problem) and all(isinstance(item, Problem) for item in found):
-        raise first
-    return found
+def rank_request(body: Any, rules: Rules) -> RankRequest:
+    """Read a decoded JSON body.
+
+    Raises:
+        Problem: as `embedding_request`.
+    """
+    read = _read(RankBody, body)
+    asked = _asked(read, rules)
+    texts = read_items(read.texts, "texts", most=rules.most_items, names=("text",), tokens=rules.take_tokens)
+    images = read_items(read.images, "images", most=rules.most_items, names=IMAGE_FIELDS)
+    if len(texts) + len(images) > rules.most_items:
+        raise invalid("images", f"texts and images are {len(texts) + len(images)} items, at most {rules.most_items} "
+                                "are taken at once; send fewer")  # fmt: skip
+    return RankRequest(asked, texts, images, read.over, read.top_n)
 
 
-def _item(row: Any, index: int, limits: Limits) -> Text | Picture:
-    if isinstance(row, str):
-        return Text(row)
-    if not isinstance(row, dict):
-        raise _bad(index, f"is {_kind(row)}, expected a string, or an object with one of {', '.join(ITEM_FIELDS)}")
-    given = [name for name in ITEM_FIELDS if row.get(name) is not None]
-    if unknown := set(row) - set(ITEM_FIELDS):
-        raise _bad(index, f"has {sorted(map(str, unknown))[0]!r:.80}, expected one of {', '.join(ITEM_FIELDS)}")
-    if len(given) != 1:
-        raise _bad(index, f"has {' and '.join(given) or 'nothing'}, expected one of {', '.join(ITEM_FIELDS)}")
-    (name,) = given
-    value = row[name]
-    if not isinstance(value, str):
-        raise _bad(index, f"has {_kind(value)} as {name}, expected a string")
-    if name == "text":
-        return Text(value)
-    return Picture(_picture(value, name, index, limits))
-
-
-def _picture(value: str, name: str, index: int, limits: Limits) -> bytes:
-    """The content of a picture from an address, a data: URI or base64."""
-    start = value[:8].lower()
-    if start.startswith(("http://", "https:/")):
-        raise _bad(index, "is an address, and this server fetches none; send the picture as base64 or as a data: URI")
-    if name == "url" and not start.startswith("data:"):
-        raise _bad(index, "has no address as url; expected a data: URI, or the picture's base64 as image or bytes")
-    encoded = value
-    if start.startswith("data:"):
-        header, comma, encoded = value.partition(",")
-        if not comma:
-            raise _bad(index, "is a data: URI without a comma")
-        if not header.lower().endswith(";base64"):
-            content = unquote_to_bytes(encoded)
-            return _within(content, len(content), index, limits)
-    _within(b"", len(encoded) * 3 // 4, index, limits)
+def _read(kind: type[B], body: Any) -> B:
+    if not isinstance(body, dict):
+        raise invalid("body", f"the body is {kind_of(body)}, expected a JSON object")
     try:
-        return base64.b64decode(encoded, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise _bad(index, f"is no picture in base64 ({error}); paths and addresses are not read") from None
+        return kind.model_validate(body)
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_context=False)[0]
+    name = str(problem["loc"][0])
+    if problem["type"] == "extra_forbidden":
+        known = ", ".join(kind.model_fields)
+        raise invalid(name, f"{name!r:.80} is no field of this request; expected some of {known}", code="unknown_field")
+    expected = kind.model_fields[name].description
+    if problem["type"] == "missing":
+        raise invalid(name, f"{name} is missing; expected {expected}", code="missing_field")
+    raise invalid(name, f"{name} is {body[name]!r:.80}, expected {expected}")
 
 
-def _within(content: bytes, size: int, index: int, limits: Limits) -> bytes:
-    if size > limits.image_bytes:
-        raise _bad(index, f"has a picture of {size} bytes, at most {limits.image_bytes} are taken")
-    return content
+def _asked(body: _Body, rules: Rules) -> Asked:
+    if body.model is not None and body.model not in rules.model_names:
+        names = ", ".join(rules.model_names)
+        raise Problem(404, "model_not_found", f"model {body.model!r:.80} is not served here; expected {names}",
+                      param="model")  # fmt: skip
+    task, warning = body.task, None
+    if task is not None and task not in rules.tasks:
+        known = ", ".join(rules.tasks) or "none"
+        if not rules.ignore_unknown_tasks:
+            raise invalid("task", f"task is {task!r:.80}, this model has {known}; or leave it out", code="unknown_task")
+        task, warning = None, f"this model has not the task that was asked for, and it was ignored; it has {known}"
+    return Asked(_dimensions(body.dimensions, rules.dims), task, bool(body.truncate), warning)
 
 
-def _types(body: Mapping[str, Any]) -> tuple[tuple[str, ...], bool]:
-    given = {name: body[name] for name in TYPE_FIELDS if body.get(name) is not None}
+def _dimensions(value: Any, dims: Sequence[int]) -> int:
+    if value is None:
+        return max(dims)
+    for dim in dims:
+        if value == str(dim) or (type(value) is int and value == dim):
+            return dim
+    raise invalid("dimensions", f"dimensions is {value!r:.60}, expected one of {', '.join(map(str, dims))}")
+
+
+def _types(body: EmbeddingBody) -> tuple[tuple[str, ...], bool]:
+    given = {name: value for name in TYPE_FIELDS if (value := getattr(body, name)) is not None}
     if not given:
         return ("float",), True
     name, value = next(iter(given.items()))
     for other, second in given.items():
         if second != value:
             raise invalid(other, f"{name} and {other} are one field, and differ: {value!r:.60} and {second!r:.60}")
-    kinds = value if isinstance(value, list) else [value]
-    if not kinds or any(kind not in EMBEDDING_TYPES for kind in kinds):
-        raise invalid(name, f"{name} is {value!r:.80}, expected one or a list of {', '.join(EMBEDDING_TYPES)}")
-    return tuple(dict.fromkeys(kinds)), len(set(kinds)) == 1
-
-
-def _dimensions(value: Any, dims: Sequence[int]) -> int | None:
-    if value is None:
-        return None
-    number = (
-        int(value) if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 7 else value
-    )
-    if isinstance(number, bool) or not isinstance(number, int) or number not in dims:
-        raise invalid("dimensions", f"dimensions is {value!r:.60}, expected one of {', '.join(map(str, dims))}")
-    return number
-
-
-def _task(value: Any, tasks: Sequence[str]) -> str | None:
-    if value is None:
-        return None
-    if value not in tasks:
-        known = ", ".join(tasks) or "none"
-        raise invalid("task", f"task is {value!r:.80}, this model has {known}; or leave it out", code="unknown_task")
-    return str(value)
-
-
-def _boolean(body: Mapping[str, Any], name: str, default: bool) -> bool:
-    value = body.get(name)
-    if value is None:
-        return default
-    if not isinstance(value, bool):
-        raise invalid(name, f"{name} is {value!r:.60}, expected true or false")
-    return value
-
-
-def _bad(index: int, what: str) -> Problem:
-    return invalid("input", f"input[{index}] {what}", code="invalid_input", index=index)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _kind(value: Any) -> str:
-    """What a JSON value is, in words."""
-    kinds = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
-    return kinds.get(type(value), "a number")
+    kinds = tuple(dict.fromkeys(value if isinstance(value, list) else [value]))
+    return kinds, len(kinds) == 1

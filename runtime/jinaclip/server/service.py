@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,13 +15,38 @@ from typing import Any
 import numpy as np
 from starlette.requests import ClientDisconnect
 
-from jinaclip.batching import Batcher, choose_images, choose_texts
-from jinaclip.errors import InputError
+from jinaclip.batching import Batcher, Room, choose_images, choose_texts
+from jinaclip.errors import InputError, JinaClipError
 from jinaclip.image import MAX_PIXELS, open_image, resize, to_rgb
 from jinaclip.model import ClipModel
 from jinaclip.server.answers import image_tokens
+from jinaclip.server.fetch import Fetcher
+from jinaclip.server.items import Address, Encoded, Item, Text, Tokens, picture_of
+from jinaclip.server.metrics import Metrics
 from jinaclip.server.problems import Problem, invalid, problem_of
-from jinaclip.server.requests import EmbeddingRequest, Picture, Text
+
+TEXTS_A_JOB = 32  # that one thread tokenises together
+TESTED_AGAIN_S = 10.0  # how often a tower whose runs fail is held to its goldens again
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of what the service takes.
+
+    Attributes:
+        queue_texts, queue_images: accepted and not answered yet.
+        tokens: of a text, special tokens and instruction included; None for what the model takes.
+        image_bytes: of a picture's file.
+        pixels: of a picture.
+        gather_s: how long a first item waits for company.
+    """
+
+    queue_texts: int = 4096
+    queue_images: int = 256
+    tokens: int | None = None
+    image_bytes: int = 32 << 20
+    pixels: int = MAX_PIXELS
+    gather_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -42,112 +69,220 @@ class Service:
 
     Args:
         model: opened; closed by its owner.
-        queue: most texts, and most images, that wait.
-        max_tokens: of a text, special tokens and instruction included; None for what the model takes.
-        max_pixels: of a picture.
+        fetcher: of addresses; None where none is fetched.
+
+    Attributes:
+        batchers: by tower.
+        rooms: by tower.
     """
 
     def __init__(
-        self, model: ClipModel, *, queue: int = 1024, max_tokens: int | None = None, max_pixels: int = MAX_PIXELS
-    ) -> None:
-        self.model = model
-        self.max_tokens = min(max_tokens or model.max_tokens, model.max_tokens)
-        self._max_pixels = max_pixels
-        self.texts: Batcher[list[int]] | None = None
-        self.images: Batcher[np.ndarray] | None = None
-        sessions = model.info()["towers"]
-        if "text" in sessions:
-            session = model.session("text")
-            choose = partial(choose_texts, tower=model.bundle.tower("text"), cost=session.cost)
-            self.texts = Batcher("text", model.embed_ids, choose, limit=queue, workers=session.concurrency)
-        if "image" in sessions:
-            session = model.session("image")
-            self.images = Batcher(
-                "image", model.embed_pixels, partial(choose_images, cost=session.cost), limit=queue,
-                workers=session.concurrency,
+        self, model: ClipModel, *, limits: Limits | None = None, metrics: Metrics | None = None,
+        fetcher: Fetcher | None = None,
+    ) -> None:  # fmt: skip
+        self.model, self._fetcher = model, fetcher
+        self._limits, self._metrics = limits or Limits(), metrics or Metrics()
+        self.max_tokens = min(self._limits.tokens or model.max_tokens, model.max_tokens)
+        self.batchers: dict[str, Batcher[Any]] = {}
+        self.rooms: dict[str, Room] = {}
+        self._self_test = {tower: facts["self_test"] for tower, facts in model.info()["towers"].items()}
+        self._tested = dict.fromkeys(self._self_test, time.time())
+        self._broken: dict[str, str] = {}
+        run: dict[str, Callable[[Sequence[Any]], np.ndarray]] = {"text": model.embed_ids, "image": model.embed_pixels}
+        for tower, room in (("text", self._limits.queue_texts), ("image", self._limits.queue_images)):
+            if tower not in self._self_test:
+                continue
+            cost = model.session(tower).cost
+            choose: Any = (
+                partial(choose_texts, tower=model.bundle.tower("text"), cost=cost)
+                if tower == "text" else partial(choose_images, cost=cost)
             )  # fmt: skip
-        threads = max(2, max(model.session(tower).threads for tower in sessions))
+            self.rooms[tower] = Room(f"{tower}s", room)
+            self.batchers[tower] = Batcher(
+                tower, run[tower], choose, workers=model.session(tower).concurrency, gather_s=self._limits.gather_s,
+                observe=partial(self._ran, tower),
+            )  # fmt: skip
+        self._metrics.watch(self.batchers, self.rooms)
+        threads = max(2, max(model.session(tower).threads for tower in self._self_test))
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="jinaclip-prepare")
 
-    async def prepare(self, request: EmbeddingRequest) -> list[Prepared | Problem]:
-        """Texts to ids, pictures to pixels, in threads; an item that cannot be used is its problem in place."""
-        loop = asyncio.get_running_loop()
-        jobs = [
-            loop.run_in_executor(self._pool, self._prepare, item, index, request.task, request.truncate)
-            for index, item in enumerate(request.items)
-            if not isinstance(item, Problem)
-        ]
-        done = iter(await asyncio.gather(*jobs))
-        return [item if isinstance(item, Problem) else next(done) for item in request.items]
-
-    async def vectors(self, items: Sequence[Prepared]) -> list[np.ndarray]:
-        """Raw vectors [D], in order. When the caller is cancelled, what still waits is dropped.
+    @contextmanager
+    def accepted(self, items: Sequence[Item | Problem]) -> Iterator[None]:
+        """Hold room for items of a request while the block lasts: before anything of them is fetched or decoded.
 
         Raises:
-            Overloaded: a queue has no room.
+            Overloaded: there is none now. Problem: there will never be.
         """
+        texts = sum(isinstance(item, Text | Tokens) for item in items)
+        images = sum(isinstance(item, Encoded | Address) for item in items)
+        with ExitStack() as stack:
+            for tower, count in (("text", texts), ("image", images)):
+                room = self.rooms.get(tower)
+                if room is None or not count:
+                    continue
+                if count > room.limit:
+                    raise invalid("input", f"{count} {room.what} are more than the {room.limit} that this server takes "
+                                           "at once; send fewer", code="too_many_items")  # fmt: skip
+                stack.enter_context(room.taken(count))
+            yield
+
+    async def prepare(
+        self, items: Sequence[Item | Problem], field: str, *, task: str | None, truncate: bool
+    ) -> list[Prepared | Problem]:
+        """Texts to ids, pictures to pixels, in threads; an item that cannot be used is its problem in place.
+
+        Args:
+            field: of the request that they stand in.
+            task: of the bundle, or None.
+            truncate: cut texts that are too long.
+        """
+        done: list[Prepared | Problem | None] = [item if isinstance(item, Problem) else None for item in items]
+        texts = [index for index, item in enumerate(items) if isinstance(item, Text | Tokens)]
+        groups = [texts[start : start + TEXTS_A_JOB] for start in range(0, len(texts), TEXTS_A_JOB)]
+        loop = asyncio.get_running_loop()
+
+        async def run_texts(group: list[int]) -> None:
+            rows = [item for index in group if isinstance(item := items[index], Text | Tokens)]
+            found = await loop.run_in_executor(self._pool, self._texts, rows, task, truncate)
+            for index, prepared in zip(group, found, strict=True):
+                done[index] = prepared
+
+        async def run_picture(index: int, item: Encoded | Address) -> None:
+            try:
+                content = await self._fetched(item.url) if isinstance(item, Address) else item.value
+                done[index] = await loop.run_in_executor(self._pool, self._picture, content)
+            except Problem as problem:
+                done[index] = problem
+
+        pictures = [(i, item) for i, item in enumerate(items) if isinstance(item, Encoded | Address)]
+        await asyncio.gather(*map(run_texts, groups), *(run_picture(index, item) for index, item in pictures))
+        found = [item for item in done if item is not None]
+        assert len(found) == len(items)
+        given = [isinstance(item, Problem) for item in items]
+        return [
+            item.at(field, index) if isinstance(item, Problem) and not given[index] else item
+            for index, item in enumerate(found)
+        ]
+
+    async def vectors(self, items: Sequence[Prepared]) -> list[np.ndarray]:
+        """Raw vectors [D], in order. When the caller is cancelled, what still waits is dropped."""
         futures: list[Future[np.ndarray]] = []
         try:
-            by_tower = {
-                "text": self._submit(self.texts, [item.value for item in items if item.tower == "text"], futures),
-                "image": self._submit(self.images, [item.value for item in items if item.tower == "image"], futures),
-            }
+            by_tower = {}
+            for tower, batcher in self.batchers.items():
+                added = batcher.submit([item.value for item in items if item.tower == tower])
+                futures += added
+                by_tower[tower] = iter(added)
             ordered = [next(by_tower[item.tower]) for item in items]
             return list(await asyncio.gather(*(asyncio.wrap_future(future) for future in ordered)))
         finally:
             for future in futures:
                 future.cancel()  # nothing, once it runs or is done
 
+    def health(self) -> tuple[bool, dict[str, dict[str, Any]]]:
+        """Whether every tower works, and what runs it. Blocks for a self-test where the last run of a tower failed.
+
+        A run may fail for what was in it, for want of memory, or because the device is lost: the goldens tell.
+        """
+        info = self.model.info()["towers"]
+        towers = {}
+        for tower, batcher in self.batchers.items():
+            if (batcher.counts.failing or tower in self._broken) and time.time() - self._tested[tower] > TESTED_AGAIN_S:
+                self._test(tower)
+            names = ("backend", "device", "providers", "precision")
+            towers[tower] = {
+                "status": "failing" if tower in self._broken else "ok",
+                **{name: info[tower][name] for name in names if name in info[tower]},
+                "self_test": {**self._self_test[tower], "age_seconds": round(time.time() - self._tested[tower], 1)},
+            }
+            if tower in self._broken:
+                towers[tower]["error"] = self._broken[tower]
+        return not self._broken, towers
+
     def close(self, grace_s: float) -> int:
         """Finish what is accepted, for so long; the number of items that were not."""
-        left = sum(batcher.close(grace_s) for batcher in (self.texts, self.images) if batcher is not None)
+        deadline = time.monotonic() + grace_s
+        left = sum(batcher.close(max(0.0, deadline - time.monotonic())) for batcher in self.batchers.values())
         self._pool.shutdown(wait=False, cancel_futures=True)
         return left
 
-    @staticmethod
-    def _submit(
-        batcher: Batcher[Any] | None, values: Sequence[Any], futures: list[Any]
-    ) -> Iterator[Future[np.ndarray]]:
-        if not values:
-            return iter(())
-        assert batcher is not None  # `prepare` refused what has none
-        added = batcher.submit(values)
-        futures += added
-        return iter(added)
-
-    def _prepare(self, item: Text | Picture, index: int, task: str | None, cut: bool) -> Prepared | Problem:
+    def _test(self, tower: str) -> None:
+        self._tested[tower] = time.time()
         try:
-            return self._text(item, index, task, cut) if isinstance(item, Text) else self._picture(item, index)
-        except Problem as problem:
-            return problem
-        except InputError as error:
-            return problem_of(InputError(str(error), index=index))
+            self._self_test[tower] = self.model.check(tower)
+            self._broken.pop(tower, None)
+            self.batchers[tower].counts.failing = 0
+        except JinaClipError as error:
+            self._broken[tower] = str(error)
 
-    def _text(self, item: Text, index: int, task: str | None, cut: bool) -> Prepared:
-        if self.texts is None:
-            raise invalid("input", f"input[{index}] is a text, and this server has no text tower", index=index)
-        try:
-            (ids,) = self.model.token_ids([item.text], task=task)
-        except InputError as error:
-            raise InputError(str(error).removeprefix("text 0 ")) from error
+    def _ran(self, tower: str, waited: Sequence[float], seconds: float) -> None:
+        for wait in waited:
+            self._metrics.stages.labels(tower, "wait").observe(wait)
+        self._metrics.stages.labels(tower, "run").observe(seconds)
+
+    async def _fetched(self, url: str) -> bytes:
+        if self._fetcher is None:
+            raise invalid("input", "is an address, and this server fetches none; send the picture as base64 or as a "
+                                   "data: URI, or start the server with --fetch-urls", code="no_fetching")  # fmt: skip
+        if "image" not in self.batchers:
+            raise _no_image_tower()
+        with self._metrics.stages.labels("image", "fetch").time():
+            return await self._fetcher.fetch(url)
+
+    def _texts(self, items: Sequence[Text | Tokens], task: str | None, truncate: bool) -> list[Prepared | Problem]:
+        with self._metrics.stages.labels("text", "tokenise").time():
+            texts = [item.text for item in items if isinstance(item, Text)]
+            try:
+                if "text" not in self.batchers:
+                    raise invalid("input", "is a text, and this server has no text tower", code="no_text_tower")
+                rows = iter(self.model.token_ids(texts, task=task))
+            except JinaClipError as error:
+                return [problem_of(error)] * len(items)
+            return [
+                self._text(next(rows), truncate) if isinstance(item, Text) else self._tokens(item.ids, task, truncate)
+                for item in items
+            ]
+
+    def _tokens(self, ids: list[int], task: str | None, truncate: bool) -> Prepared | Problem:
+        """Ids that a client sends: what is surely not the tokenizer's is refused."""
+        special, size = self.model.bundle.special_ids, self.model.bundle.vocab_size
+        if task is not None:
+            what = "holds token ids, and a task puts its instruction before texts; leave task out"
+        elif len(ids) < 2 or ids[0] != special["bos"] or ids[-1] != special["eos"]:
+            what = f"is not of this tokenizer: expected ids from {special['bos']} (<s>) to {special['eos']} (</s>)"
+        elif not 0 <= min(ids) <= max(ids) < size:
+            what = f"holds the token id {max(ids) if max(ids) >= size else min(ids)}, expected 0 to {size - 1}"
+        elif special["pad"] in ids:
+            what = f"holds the id of padding, {special['pad']}; send texts without padding"
+        else:
+            return self._text(ids, truncate)
+        return invalid("input", what, code="token_ids")
+
+    def _text(self, ids: list[int], truncate: bool) -> Prepared | Problem:
         if len(ids) > self.max_tokens:
-            if not cut:
-                raise invalid(
-                    "input",
-                    f"input[{index}] has {len(ids)} tokens, at most {self.max_tokens} are taken; send less, or "
-                    "truncate: true",
-                    code="too_many_tokens",
-                    index=index,
-                )
+            if not truncate:
+                return invalid("input", f"has {len(ids)} tokens, at most {self.max_tokens} are taken; send less, or "
+                                        "truncate: true", code="too_many_tokens")  # fmt: skip
             ids = [*ids[: self.max_tokens - 1], ids[-1]]
         return Prepared("text", ids, len(ids))
 
-    def _picture(self, item: Picture, index: int) -> Prepared:
-        if self.images is None:
-            raise invalid("input", f"input[{index}] is an image, and this server has no image tower", index=index)
-        image = open_image(item.content, max_pixels=self._max_pixels)
-        tokens = image_tokens(image.width, image.height)
-        return Prepared("image", resize(to_rgb(image), self.model.bundle.preprocessing), tokens)
+    def _picture(self, content: bytes | str) -> Prepared | Problem:
+        with self._metrics.stages.labels("image", "decode").time():
+            try:
+                if "image" not in self.batchers:
+                    raise _no_image_tower()
+                file = picture_of(content, self._limits.image_bytes) if isinstance(content, str) else content
+                image = open_image(file, max_pixels=self._limits.pixels)
+                tokens = image_tokens(image.width, image.height)
+                return Prepared("image", resize(to_rgb(image), self.model.bundle.preprocessing), tokens)
+            except Problem as problem:
+                return problem
+            except InputError as error:
+                return problem_of(InputError(f"is no picture that can be used: {error}"))
+
+
+def _no_image_tower() -> Problem:
+    return invalid("input", "is an image, and this server has no image tower", code="no_image_tower")
 
 
 @contextlib.asynccontextmanager

@@ -1,0 +1,171 @@
+"""Pictures from http: and https: addresses, where the server's owner allows it.
+
+What a client names is fetched with the server's place in the network: so only public addresses are connected to,
+whatever a name stands for and wherever a redirect leads. The check is made on the very address that is then
+connected to, so a name that changes in between gains nothing. Proxies of the environment are not used.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import os
+import socket
+import ssl
+from collections.abc import Iterable, Sequence
+from importlib.metadata import version
+from typing import TypeAlias
+
+import certifi
+import httpcore
+import httpx
+
+from jinaclip.server.problems import Problem
+
+Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
+REDIRECTS = 5
+AT_ONCE = 16  # fetches that run at the same time
+# Public by their prefix, and yet they lead to an IPv4 address that need not be: NAT64, Teredo, 6to4.
+TUNNELS = [ipaddress.IPv6Network(net) for net in ("64:ff9b::/96", "64:ff9b:1::/48", "2001::/32", "2002::/16")]
+
+
+def is_public(address: str, allow: Sequence[Network] = ()) -> bool:
+    """Whether a numeric address may be connected to.
+
+    Args:
+        allow: networks that may, public or not.
+    """
+    found: ipaddress.IPv4Address | ipaddress.IPv6Address = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(found, ipaddress.IPv6Address) and found.ipv4_mapped is not None:
+        found = found.ipv4_mapped
+    if any(found in network for network in allow):
+        return True
+    tunnelled = any(found in network for network in TUNNELS)
+    return found.is_global and not found.is_multicast and not found.is_reserved and not tunnelled
+
+
+class Fetcher:
+    """Fetches pictures. Used from one event loop.
+
+    Args:
+        allow: networks that are connected to though they are not public.
+        most_bytes: of a picture's file.
+        timeout_s: for one picture, redirects included.
+    """
+
+    def __init__(self, *, allow: Iterable[Network] = (), most_bytes: int, timeout_s: float) -> None:
+        self._most_bytes, self._timeout_s = most_bytes, timeout_s
+        # Certificates of certifi, or of the file that OpenSSL's own variable names.
+        context = ssl.create_default_context(cafile=os.environ.get("SSL_CERT_FILE") or certifi.where())
+        self._pool = httpcore.AsyncConnectionPool(
+            ssl_context=context, max_connections=AT_ONCE, max_keepalive_connections=0,
+            network_backend=_PublicNetwork(tuple(allow)),
+        )  # fmt: skip
+        self._room = asyncio.Semaphore(AT_ONCE)
+
+    async def fetch(self, url: str) -> bytes:
+        """The content at an address.
+
+        Raises:
+            Problem: 403 for an address that is not public, 422 for one that gives no picture in time. Neither tells
+                what else a private address may have to say.
+        """
+        async with self._room:
+            try:
+                async with asyncio.timeout(self._timeout_s):
+                    return await self._followed(url)
+            except TimeoutError:
+                raise _failed(f"did not come within {self._timeout_s:g} s") from None
+            except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, OSError) as error:
+                raise _failed(f"cannot be fetched ({type(error).__name__})") from None
+
+    async def _followed(self, url: str) -> bytes:
+        target = _parsed(url)
+        for _ in range(REDIRECTS + 1):
+            address = httpcore.URL(
+                scheme=target.raw_scheme, host=target.raw_host, port=target.port, target=target.raw_path
+            )
+            headers: list[tuple[str | bytes, str | bytes]] = [
+                ("Host", target.netloc), ("User-Agent", f"jinaclip/{version('jinaclip')}"), ("Accept", "image/*"),
+                ("Accept-Encoding", "identity"),
+            ]  # fmt: skip
+            async with self._pool.stream("GET", address, headers=headers) as response:
+                location = _header(response, b"location")
+                if response.status in (301, 302, 303, 307, 308) and location:
+                    target = _parsed(location, target)
+                    continue
+                if response.status != 200:
+                    raise _failed(f"answers with status {response.status}")
+                return await self._content(response)
+        raise _failed(f"leads from one address to the next more than {REDIRECTS} times")
+
+    async def _content(self, response: httpcore.Response) -> bytes:
+        if _header(response, b"content-encoding").lower() not in ("", "identity"):
+            raise _failed("is sent compressed, which was not asked for")
+        content = bytearray()
+        async for chunk in response.aiter_stream():
+            content += chunk
+            if len(content) > self._most_bytes:
+                raise _failed(f"has more than {self._most_bytes} bytes")
+        return bytes(content)
+
+    async def close(self) -> None:
+        await self._pool.aclose()
+
+
+class _PublicNetwork(httpcore.AsyncNetworkBackend):
+    """Connects to public addresses alone."""
+
+    def __init__(self, allow: Sequence[Network]) -> None:
+        self._allow, self._network = allow, httpcore.AnyIOBackend()
+
+    async def connect_tcp(
+        self, host: str, port: int, timeout: float | None = None, local_address: str | None = None,
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
+    ) -> httpcore.AsyncNetworkStream:  # fmt: skip
+        loop = asyncio.get_running_loop()
+        try:
+            found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError):
+            raise _failed("names a host that is not found") from None
+        addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
+        permitted = [address for address in addresses if is_public(address, self._allow)]
+        if not permitted:
+            raise Problem(403, "address_not_allowed", "leads to an address that is not public, and this server fetches "
+                          "from public ones alone; its owner may allow others with --fetch-allow")  # fmt: skip
+        for address in permitted[:-1]:
+            try:
+                return await self._network.connect_tcp(address, port, timeout, local_address, socket_options)
+            except (httpcore.ConnectError, httpcore.ConnectTimeout):
+                continue
+        return await self._network.connect_tcp(permitted[-1], port, timeout, local_address, socket_options)
+
+    async def connect_unix_socket(
+        self, path: str, timeout: float | None = None, socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None
+    ) -> httpcore.AsyncNetworkStream:
+        raise NotImplementedError
+
+    async def sleep(self, seconds: float) -> None:
+        await self._network.sleep(seconds)
+
+
+def _parsed(text: str, base: httpx.URL | None = None) -> httpx.URL:
+    """An address that may be asked for, of a redirect seen from where it came."""
+    try:
+        url = base.join(text) if base is not None else httpx.URL(text)
+        fits = url.scheme in ("http", "https") and bool(url.host)
+    except (httpx.InvalidURL, ValueError, TypeError, UnicodeError):
+        fits = False
+    if not fits:
+        raise _failed("is no http: or https: address" if base is None else "leads to no http: or https: address")
+    if url.userinfo:
+        raise _failed("holds a user's name; send the picture itself")
+    return url
+
+
+def _header(response: httpcore.Response, name: bytes) -> str:
+    return next((value.decode("latin-1") for key, value in response.headers if key.lower() == name), "")
+
+
+def _failed(words: str) -> Problem:
+    return Problem(422, "fetch_failed", f"{words}: the picture was not fetched", param="input")

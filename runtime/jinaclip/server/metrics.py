@@ -1,0 +1,71 @@
+"""What Prometheus is told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from jinaclip.batching import Batcher, Room
+
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+STAGES = ("fetch", "decode", "tokenise", "wait", "run")
+
+
+class Metrics:
+    """Counters of a server.
+
+    Attributes:
+        requests: answered, by path and status.
+        seconds: to an answer, by path.
+        items: answered, by tower.
+        stages: seconds of an item in each of STAGES; a run counts once for all of its items.
+    """
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self.requests = Counter("jinaclip_requests", "requests answered", ("path", "status"), registry=self._registry)
+        self.seconds = Histogram(
+            "jinaclip_request_seconds", "time to an answer", ("path",), buckets=SECONDS, registry=self._registry
+        )
+        self.items = Counter("jinaclip_items", "texts and images answered", ("tower",), registry=self._registry)
+        self.stages = Histogram(
+            "jinaclip_stage_seconds", "time of a stage", ("tower", "stage"), buckets=SECONDS, registry=self._registry
+        )
+
+    def watch(self, batchers: Mapping[str, Batcher[Any]], rooms: Mapping[str, Room]) -> None:
+        """Tell of queues and rooms too, by tower."""
+        self._registry.register(_Queues(batchers, rooms))
+
+    def exposed(self) -> bytes:
+        """All of it, in Prometheus' text format."""
+        return generate_latest(self._registry)
+
+
+class _Queues(Collector):
+    """Read from the queues when asked."""
+
+    def __init__(self, batchers: Mapping[str, Batcher[Any]], rooms: Mapping[str, Room]) -> None:
+        self._batchers, self._rooms = batchers, rooms
+
+    def collect(self) -> Iterator[Metric]:
+        waiting = GaugeMetricFamily("jinaclip_queue_items", "items that wait for a run", labels=["tower"])
+        oldest = GaugeMetricFamily("jinaclip_queue_oldest_seconds", "how long the first has waited", labels=["tower"])
+        held = GaugeMetricFamily("jinaclip_accepted_items", "items accepted and not answered yet", labels=["tower"])
+        left = CounterMetricFamily("jinaclip_dropped_items", "items whose clients left", labels=["tower"])
+        failed = CounterMetricFamily("jinaclip_failed_items", "items whose run failed", labels=["tower"])
+        refused = CounterMetricFamily("jinaclip_refused_items", "items that found no room", labels=["tower"])
+        batches = CounterMetricFamily("jinaclip_batches", "runs by their number of items", labels=["tower", "size"])
+        for tower, batcher in self._batchers.items():
+            waiting.add_metric([tower], batcher.waiting())
+            oldest.add_metric([tower], batcher.oldest())
+            held.add_metric([tower], self._rooms[tower].held)
+            left.add_metric([tower], batcher.counts.left)
+            failed.add_metric([tower], batcher.counts.failed)
+            refused.add_metric([tower], self._rooms[tower].refused)
+            for size, count in sorted(batcher.counts.batches.items()):
+                batches.add_metric([tower, str(size)], count)
+        yield from (waiting, oldest, held, left, failed, refused, batches)

@@ -1,0 +1,184 @@
+"""What the server takes and answers, as an OpenAPI 3.1 description, and a page that shows it without any script."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any
+
+from pydantic import BaseModel
+
+from jinaclip.server.items import IMAGE_FIELDS, ITEM_FIELDS, TEXT_CHARACTERS
+from jinaclip.server.problems import TYPES
+from jinaclip.server.requests import EmbeddingBody, RankBody, Rules
+
+Schema = dict[str, Any]
+
+STRING: Schema = {"type": "string"}
+NUMBERS: Schema = {"type": "array", "items": {"type": "number"}}
+ERRORS = {
+    400: "the body is no JSON", 401: "no key, or another one", 403: "an address that is not fetched from",
+    404: "another model", 408: "the body came too slowly", 413: "the body is too large",
+    415: "the body is not application/json", 422: "a value that cannot be used; param and index tell which",
+    429: "the queue is full; Retry-After tells when to come again", 500: "the server failed",
+    503: "the server is about to end, or does not work",
+}  # fmt: skip
+EXAMPLES: dict[str, Any] = {
+    "/v1/embeddings": {"input": ["a cup of coffee", {"image": "data:image/png;base64,…"}], "task": "retrieval.query"},
+    "/v1/rank": {"texts": ["a cat", "a dog"], "images": [{"image": "data:image/png;base64,…"}], "over": "texts"},
+}
+
+
+def description(rules: Rules, max_tokens: int) -> Schema:
+    """The OpenAPI document of a server.
+
+    Args:
+        max_tokens: of a text.
+    """
+    embedding = _described(EmbeddingBody, rules)
+    embedding["properties"]["input"] |= _one_or_more(_items(ITEM_FIELDS, rules.take_tokens), rules.most_items)
+    rank = _described(RankBody, rules)
+    rank["properties"]["texts"] |= _one_or_more(_items(("text",), rules.take_tokens), rules.most_items)
+    rank["properties"]["images"] |= _one_or_more(_items(IMAGE_FIELDS, False), rules.most_items)
+    about = (
+        f"Texts of up to {max_tokens} tokens and images as vectors of one space, of {', '.join(map(str, rules.dims))} "
+        f"numbers. Models: {', '.join(rules.model_names)}. Tasks: {', '.join(rules.tasks) or 'none'}."
+    )
+    vectors = "Vectors of texts and images, in the order they were sent"
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "jinaclip", "version": version("jinaclip"), "description": about},
+        "paths": {
+            "/v1/embeddings": {"post": _operation(vectors, "EmbeddingAnswer", ERRORS, body="EmbeddingRequest")},
+            "/v1/rank": {
+                "post": _operation("Texts and images by likeness: softmax of the model's logits", "RankAnswer", ERRORS,
+                                   body="RankRequest")
+            },
+            "/v1/models": {"get": _operation("The model, its licence and what it can do", "Models", (401,))},
+            "/health": {"get": _operation("What runs the model, and how its last self-test went", "Health", (),
+                                          also={503: "Health"})},
+            "/ready": {"get": _operation("Whether requests are taken", "Ready", (503,))},
+            "/metrics": {"get": _operation("Prometheus' text format", None, (401,), media="text/plain")},
+            "/openapi.json": {"get": _operation("This description", "Anything", (401,))},
+            "/docs": {"get": _operation("A page made of it", None, (401,), media="text/html")},
+        },
+        "components": {
+            "schemas": {"EmbeddingRequest": embedding, "RankRequest": rank, **_answers()},
+            "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
+        },
+        "security": [{}, {"bearer": []}],
+    }  # fmt: skip
+
+
+def page(document: Schema) -> str:
+    """The document as HTML."""
+    parts = [f"<h1>jinaclip {_text(document['info']['version'])}</h1><p>{_text(document['info']['description'])}</p>"]
+    schemas = document["components"]["schemas"]
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            parts.append(f"<h2>{method.upper()} {_text(path)}</h2><p>{_text(operation['summary'])}</p>")
+            if "requestBody" in operation:
+                name = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
+                fields = schemas[name]["properties"]
+                parts.append(_table([(f"<code>{_text(n)}</code>", _text(f["description"])) for n, f in fields.items()]))
+                parts.append(f"<pre>{_text(json.dumps(EXAMPLES[path], ensure_ascii=False, indent=2))}</pre>")
+    parts.append('<h2>Errors</h2><p><code>{"detail": text, "error": {message, type, param, code}}</code></p>')
+    parts.append(_table([(str(status), _text(words)) for status, words in ERRORS.items()]))
+    style = "body{font:16px/1.5 sans-serif;max-width:50em;margin:2em auto}td{padding:0 1em 0 0;vertical-align:top}"
+    head = f"<!doctype html><html lang=en><meta charset=utf-8><title>jinaclip</title><style>{style}</style>"
+    return f"{head}{''.join(parts)}<p><a href=/openapi.json>openapi.json</a></html>"
+
+
+def _described(body: type[BaseModel], rules: Rules) -> Schema:
+    """The schema of a body, with what only this bundle knows."""
+    schema = body.model_json_schema()
+    fields = schema["properties"]
+    for field in fields.values():
+        field.pop("title", None)
+    dims = {"enum": [*rules.dims, *map(str, rules.dims), None]}
+    fields["dimensions"] = {"description": fields["dimensions"]["description"], **dims}
+    fields["model"] = {"description": fields["model"]["description"], "enum": [*rules.model_names, None]}
+    if not rules.ignore_unknown_tasks:
+        fields["task"] = {"description": fields["task"]["description"], "enum": [*rules.tasks, None]}
+    return schema
+
+
+def _items(names: Sequence[str], take_tokens: bool) -> list[Schema]:
+    """Schemas of an item: an object holds one of the names, and nothing or null under the others."""
+    text = {"type": "string", "maxLength": TEXT_CHARACTERS}
+    kinds = [
+        {
+            "type": "object",
+            "properties": {other: (text if name == "text" else STRING) if other == name else {"type": "null"}
+                           for other in names},
+            "required": [name],
+            "additionalProperties": False,
+        }
+        for name in names
+    ]  # fmt: skip
+    tokens = [{"type": "array", "items": {"type": "integer"}}] if take_tokens else []
+    return [text if "text" in names else STRING, *kinds, *tokens]
+
+
+def _one_or_more(items: list[Schema], most: int) -> Schema:
+    return {"anyOf": [*items, {"type": "array", "items": {"anyOf": items}, "minItems": 1, "maxItems": most}]}
+
+
+def _operation(
+    summary: str, answer: str | None, errors: Sequence[int] | dict[int, str], *, body: str | None = None,
+    media: str = "application/json", also: dict[int, str] | None = None,
+) -> Schema:  # fmt: skip
+    schema = _reference(answer) if answer is not None else STRING
+    responses: Schema = {"200": {"description": "the answer", "content": {media: {"schema": schema}}}}
+    for status, name in {**dict.fromkeys(errors, "Error"), **(also or {})}.items():
+        responses[str(status)] = {
+            "description": ERRORS[status], "content": {"application/json": {"schema": _reference(name)}},
+        }  # fmt: skip
+    found: Schema = {"summary": summary, "responses": responses}
+    if body is not None:
+        found["requestBody"] = {"required": True, "content": {"application/json": {"schema": _reference(body)}}}
+    return found
+
+
+def _answers() -> dict[str, Schema]:
+    fields = {
+        "message": STRING, "type": {"enum": sorted(set(TYPES.values()))}, "param": {"type": ["string", "null"]},
+        "code": STRING,
+    }  # fmt: skip
+    error = _object(fields, optional={"index": {"type": "integer"}})
+    whole: Schema = {"type": "integer"}
+    value: Schema = {"anyOf": [NUMBERS, STRING]}
+    several: Schema = {"type": "object", "additionalProperties": value}
+    usage = _object({"total_tokens": whole, "prompt_tokens": whole})
+    embedding = _object({"object": {"const": "embedding"}, "index": whole, "embedding": {"anyOf": [value, several]}})
+    failed = _object({"object": {"const": "error"}, "index": whole, "error": error})
+    result = _object({"index": whole, "probability": {"type": "number"}, "cosine": {"type": "number"}})
+    ranking = _object({"object": {"const": "ranking"}, "index": whole, "results": {"type": "array", "items": result}})
+    lists = {"model": STRING, "object": {"const": "list"}, "usage": usage}
+    return {
+        "EmbeddingAnswer": _object({**lists, "data": {"type": "array", "items": {"anyOf": [embedding, failed]}}}),
+        "RankAnswer": _object({**lists, "data": {"type": "array", "items": ranking}}),
+        "Models": _object({"object": {"const": "list"}, "data": {"type": "array", "items": {"type": "object"}}}),
+        "Health": _object({"status": {"enum": ["ok", "draining", "failing"]}, "towers": {"type": "object"}}),
+        "Ready": _object({"status": {"const": "ok"}}),
+        "Anything": {"type": "object"},
+        "Error": _object({"detail": STRING, "error": error}),
+    }
+
+
+def _object(fields: dict[str, Schema], optional: dict[str, Schema] | None = None) -> Schema:
+    return {"type": "object", "properties": {**fields, **(optional or {})}, "required": list(fields)}
+
+
+def _reference(name: str) -> Schema:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _table(rows: Sequence[tuple[str, str]]) -> str:
+    return "<table>" + "".join(f"<tr><td>{left}<td>{right}" for left, right in rows) + "</table>"
+
+
+def _text(words: str) -> str:
+    return html.escape(str(words))

@@ -1,0 +1,69 @@
+"""A server on a socket, to its end: what was accepted is answered first."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import sys
+import threading
+import time
+from types import FrameType
+
+import uvicorn
+
+from jinaclip.errors import InputError
+from jinaclip.server.app import Server
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket.
+
+    Raises:
+        InputError: names the address, and what keeps it from being listened on.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # With the protocol named asyncio sends at once (TCP_NODELAY); else each answer waits 40 ms for an acknowledgement.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except (OSError, OverflowError) as error:
+        listener.close()
+        raise InputError(f"cannot listen on {host} port {port}: {getattr(error, 'strerror', None) or error}") from error
+    listener.set_inheritable(True)
+    return listener
+
+
+def serve(server: Server, listener: socket.socket, grace_s: float) -> int:
+    """Answer until SIGTERM or SIGINT, and then, for the grace, what was accepted; new requests get 503.
+
+    Returns:
+        Items that were not finished in time.
+    """
+    config = uvicorn.Config(server.app, log_config=None, access_log=False, server_header=False, lifespan="off")
+    running = _Drained(config, server, grace_s)
+    running.run(sockets=[listener])
+    return server.service.close(max(0.0, running.deadline - time.monotonic()))
+
+
+class _Drained(uvicorn.Server):
+    """Ended by a signal only when what was accepted is answered, or the grace is over; at once by a second one."""
+
+    def __init__(self, config: uvicorn.Config, server: Server, grace_s: float) -> None:
+        super().__init__(config)
+        self._server, self._grace_s, self.deadline = server, grace_s, time.monotonic()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._server.draining:
+            self.force_exit = self.should_exit = True
+            return
+        self._server.draining = True
+        self.deadline = time.monotonic() + self._grace_s
+        threading.Thread(target=self._drain, daemon=True).start()
+        if sig == signal.SIGINT:
+            print("jinaclip: finishing what was accepted; Ctrl-C again ends it now", file=sys.stderr)
+
+    def _drain(self) -> None:
+        while self._server.in_flight and time.monotonic() < self.deadline:
+            time.sleep(0.01)
+        self.should_exit = True
