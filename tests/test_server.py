@@ -71,6 +71,7 @@ def test_the_hosted_forms_mixed(server: Running, model: ClipModel) -> None:
     """Every kind of item, in order, with numbers as strings, as the published samples send them."""
     body = {
         "model": "jina-clip-v2", "dimensions": "64", "normalized": True, "late_chunking": False,
+        "return_multivector": False,
         "embedding_type": "float", "task": "retrieval.query",
         "input": [
             {"text": "a cup of coffee"}, {"image": PICTURE}, "eine Tasse", {"bytes": PICTURE},
@@ -188,8 +189,10 @@ def test_vectors_that_are_not_finite_are_an_error(small_bundle: Path, model: Cli
         ({"input": "a", "dimensions": 100}, 422, "dimensions", "dimensions is 100, expected one of 32, 64, 128"),
         ({"input": "a", "dimensions": "x"}, 422, "dimensions", "expected one of"),
         ({"input": "a", "dimensions": True}, 422, "dimensions", "expected one of"),
-        ({"input": "a", "task": "separation"}, 422, "task", "this model has retrieval.query"),
-        ({"input": "a", "task": []}, 422, "task", "this model has"),
+        ({"input": "a", "task": "separation"}, 422, "task", "this model has retrieval.query; .*--unknown-task ignore"),
+        ({"input": "a", "task": []}, 422, "task", "expected a string"),
+        ({"input": "a", "dimension": 64}, 422, "dimension", "did you mean dimensions"),
+        ({"input": "a", "return_multivector": True}, 422, "return_multivector", "expected false"),
         ({"input": "a", "normalized": "yes"}, 422, "normalized", "expected true or false"),
         ({"input": "a", "late_chunking": True}, 422, "late_chunking", "expected false"),
         ({"input": "a", "embedding_type": "int8"}, 422, "embedding_type", "expected one or a list of float"),

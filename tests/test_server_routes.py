@@ -282,14 +282,17 @@ def test_vertex(small_bundle: Path, model: ClipModel) -> None:
         assert httpx.get(f"{market.url}/v1/models").status_code == 401  # with a key the rest is there too
 
 
-def test_the_licence_is_said(small_bundle: Path, tmp_path: Path) -> None:
+def test_the_licence_and_the_name_are_said(small_bundle: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(small_bundle, tmp_path / "bundle"))
     manifest = json.loads((copy / "bundle.json").read_text("utf-8"))
-    manifest["model"]["licence"] = "cc-by-nc-4.0"
+    manifest["model"] |= {"licence": "cc-by-nc-4.0", "id": "somebody/clip"}
     (copy / "bundle.json").write_text(json.dumps(manifest), "utf-8")
     with running(copy, "--towers", "text") as server:
         assert "licence of the weights: cc-by-nc-4.0" in server.log
-        assert httpx.get(f"{server.url}/v1/models").json()["data"][0]["licence"] == "cc-by-nc-4.0"
+        facts = httpx.get(f"{server.url}/v1/models").json()["data"][0]
+        assert (facts["licence"], facts["id"], facts["aliases"]) == ("cc-by-nc-4.0", "somebody/clip", ["clip"])
+        for name in ("somebody/clip", "clip"):  # clients of the hosted API send the second
+            assert server.post({"model": name, "input": "a", "task": ""}).json()["model"] == "somebody/clip"
 
 
 # Options from the environment

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_argument_group("what is served")
     what.add_argument("--towers", type=words_of(TOWERS), metavar="T,…", help="text, image or both")
     what.add_argument("--model-name", action="append", default=[], metavar="NAME",
-                      help="what clients may call the model, besides the bundle's id")  # fmt: skip
+                      help="what clients may call the model, besides the bundle's id and its last part")  # fmt: skip
     what.add_argument("--unknown-task", choices=("refuse", "ignore"), default="refuse",
                       help="a task that the model lacks: an error, or a header X-Jinaclip-Warning")  # fmt: skip
     what.add_argument("--accept-token-ids", action="store_true",
@@ -86,8 +86,10 @@ def run(args: argparse.Namespace) -> int:
     if args.log_requests:
         logging.getLogger("jinaclip.server").setLevel(logging.INFO)
     with open_model(args, args.towers or TOWERS) as model:
+        name = str(model.bundle.model.get("id"))
         rules = Rules(
-            model_names=(str(model.bundle.model.get("id")), *args.model_name), dims=model.dims, tasks=model.tasks,
+            model_names=tuple(dict.fromkeys((name, name.rpartition("/")[2], *args.model_name))),
+            dims=model.dims, tasks=model.tasks,
             most_items=args.max_items, ignore_unknown_tasks=args.unknown_task == "ignore",
             take_tokens=args.accept_token_ids,
         )  # fmt: skip

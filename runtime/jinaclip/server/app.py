@@ -62,7 +62,7 @@ class Server:
             metrics, keys=settings.keys, provenance=service.model.provenance, max_body_bytes=settings.max_body_bytes,
             max_bodies_bytes=settings.max_bodies_bytes, body_timeout_s=settings.body_timeout_s,
         )  # fmt: skip
-        self._description = description(rules, service.max_tokens)
+        self._description = description(rules, service.max_tokens, keyed=bool(settings.keys))
         self._page = page(self._description)
         routes = [
             Route("/health", handled(self._health, open_to_all=True), methods=["GET"]),

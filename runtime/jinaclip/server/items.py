@@ -144,7 +144,8 @@ def _picture(name: str, value: str) -> Encoded | Address:
     if start.startswith(("http://", "https://")):
         return Address(value)
     if name == "url" and not start.startswith("data:"):
-        raise invalid("input", "has no http: or https: address as url, and no data: URI")
+        raise invalid("input", "has no http: or https: address as url, and no data: URI; some clients send "
+                               "the path of a file that they do not find")  # fmt: skip
     return Encoded(value)
 
 

@@ -31,13 +31,16 @@ EXAMPLES: dict[str, Any] = {
 }
 
 
-def description(rules: Rules, max_tokens: int) -> Schema:
+def description(rules: Rules, max_tokens: int, *, keyed: bool) -> Schema:
     """The OpenAPI document of a server.
 
     Args:
         max_tokens: of a text.
+        keyed: clients must send a key.
     """
     embedding = _described(EmbeddingBody, rules)
+    for name in ("late_chunking", "return_multivector"):
+        embedding["properties"][name] = {"enum": [False, None], **_words(embedding, name)}
     embedding["properties"]["input"] |= _one_or_more(_items(ITEM_FIELDS, rules.take_tokens), rules.most_items)
     rank = _described(RankBody, rules)
     rank["properties"]["texts"] |= _one_or_more(_items(("text",), rules.take_tokens), rules.most_items)
@@ -58,8 +61,8 @@ def description(rules: Rules, max_tokens: int) -> Schema:
             },
             "/v1/models": {"get": _operation("The model, its licence and what it can do", "Models", (401,))},
             "/health": {"get": _operation("What runs the model, and how its last self-test went", "Health", (),
-                                          also={503: "Health"})},
-            "/ready": {"get": _operation("Whether requests are taken", "Ready", (503,))},
+                                          also={503: "Health"}, open_to_all=True)},
+            "/ready": {"get": _operation("Whether requests are taken", "Ready", (503,), open_to_all=True)},
             "/metrics": {"get": _operation("Prometheus' text format", None, (401,), media="text/plain")},
             "/openapi.json": {"get": _operation("This description", "Anything", (401,))},
             "/docs": {"get": _operation("A page made of it", None, (401,), media="text/html")},
@@ -68,7 +71,7 @@ def description(rules: Rules, max_tokens: int) -> Schema:
             "schemas": {"EmbeddingRequest": embedding, "RankRequest": rank, **_answers()},
             "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
         },
-        "security": [{}, {"bearer": []}],
+        "security": [{"bearer": []}] if keyed else [],
     }  # fmt: skip
 
 
@@ -97,12 +100,15 @@ def _described(body: type[BaseModel], rules: Rules) -> Schema:
     fields = schema["properties"]
     for field in fields.values():
         field.pop("title", None)
-    dims = {"enum": [*rules.dims, *map(str, rules.dims), None]}
-    fields["dimensions"] = {"description": fields["dimensions"]["description"], **dims}
-    fields["model"] = {"description": fields["model"]["description"], "enum": [*rules.model_names, None]}
-    if not rules.ignore_unknown_tasks:
-        fields["task"] = {"description": fields["task"]["description"], "enum": [*rules.tasks, None]}
+    fields["dimensions"] = {"enum": [*rules.dims, *map(str, rules.dims), None], **_words(schema, "dimensions")}
+    fields["model"] = {"enum": [*rules.model_names, None], **_words(schema, "model")}
+    tasks: Schema = {"type": ["string", "null"]} if rules.ignore_unknown_tasks else {"enum": [*rules.tasks, "", None]}
+    fields["task"] = {**tasks, **_words(schema, "task")}
     return schema
+
+
+def _words(schema: Schema, field: str) -> Schema:
+    return {"description": schema["properties"][field]["description"]}
 
 
 def _items(names: Sequence[str], take_tokens: bool) -> list[Schema]:
@@ -128,7 +134,7 @@ def _one_or_more(items: list[Schema], most: int) -> Schema:
 
 def _operation(
     summary: str, answer: str | None, errors: Sequence[int] | dict[int, str], *, body: str | None = None,
-    media: str = "application/json", also: dict[int, str] | None = None,
+    media: str = "application/json", also: dict[int, str] | None = None, open_to_all: bool = False,
 ) -> Schema:  # fmt: skip
     schema = _reference(answer) if answer is not None else STRING
     responses: Schema = {"200": {"description": "the answer", "content": {media: {"schema": schema}}}}
@@ -137,6 +143,8 @@ def _operation(
             "description": ERRORS[status], "content": {"application/json": {"schema": _reference(name)}},
         }  # fmt: skip
     found: Schema = {"summary": summary, "responses": responses}
+    if open_to_all:
+        found["security"] = []
     if body is not None:
         found["requestBody"] = {"required": True, "content": {"application/json": {"schema": _reference(body)}}}
     return found

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from jinaclip.server.items import IMAGE_FIELDS, Item, kind_of, read_items
 from jinaclip.server.problems import Problem, invalid
@@ -38,6 +39,15 @@ class Rules:
     take_tokens: bool = False
 
 
+def _is_not_true(value: bool | None) -> bool | None:
+    if value:
+        raise ValueError("not supported")
+    return value
+
+
+OffOnly = Annotated[bool | None, AfterValidator(_is_not_true)]  # clients of other models' APIs send it always
+
+
 class _Body(BaseModel):
     """What all have. The words of a description also tell what was expected where a value is refused."""
 
@@ -45,7 +55,7 @@ class _Body(BaseModel):
 
     model: Annotated[str | None, Field(description="a string: a name of the model, as /v1/models lists them")] = None
     dimensions: Annotated[Any, Field(description="a length that vectors may be cut to, a number or a string")] = None
-    task: Annotated[Any, Field(description="a task of the model: its instruction is put before every text")] = None
+    task: Annotated[str | None, Field(description="a string: its instruction is put before every text")] = None
     truncate: Annotated[bool | None, Field(description="true or false: cut texts that are too long")] = False
     user: Annotated[str | None, Field(description="a string; it is ignored")] = None
 
@@ -61,9 +71,8 @@ class EmbeddingBody(_Body):
     ] = None
     encoding_type: Annotated[EmbeddingTypes | None, Field(description="the same as embedding_type")] = None
     encoding_format: Annotated[EmbeddingTypes | None, Field(description="the same as embedding_type")] = None
-    late_chunking: Annotated[
-        Literal[False] | None, Field(description="false, for this model gives one vector a text")
-    ] = None
+    late_chunking: Annotated[OffOnly, Field(description="false, for this model gives one vector a text")] = None
+    return_multivector: Annotated[OffOnly, Field(description="false, for this model gives one vector a text")] = None
     partial: Annotated[bool | None, Field(description="true or false: answer the items that can be used")] = False
 
 
@@ -179,8 +188,11 @@ def _read(kind: type[B], body: Any) -> B:
         problem = error.errors(include_url=False, include_context=False)[0]
     name = str(problem["loc"][0])
     if problem["type"] == "extra_forbidden":
+        like = get_close_matches(name, kind.model_fields, 1)
+        meant = f" (did you mean {like[0]}?)" if like else ""
         known = ", ".join(kind.model_fields)
-        raise invalid(name, f"{name!r:.80} is no field of this request; expected some of {known}", code="unknown_field")
+        raise invalid(name, f"{name!r:.80} is no field of this request{meant}; expected some of {known}",
+                      code="unknown_field")  # fmt: skip
     expected = kind.model_fields[name].description
     if problem["type"] == "missing":
         raise invalid(name, f"{name} is missing; expected {expected}", code="missing_field")
@@ -192,11 +204,12 @@ def _asked(body: _Body, rules: Rules) -> Asked:
         names = ", ".join(rules.model_names)
         raise Problem(404, "model_not_found", f"model {body.model!r:.80} is not served here; expected {names}",
                       param="model")  # fmt: skip
-    task, warning = body.task, None
+    task, warning = body.task or None, None  # some clients send "" for none
     if task is not None and task not in rules.tasks:
         known = ", ".join(rules.tasks) or "none"
         if not rules.ignore_unknown_tasks:
-            raise invalid("task", f"task is {task!r:.80}, this model has {known}; or leave it out", code="unknown_task")
+            raise invalid("task", f"task is {task!r:.80}, this model has {known}; leave it out, or start the server "
+                                  "with --unknown-task ignore", code="unknown_task")  # fmt: skip
         task, warning = None, f"this model has not the task that was asked for, and it was ignored; it has {known}"
     return Asked(_dimensions(body.dimensions, rules.dims), task, bool(body.truncate), warning)
 
