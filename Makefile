@@ -55,7 +55,7 @@ $(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/.test: pyproject.toml | $(VENV)/bin/python
-	@echo "Installing into $(VENV): 2.1 GB with a CPU build of torch, several more with the CUDA build that"
+	@echo "Installing into $(VENV): 2.7 GB with a CPU build of torch, several more with the CUDA build that"
 	@echo "pip takes by default on Linux. PIP_ARGS='--index-url ...' chooses another (README, Install)."
 	@$(PIP) -e '.[cpu,export,bulk,bench,server]' --group test
 	@rm -rf $(VENV)/other-pillow

@@ -1,0 +1,112 @@
+"""Qdrant in this process: photos and notes are indexed with their provenance id, and texts search them.
+
+python examples/clients/with_qdrant.py photos/*.jpg                      in memory
+python examples/clients/with_qdrant.py photos/*.jpg --directory index/   kept; a later run adds to it
+
+The server says with every answer whose vectors it gives (X-Jinaclip-Provenance). The collection keeps that id, and
+refuses vectors of another checkpoint, preprocessing or precision class, which would find the wrong things in silence.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import os
+from pathlib import Path
+from typing import Any
+from uuid import NAMESPACE_URL, uuid5
+
+import httpx
+from qdrant_client import QdrantClient
+from qdrant_client.models import Distance, FieldCondition, Filter, MatchValue, PointStruct, VectorParams
+
+COLLECTION = "jinaclip"
+NOTES = ["The rocket lifts off at dawn.", "Ein Rezept für Milchkaffee", "猫は一日の大半を眠って過ごす。"]
+CAPTIONS = ["a cup of coffee", "eine Rakete beim Start", "一只猫的照片"]
+
+
+class Index:
+    """A collection that holds the vectors of one provenance.
+
+    Args:
+        client: of Qdrant.
+        http: to the server; base_url is that of the API.
+        model: a name that the server knows.
+    """
+
+    def __init__(self, client: QdrantClient, http: httpx.Client, model: str) -> None:
+        self._client, self._http, self._model = client, http, model
+
+    def add(self, kind: str, names: list[str], items: list[dict[str, str]]) -> None:
+        """A name again replaces what it stood for."""
+        vectors = self._vectors(items)
+        ids = [str(uuid5(NAMESPACE_URL, f"{kind}:{name}")) for name in names]
+        points = [
+            PointStruct(id=point, vector=vector, payload={"kind": kind, "name": name})
+            for point, name, vector in zip(ids, names, vectors, strict=True)
+        ]
+        self._client.upsert(COLLECTION, points)
+
+    def search(self, text: str, kind: str) -> list[tuple[str, float]]:
+        """Names of one kind with their cosines, the best first. Photos and texts are not ranked against each other."""
+        (vector,) = self._vectors([{"text": text}])
+        only = Filter(must=[FieldCondition(key="kind", match=MatchValue(value=kind))])
+        found = self._client.query_points(COLLECTION, query=vector, query_filter=only, limit=100).points
+        return [(point.payload["name"], point.score) for point in found if point.payload]
+
+    def _vectors(self, items: list[dict[str, str]]) -> list[list[float]]:
+        answer = self._http.post("/embeddings", json={"model": self._model, "input": items})
+        if answer.is_error:
+            raise SystemExit(f"{answer.status_code}: {answer.json()['detail']}")
+        vectors = [entry["embedding"] for entry in answer.json()["data"]]
+        self._require(answer.headers["x-jinaclip-provenance"], len(vectors[0]))
+        return vectors
+
+    def _require(self, provenance: str, size: int) -> None:
+        if not self._client.collection_exists(COLLECTION):
+            self._client.create_collection(
+                COLLECTION,
+                vectors_config=VectorParams(size=size, distance=Distance.COSINE),
+                metadata={"provenance": provenance},
+            )
+        stored: dict[str, Any] = self._client.get_collection(COLLECTION).config.metadata or {}
+        if stored.get("provenance") != provenance:
+            raise SystemExit(
+                f"the index holds vectors of {stored.get('provenance')}, the server gives those of {provenance}; "
+                "index again, or ask the server of that bundle"
+            )
+
+
+def main() -> None:
+    args = arguments()
+    client = QdrantClient(path=str(args.directory)) if args.directory else QdrantClient(":memory:")
+    headers = {"Authorization": f"Bearer {args.api_key}"}
+    with httpx.Client(base_url=args.url, headers=headers, timeout=60) as http:
+        index = Index(client, http, args.model)
+        index.add("note", NOTES, [{"text": note} for note in NOTES])
+        pictures = [{"image": base64.b64encode(path.read_bytes()).decode()} for path in args.photos]
+        index.add("photo", [path.name for path in args.photos], pictures)
+        for caption in CAPTIONS:
+            show(caption, index.search(caption, "photo"))
+        show("Kaffee mit Milch", index.search("Kaffee mit Milch", "note"))
+    client.close()
+
+
+def show(query: str, found: list[tuple[str, float]]) -> None:
+    print(query)
+    for name, cosine in found:
+        print(f"  {cosine:.6f}  {name}")
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("photos", nargs="+", type=Path, metavar="PHOTO")
+    parser.add_argument("--url", default="http://127.0.0.1:8000/v1", help="of jinaclip serve")
+    parser.add_argument("--model", default="jina-clip-v2", help="a name that the server knows")
+    parser.add_argument("--api-key", default=os.environ.get("JINA_API_KEY", "none"), help="default: $JINA_API_KEY")
+    parser.add_argument("--directory", type=Path, help="of the index; in memory by default")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
