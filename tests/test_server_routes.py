@@ -282,6 +282,14 @@ def test_vertex(small_bundle: Path, model: ClipModel) -> None:
         assert httpx.get(f"{market.url}/v1/models").status_code == 401  # with a key the rest is there too
 
 
+def test_what_vertex_sets_wrongly(
+    small_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("AIP_HTTP_PORT", "http")
+    assert main(["serve", str(small_bundle), "--marketplace", "vertex"]) == 1
+    assert "AIP_HTTP_PORT, AIP_HEALTH_ROUTE and AIP_PREDICT_ROUTE are 'http'" in capsys.readouterr().err
+
+
 def test_the_licence_and_the_name_are_said(small_bundle: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(small_bundle, tmp_path / "bundle"))
     manifest = json.loads((copy / "bundle.json").read_text("utf-8"))
@@ -308,6 +316,7 @@ def test_the_licence_and_the_name_are_said(small_bundle: Path, tmp_path: Path) -
         ({"FETCH_ALLOW": "10.0.0.0/8"}, 1, "--fetch-allow is given and --fetch-urls is not"),
         ({"BUNDLE": "nowhere"}, 1, "nowhere"),
         ({}, 2, "a BUNDLE is needed"),
+        ({"MARKETPLACE": "sagemaker"}, 1, "/opt/ml/model"),
     ],
 )
 def test_environment(
@@ -316,7 +325,7 @@ def test_environment(
 ) -> None:  # fmt: skip
     for name, value in environment.items():
         monkeypatch.setenv(f"JINACLIP_SERVE_{name}", value)
-    if status == 1 and "BUNDLE" not in environment:
+    if "FETCH_ALLOW" in environment:
         monkeypatch.setenv("JINACLIP_SERVE_BUNDLE", "bundle")
     try:
         found = main(["serve"])

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from jinaclip.errors import InputError
 from jinaclip.server.items import kind_of
 from jinaclip.server.problems import invalid
 
@@ -72,11 +73,14 @@ def marketplace(name: str, environment: Mapping[str, str]) -> Marketplace:
     """One of MARKETPLACES, as the environment of its container says.
 
     Raises:
-        ValueError: AIP_HTTP_PORT is no number.
+        InputError: its environment cannot be used.
     """
     if name == "sagemaker":
         return Marketplace(name, PORT, "/ping", "/invocations", "data")
-    port = int(environment.get("AIP_HTTP_PORT") or PORT)
+    port = environment.get("AIP_HTTP_PORT") or str(PORT)
     health = environment.get("AIP_HEALTH_ROUTE") or "/health"
     predict = environment.get("AIP_PREDICT_ROUTE") or "/predict"
-    return Marketplace(name, port, health, predict, "instances")
+    if not (port.isascii() and port.isdecimal()) or not health.startswith("/") or not predict.startswith("/"):
+        raise InputError(f"AIP_HTTP_PORT, AIP_HEALTH_ROUTE and AIP_PREDICT_ROUTE are {port!r}, {health!r} and "
+                         f"{predict!r}; expected a number and two paths that begin with /")  # fmt: skip
+    return Marketplace(name, int(port), health, predict, "instances")
