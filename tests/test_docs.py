@@ -17,7 +17,15 @@ import pytest
 from jinaclip import ClipModel
 
 ROOT = Path(__file__).parent.parent
-NAMES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "DECISIONS.md", "docs/bundle.md", "docs/gpu.md")
+NAMES = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "DECISIONS.md",
+    "docs/bundle.md",
+    "docs/gpu.md",
+    "docs/server.md",
+)
 PAGES = [ROOT / name for name in (*NAMES, "examples/README.md")]
 VERBS = {entry.name: entry for entry in entry_points(group="jinaclip.commands")}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))

@@ -8,7 +8,6 @@ import re
 import signal
 import socket
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
