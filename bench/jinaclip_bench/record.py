@@ -59,8 +59,11 @@ FIELDS = {
     "versions": "python, jinaclip, onnxruntime, torch; on a GPU also its driver, cuda that it serves, tensorrt, …",
     "commit": "of the checkout, -dirty if changed; null outside one",
 }
-# Not in lines of schema 2, which are read as if these were null.
-SINCE_3 = ("device_ms", "stages_ms", "first_call_ms", "tflops", "matmul_tflops", "matmul_share")
+# What each version brought: older lines are read as if these were null.
+SINCE = {
+    3: ("device_ms", "stages_ms", "first_call_ms", "tflops", "matmul_tflops", "matmul_share"),
+}
+OLDEST = min(SINCE) - 1
 # In the order of a call.
 STAGES = ("tokenise", "decode and resize", "session", "copy in", "run", "copy out")
 _PUBLIC_IDS = ("random-small", "random-full", "jinaai/jina-clip-v2")  # another may be the name of a directory
@@ -139,6 +142,15 @@ def records_of(
         }
         records.append({name: values[name] for name in FIELDS})
     return records
+
+
+def upgraded(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of an older version as one of this; anything else as it is."""
+    schema = record.get("schema")
+    if not isinstance(schema, int) or not OLDEST <= schema < SCHEMA:
+        return dict(record)
+    missing = [name for since, names in SINCE.items() if since > schema for name in names]
+    return dict.fromkeys(missing) | dict(record) | {"schema": SCHEMA}
 
 
 def to_line(record: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from jinaclip_bench.bounds import BOUNDS, Bound, Measured
 from jinaclip_bench.errors import BenchError
 from jinaclip_bench.measure import is_ours
-from jinaclip_bench.record import FIELDS, SCHEMA, SINCE_3, STAGES
+from jinaclip_bench.record import FIELDS, SCHEMA, STAGES, upgraded
 
 Record = Mapping[str, Any]
 
@@ -28,8 +28,8 @@ def read_records(path: Path) -> list[dict[str, Any]]:
             record = json.loads(line)
         except ValueError as error:
             raise BenchError(f"{path} line {number} is not JSON ({error}); expected a file of `bench run`") from error
-        if isinstance(record, dict) and record.get("schema") == 2:
-            record = dict.fromkeys(SINCE_3) | record | {"schema": SCHEMA}
+        if isinstance(record, dict):
+            record = upgraded(record)
         if not isinstance(record, dict) or record.get("schema") != SCHEMA or not record.keys() >= FIELDS.keys():
             raise BenchError(f"{path} line {number} is no measurement of schema {SCHEMA}; measure again")
         records.append(record)
