@@ -266,6 +266,7 @@ def test_the_suite_runs_the_towers_and_precisions_that_are_there(
     for words, expected in (
         (["--suite", "cpu"], ("fp32", "int8")),
         (["--suite", "cpu", "--precision", "int8"], ("int8",)),
+        (["--suite", "server"], ("int8",)),
         (["--suite", "basic"], ("fp32",)),
         (["--cases", "text-1x32"], ("fp32",)),
     ):

@@ -30,6 +30,7 @@ class Case:
         tokens: of each text, `<s>` and `</s>` included; of a mix, of the longest one at most; None where the case's
             text or image decides.
         median, sigma: of a mix's token counts, and of their logarithm.
+        clients: that ask a server at the same time.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Case:
     tokens: int | None = None
     median: int | None = None
     sigma: float | None = None
+    clients: int | None = None
 
 
 # In the order they run: cases of one tower stand together, so that it is loaded once.
@@ -66,6 +68,9 @@ CASES = {
         Case("text-8192", "long", "text", "one text of 8192 tokens: memory above load", tokens=8192),
         Case("process-text", "process", "text", "a new process to its first text vector, and its memory"),
         Case("process-image", "process", "image", "a new process to its first image vector, and its memory"),
+        Case("serve-texts", "serve", "text", "512 texts, median 16 tokens (the longest has 128); 32 clients",
+             rows=512, tokens=128, median=16, sigma=0.8, clients=32),
+        Case("serve-images", "serve", "image", "16 JPEGs of 1920 x 1080, 8 clients", rows=16, clients=8),
         # Last, for a profiler that has once looked at the device may stay in the way.
         Case("stages-text", "stages", "text", "where the time of a text of 32 tokens goes", tokens=32),
         Case("stages-image", "stages", "image", "where the time of a 1920 x 1080 JPEG goes"),
@@ -73,6 +78,7 @@ CASES = {
 }  # fmt: skip
 
 ON_GPU = ("graph", "mix", "preprocess", "stages")  # the kinds that can measure a GPU; the others the CPU alone
+WITHOUT_TORCH = ("preprocess", "long", "serve", "stages")  # the kinds that torch has no part in
 
 SUITES = {
     "basic": (
@@ -86,6 +92,7 @@ SUITES = {
         "text-1x32", "mix-512", "mix-2048", "bulk-512", "bulk-2048", "image-1", "image-32", "stages-text",
         "stages-image",
     ),
+    "server": ("serve-texts", "serve-images"),
 }  # fmt: skip
 
 

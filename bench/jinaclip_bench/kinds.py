@@ -20,6 +20,7 @@ from jinaclip_bench.cases import PHOTO_SIZE, QUERY, Case, photo_jpeg, random_ids
 from jinaclip_bench.flops import work
 from jinaclip_bench.measure import CAPTURED, COMPILED, OURS, UNPADDED, Side, timed
 from jinaclip_bench.processes import long_text, process
+from jinaclip_bench.served import serve
 from jinaclip_bench.settings import Embed, Kind, Opened, Settings, feed
 from jinaclip_bench.stages import stages
 from jinaclip_bench.texts import lengths_of, open_tokenizer, texts_of
@@ -134,6 +135,7 @@ KINDS: dict[str, Kind] = {
     "preprocess": preprocessing,
     "long": long_text,
     "process": process,
+    "serve": serve,
     "stages": stages,
 }
 USES_TORCH = ("graph", "encode", "mix")  # the kinds that are handed torch's towers
