@@ -308,6 +308,7 @@ def test_inputs_are_the_same_every_time(small_bundle: Path) -> None:
     assert not np.isin(ids, bundle.special_ids["pad"]).any() and ids.max() < bundle.vocab_size
     width, height = PHOTO_SIZE
     assert 0.1 < len(photo_jpeg()) / (width * height) < 1  # bytes a pixel, as photos of quality 90 have
+    assert len({photo_jpeg(number) for number in range(4)}) == 4
 
 
 # The machine

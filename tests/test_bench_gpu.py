@@ -35,7 +35,7 @@ from jinaclip_bench.machine import gpu_versions
 from jinaclip_bench.measure import Sample, ours, precision_of
 from jinaclip_bench.places import places_on_gpu
 from jinaclip_bench.random_model import cached_model
-from jinaclip_bench.record import FIELDS, SINCE_3, records_of, run_facts, to_line
+from jinaclip_bench.record import FIELDS, SCHEMA, SINCE, records_of, run_facts, to_line
 from jinaclip_bench.report import read_records, render
 from jinaclip_bench.run import measure as measure_case
 from jinaclip_bench.run import run_cases
@@ -359,14 +359,17 @@ def test_torchs_best_is_the_fastest_of_torchs(sampled: Records) -> None:
     assert replace(bound, precision="fp32").measured(sampled) is None
 
 
-def test_lines_of_schema_2_are_still_read(sampled: Records, tmp_path: Path) -> None:
+@pytest.mark.parametrize("schema", [version - 1 for version in SINCE])
+def test_lines_of_older_schemas_are_still_read(schema: int, sampled: Records, tmp_path: Path) -> None:
     path = tmp_path / "old.jsonl"
-    old = {name: value for name, value in sampled[0].items() if name not in SINCE_3} | {"schema": 2}
+    newer = {name for since, names in SINCE.items() if since > schema for name in names}
+    old = {name: value for name, value in sampled[0].items() if name not in newer} | {"schema": schema}
     path.write_text(json.dumps(old) + "\n", "utf-8")
     (found,) = read_records(path)
-    assert found["device_ms"] is found["matmul_share"] is None and found.keys() == FIELDS.keys()
-    path.write_text(json.dumps(old | {"schema": 3}) + "\n", "utf-8")
-    with pytest.raises(BenchError, match="line 1 is no measurement of schema 3"):
+    assert all(found[name] is None for name in newer) and found.keys() == FIELDS.keys()
+    assert found["schema"] == SCHEMA and found["p50"] == old["p50"]
+    path.write_text(json.dumps(old | {"schema": schema + 1}) + "\n", "utf-8")
+    with pytest.raises(BenchError, match=f"line 1 is no measurement of schema {SCHEMA}"):
         read_records(path)
 
 

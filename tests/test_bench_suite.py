@@ -29,7 +29,7 @@ from jinaclip_bench.record import run_facts
 from jinaclip_bench.report import read_records, render
 from jinaclip_bench.run import measure as measure_case
 from jinaclip_bench.settings import Settings
-from jinaclip_bench.texts import log_normal_lengths, open_tokenizer, texts_of
+from jinaclip_bench.texts import lengths_of, log_normal_lengths, open_tokenizer, texts_of
 from jinaclip_bench.torch_side import matching_checkpoint, open_torch
 from jinaclip_export.checkpoint import Checkpoint
 from tests.conftest import PHOTOS, TEXTS
@@ -111,7 +111,7 @@ def test_sides_of_a_case(case: Case, others: list[str], measured: Callable[[Case
 
 def test_a_mix_counts_its_tokens(measured: Callable[[Case], Records]) -> None:
     records = measured(replace(CASES["mix-512"], rows=33, tokens=50))
-    lengths = log_normal_lengths(33, 0.8, 50)
+    lengths = log_normal_lengths(33, 30, 0.8, 50)
     for record in records:
         assert record["shape"] == [33, 50] and record["burn_in"] == 1
         assert record["items_per_s"] == pytest.approx(33e3 / record["p50"], rel=1e-3)
@@ -138,16 +138,15 @@ def test_what_the_system_does_not_tell_of_memory(tmp_path: Path) -> None:
 # Texts
 
 
-@pytest.mark.parametrize("case", [case for case in CASES.values() if case.kind == "mix"], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [case for case in CASES.values() if case.sigma], ids=lambda case: case.name)
 def test_lengths_of_a_mix(case: Case, small_bundle: Path) -> None:
-    assert case.tokens is not None and case.sigma is not None
-    lengths = log_normal_lengths(case.rows, case.sigma, case.tokens)
-    assert len(lengths) == case.rows and lengths == log_normal_lengths(case.rows, case.sigma, case.tokens)
+    assert case.tokens is not None and case.median is not None and case.sigma is not None
+    lengths = lengths_of(case)
+    assert len(lengths) == case.rows and lengths == lengths_of(case)
     assert min(lengths) >= 3 and max(lengths) <= case.tokens and lengths != sorted(lengths)
-    logs = np.log(log_normal_lengths(4000, case.sigma, 10**6))
-    assert np.median(logs) == pytest.approx(np.log(30), abs=0.02) and np.std(logs) == pytest.approx(
-        case.sigma, abs=0.06
-    )
+    logs = np.log(log_normal_lengths(4000, case.median, case.sigma, 10**6))
+    assert np.median(logs) == pytest.approx(np.log(case.median), abs=0.02)
+    assert np.std(logs) == pytest.approx(case.sigma, abs=0.06)
     stated = re.search(r"the longest has (\d+)", case.summary)
     assert max(lengths) == (int(stated[1]) if stated else 208)
     bundle = Bundle(small_bundle)
@@ -158,7 +157,7 @@ def test_lengths_of_a_mix(case: Case, small_bundle: Path) -> None:
 
 
 def test_clipped_lengths() -> None:
-    assert sorted(log_normal_lengths(3, 5.0, 100)) == [3, 30, 100]
+    assert sorted(log_normal_lengths(3, 30, 5.0, 100)) == [3, 30, 100]
 
 
 def test_texts_that_cannot_be_made(small_bundle: Path, tmp_path: Path) -> None:
@@ -267,6 +266,7 @@ def test_the_suite_runs_the_towers_and_precisions_that_are_there(
     for words, expected in (
         (["--suite", "cpu"], ("fp32", "int8")),
         (["--suite", "cpu", "--precision", "int8"], ("int8",)),
+        (["--suite", "server"], ("int8",)),
         (["--suite", "basic"], ("fp32",)),
         (["--cases", "text-1x32"], ("fp32",)),
     ):

@@ -132,4 +132,6 @@ BOUNDS = (
     Bound("gpu", "bulk-2048", "fp16", "torch-fp16-unpadded", 1.0, target=1.2),
     Bound("gpu", "stages-image", "fp16", "device_ms", None, target=2.5),
     Bound("gpu", "stages-text", "fp16", "device_ms", None, target=1.0),
+    Bound("server", "serve-texts", "int8", "ClipModel int8, one a call", 1.5),
+    Bound("server", "serve-images", "int8", "ClipModel int8, all in a call", 0.9),
 )

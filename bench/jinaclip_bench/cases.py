@@ -12,6 +12,7 @@ from PIL import Image
 from jinaclip.bundle import Bundle
 
 PHOTO_SIZE = (1920, 1080)
+TURN = 113  # columns from one photo to the next; a prime, so that many differ
 # Three languages and scripts, so that the tokenizer reads more than English.
 QUERY = "A cup of coffee on a wooden table, 木桌上的一杯咖啡, فنجان قهوة على طاولة خشبية"
 
@@ -28,7 +29,8 @@ class Case:
         rows: texts or images in a call.
         tokens: of each text, `<s>` and `</s>` included; of a mix, of the longest one at most; None where the case's
             text or image decides.
-        sigma: of the logarithm of a mix's token counts.
+        median, sigma: of a mix's token counts, and of their logarithm.
+        clients: that ask a server at the same time.
     """
 
     name: str
@@ -37,7 +39,9 @@ class Case:
     summary: str
     rows: int = 1
     tokens: int | None = None
+    median: int | None = None
     sigma: float | None = None
+    clients: int | None = None
 
 
 # In the order they run: cases of one tower stand together, so that it is loaded once.
@@ -48,15 +52,15 @@ CASES = {
         Case("text-8x128", "graph", "text", "a batch of 8 texts of 128 tokens", rows=8, tokens=128),
         Case("text-query", "encode", "text", "a short multilingual query, tokenizer included"),
         Case("mix-512", "mix", "text", "64 texts, log-normal: median 30 tokens, sigma 0.8, at most 512; with tokenizer",
-             rows=64, tokens=512, sigma=0.8),
+             rows=64, tokens=512, median=30, sigma=0.8),
         # With sigma 0.8 no text of 64 would pass 208 tokens, and this would be the same mix again.
         Case("mix-2048", "mix", "text", "the same with sigma 1.2, at most 2048 (the longest has 546)",
-             rows=64, tokens=2048, sigma=1.2),
+             rows=64, tokens=2048, median=30, sigma=1.2),
         # 64 texts are gone before a GPU is busy, and none of them is near the limit.
         Case("bulk-512", "mix", "text", "1024 texts as mix-512 (the longest has 419)",
-             rows=1024, tokens=512, sigma=0.8),
+             rows=1024, tokens=512, median=30, sigma=0.8),
         Case("bulk-2048", "mix", "text", "1024 texts as mix-2048 (the longest has 1568)",
-             rows=1024, tokens=2048, sigma=1.2),
+             rows=1024, tokens=2048, median=30, sigma=1.2),
         Case("image-1", "graph", "image", "one image, from its pixels"),
         Case("image-32", "graph", "image", "32 images, from their pixels", rows=32),
         Case("image-preprocess", "preprocess", "image", "a 1920 x 1080 JPEG to pixels: decode and resize"),
@@ -64,6 +68,9 @@ CASES = {
         Case("text-8192", "long", "text", "one text of 8192 tokens: memory above load", tokens=8192),
         Case("process-text", "process", "text", "a new process to its first text vector, and its memory"),
         Case("process-image", "process", "image", "a new process to its first image vector, and its memory"),
+        Case("serve-texts", "serve", "text", "512 texts, median 16 tokens (the longest has 128); 32 clients",
+             rows=512, tokens=128, median=16, sigma=0.8, clients=32),
+        Case("serve-images", "serve", "image", "16 JPEGs of 1920 x 1080, 8 clients", rows=16, clients=8),
         # Last, for a profiler that has once looked at the device may stay in the way.
         Case("stages-text", "stages", "text", "where the time of a text of 32 tokens goes", tokens=32),
         Case("stages-image", "stages", "image", "where the time of a 1920 x 1080 JPEG goes"),
@@ -71,6 +78,7 @@ CASES = {
 }  # fmt: skip
 
 ON_GPU = ("graph", "mix", "preprocess", "stages")  # the kinds that can measure a GPU; the others the CPU alone
+WITHOUT_TORCH = ("preprocess", "long", "serve", "stages")  # the kinds that torch has no part in
 
 SUITES = {
     "basic": (
@@ -84,6 +92,7 @@ SUITES = {
         "text-1x32", "mix-512", "mix-2048", "bulk-512", "bulk-2048", "image-1", "image-32", "stages-text",
         "stages-image",
     ),
+    "server": ("serve-texts", "serve-images"),
 }  # fmt: skip
 
 
@@ -97,8 +106,16 @@ def random_ids(bundle: Bundle, rows: int, tokens: int) -> np.ndarray:
 
 
 @cache
-def photo_jpeg() -> bytes:
-    """A JPEG of PHOTO_SIZE that costs what a photo costs: soft shapes with ever finer detail, as in nature."""
+def photo_jpeg(number: int = 0) -> bytes:
+    """A JPEG of PHOTO_SIZE that costs what a photo costs; each number gives another, turned on from the one before."""
+    file = io.BytesIO()
+    Image.fromarray(np.roll(_picture(), number * TURN, axis=1)).save(file, "JPEG", quality=90)
+    return file.getvalue()
+
+
+@cache
+def _picture() -> np.ndarray:
+    """uint8 [height, width, 3]: soft shapes with ever finer detail, as in nature."""
     rng = np.random.default_rng(0)
     width, height = PHOTO_SIZE
     picture = np.full((height, width, 3), 128, np.float32)
@@ -107,6 +124,5 @@ def photo_jpeg() -> bytes:
         for channel in range(3):
             noise = rng.normal(0, amplitude, (cells * height // width + 1, cells)).astype(np.float32)
             picture[..., channel] += np.asarray(Image.fromarray(noise).resize(PHOTO_SIZE, Image.Resampling.BICUBIC))
-    file = io.BytesIO()
-    Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=90)
-    return file.getvalue()
+    pixels: np.ndarray = picture.clip(0, 255).astype(np.uint8)
+    return pixels

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jinaclip.bundle import PRECISION_CLASS, Bundle
-from jinaclip_bench.cases import CASES, ON_GPU, SUITES
+from jinaclip_bench.cases import CASES, ON_GPU, SUITES, WITHOUT_TORCH
 from jinaclip_bench.places import BACKENDS
 from jinaclip_bench.tell import tell
 
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from jinaclip_bench.settings import Settings
 
 EXTRA = "bench"
+# Precisions where none are asked for, on a CPU: of a suite, if the bundle has int8 graphs; of all else.
+WITH_INT8 = {"cpu": ("fp32", "int8"), "server": ("int8",)}
+FP32 = ("fp32",)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,8 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run_parser.add_argument("--random", choices=("small", "full"), help="size without BUNDLE (default: full)")
     run_parser.add_argument("--precision", type=_precisions, metavar="P,…",
                             help=f"of the bundle's graphs, some of {', '.join(PRECISION_CLASS)}: a side of ours for "
-                                 "each, all in one run (default: fp32; on a GPU fp16; for the suite cpu also int8, if "
-                                 "BUNDLE has it)",
+                                 "each, all in one run (default: fp32; on a GPU fp16; if BUNDLE has it, for the "
+                                 "suite cpu also int8, for the suite server int8 alone)",
                             )  # fmt: skip
     run_parser.add_argument("--threads", type=_positive, metavar="N",
                             help="cores for every side (default: those this process may use)")  # fmt: skip
@@ -52,7 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                                  "here but by `jinaclip build`)",
                             )  # fmt: skip
     run_parser.add_argument("--repeats", type=_positive, default=20, metavar="R",
-                            help="timed calls of each side; mixes and stages at most 5, new processes 3")  # fmt: skip
+                            help="timed calls of each side; of a server at most 9, mixes and stages 5, new processes 3",
+                            )  # fmt: skip
     chosen = run_parser.add_mutually_exclusive_group()
     chosen.add_argument("--suite", choices=tuple(SUITES), default="basic",
                         help="its cases, see below, as far as BUNDLE has their towers")  # fmt: skip
@@ -116,16 +120,18 @@ def _settings(args: argparse.Namespace) -> Settings:
     else:
         bundle = Bundle(args.bundle)
         if args.checkpoint is None:
-            tell("without --checkpoint, torch is not measured: jinaclip's figures stand alone")
+            if not all(CASES[name].kind in WITHOUT_TORCH for name in _wanted(args, bundle)):
+                tell("without --checkpoint, torch is not measured: jinaclip's figures stand alone")
         else:
             from jinaclip_bench.torch_side import matching_checkpoint
 
             checkpoint = matching_checkpoint(bundle, Path(args.checkpoint))
+    suite = None if args.cases else args.suite
     has_int8 = all("int8" in bundle.tower(tower).graphs for tower in bundle.towers)
-    default = ("fp32", "int8") if args.suite == "cpu" and not args.cases and has_int8 else ("fp32",)
+    default = WITH_INT8.get(suite or "", FP32) if has_int8 else FP32
     settings = Settings(
         bundle, checkpoint, threads=args.threads or available_threads(), repeats=args.repeats,
-        precisions=args.precision or (("fp16",) if on_gpu else default), suite=None if args.cases else args.suite,
+        precisions=args.precision or (("fp16",) if on_gpu else default), suite=suite,
     )  # fmt: skip
     if not on_gpu:
         return settings

@@ -20,9 +20,10 @@ from jinaclip_bench.cases import PHOTO_SIZE, QUERY, Case, photo_jpeg, random_ids
 from jinaclip_bench.flops import work
 from jinaclip_bench.measure import CAPTURED, COMPILED, OURS, UNPADDED, Side, timed
 from jinaclip_bench.processes import long_text, process
+from jinaclip_bench.served import serve
 from jinaclip_bench.settings import Embed, Kind, Opened, Settings, feed
 from jinaclip_bench.stages import stages
-from jinaclip_bench.texts import log_normal_lengths, open_tokenizer, texts_of
+from jinaclip_bench.texts import lengths_of, open_tokenizer, texts_of
 
 PUBLISHER_BATCH = 32  # the publisher's encode_text pads this many texts to the longest of them
 UNPADDED_BATCH = 512  # without padding a batch costs its tokens alone: enough of them to keep a GPU busy
@@ -81,10 +82,9 @@ def mix(case: Case, settings: Settings, torch: Mapping[str, Embed]) -> Iterator[
     Torch goes the publisher's way: texts sorted by their number of characters, padded batches of PUBLISHER_BATCH.
     torch-fp32-unsorted takes the same batches in the caller's order; torch without padding larger ones.
     """
-    assert case.sigma is not None  # the table of cases gives every mix its spread
     bundle, longest = settings.bundle, _tokens(case)
     tokenizer = open_tokenizer(bundle)
-    lengths = log_normal_lengths(case.rows, case.sigma, longest)
+    lengths = lengths_of(case)
     texts = texts_of(bundle, tokenizer, lengths)
 
     def theirs(embed: Embed, *, by_characters: bool = True) -> np.ndarray:
@@ -135,6 +135,7 @@ KINDS: dict[str, Kind] = {
     "preprocess": preprocessing,
     "long": long_text,
     "process": process,
+    "serve": serve,
     "stages": stages,
 }
 USES_TORCH = ("graph", "encode", "mix")  # the kinds that are handed torch's towers

@@ -21,6 +21,9 @@ _INSTRUCTIONS = (
     "asimddp", "i8mm", "bf16", "sve", "sve2",
 )  # fmt: skip
 
+# What a server reads and answers HTTP with: uvicorn takes the last two where they are installed, which is quicker.
+SERVE = ("uvicorn", "httptools", "uvloop")
+
 
 def machine_facts(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> dict[str, Any]:
     """Processor, memory and system; None for what this system does not tell."""
@@ -44,8 +47,8 @@ def load() -> float | None:
 
 
 def versions() -> dict[str, str | None]:
-    """Of python and of what computes; None for what is not installed."""
-    found = {name: _version(name) for name in ("jinaclip", "onnxruntime", "torch")}
+    """Of python, of what computes and of what serves; None for what is not installed."""
+    found = {name: _version(name) for name in ("jinaclip", "onnxruntime", "torch", *SERVE)}
     return {"python": platform.python_version(), **found}
 
 
@@ -82,6 +85,15 @@ def restart_peak(proc: Path = Path("/proc/self")) -> None:
     """Let the peak of the resident set count from now. Where the system refuses, it stays the process's highest."""
     with suppress(OSError):
         (proc / "clear_refs").write_text("5")
+
+
+def cpu_seconds(pid: int, proc: Path = Path("/proc")) -> float | None:
+    """CPU that a process has used, its threads included, in steps of 10 ms; None where there is no such /proc."""
+    try:
+        fields = (proc / str(pid) / "stat").read_text().rpartition(")")[2].split()  # from the third on
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    except (OSError, IndexError, ValueError):
+        return None
 
 
 def _memory_gib(cgroup: Path) -> float | None:

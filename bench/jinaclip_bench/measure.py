@@ -15,7 +15,7 @@ import numpy as np
 
 from jinaclip_bench.errors import BenchError
 
-OURS = "jinaclip"  # then a blank and the precision; on a GPU, then a blank and the backend
+OURS = "jinaclip"  # then a blank and the precision; then a blank and the backend on a GPU, or "served"
 # Torch on a GPU, behind the dtype: by torch.compile; that and captured as a CUDA graph; and in full, texts one behind
 # the other without padding.
 COMPILED, CAPTURED, UNPADDED = "-compiled", "-compiled-graph", "torch-fp16-unpadded"
@@ -27,9 +27,9 @@ SETTLE_S = 0.1
 LOWEST_COSINE = {"fp32": 0.99, "fp16": 0.99, "bf16": 0.95, "int8": 0.95}
 
 
-def ours(precision: str, backend: str | None = None) -> str:
+def ours(precision: str, how: str | None = None) -> str:
     """Name of our side in a precision; on a GPU, with a backend."""
-    return " ".join([OURS, precision, *([backend] if backend else [])])
+    return " ".join([OURS, precision, *([how] if how else [])])
 
 
 def is_ours(side: str) -> bool:
@@ -43,6 +43,22 @@ def precision_of(side: str) -> str:
 
 
 @dataclass(frozen=True)
+class Requests:
+    """What a server did in a sample.
+
+    Attributes:
+        seconds: of each request, from sending it to having read its answer.
+        clients_cpu_s, server_cpu_s: CPU that the two processes used meanwhile; None where the system does not tell.
+        batches: the server's runs, by their number of items.
+    """
+
+    seconds: Sequence[float]
+    clients_cpu_s: float
+    server_cpu_s: float | None
+    batches: Mapping[int, int]
+
+
+@dataclass(frozen=True)
 class Sample:
     """One timed call.
 
@@ -53,6 +69,7 @@ class Sample:
         above_load_mib: peak of the resident set during the call, above what it was before.
         device_s: how long the GPU took for the tower, where that can be told.
         stages: seconds by stage, None for one that cannot be told; where the case tells them.
+        requests: where a server was asked.
     """
 
     seconds: float
@@ -62,6 +79,7 @@ class Sample:
     above_load_mib: float | None = None
     device_s: float | None = None
     stages: Mapping[str, float | None] | None = None
+    requests: Requests | None = None
 
 
 Side = Callable[[], Sample]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -12,10 +13,10 @@ from jinaclip.backends import Place
 from jinaclip.bundle import Bundle
 from jinaclip_bench.cases import Case
 from jinaclip_bench.machine import commit, gpu_versions, load, machine_facts, versions
-from jinaclip_bench.measure import Sample, is_ours, paired_ratio, precision_of, spread, summary
+from jinaclip_bench.measure import Requests, Sample, is_ours, paired_ratio, precision_of, spread, summary
 from jinaclip_bench.settings import Opened, Settings
 
-SCHEMA = 3
+SCHEMA = 4
 
 FIELDS = {
     "schema": "version of this format",
@@ -24,7 +25,8 @@ FIELDS = {
     "suite": "a name of jinaclip_bench.cases.SUITES; null where cases were named one by one",
     "case": "a name of jinaclip_bench.cases.CASES",
     "side": (
-        "jinaclip and a precision, on a GPU and a backend; torch-fp32, torch-fp32-unsorted, torch-bf16 or fused-onnx; "
+        "jinaclip and a precision, then a backend on a GPU, or served; ClipModel where what is ours is a server; "
+        "torch-fp32, torch-fp32-unsorted, torch-bf16 or fused-onnx; "
         "on a GPU torch-fp16 or torch-bf16, alone (eager), -flash, -compiled, -compiled-graph or -unpadded"
     ),
     "unit": "of samples, p50, p90, p99, min and max: ms",
@@ -43,6 +45,10 @@ FIELDS = {
     "device_ms": "the GPU's time for the tower: p50, p10, p90; null if not told",
     "stages_ms": "median by stage, of STAGES, null for one that is not told; null if the case tells none",
     "first_call_ms": "first call of the new session; null if not timed",
+    "served": (
+        "what a server did in all samples: ms of a request, p50 and p99; ms of CPU a request, of the server and of its "
+        "clients; runs by their number of items; null if none was asked"
+    ),
     "tflops": "floating-point operations a second that were asked for, by the median, in 10^12; null if not counted",
     "matmul_tflops": "what the GPU reached before the case with float16 matrices of 8192 × 8192; null on a CPU",
     "matmul_share": "tflops ÷ matmul_tflops: p50, p10, p90",
@@ -56,11 +62,15 @@ FIELDS = {
     "provenance": "of the bundle in this precision; null for other sides",
     "machine": "cpu, instructions that low precisions use, cores, memory_gib, os; if it is measured, gpu",
     "load": "runnable processes of the minute before the run; well above 0, others took part in the timing",
-    "versions": "python, jinaclip, onnxruntime, torch; on a GPU also its driver, cuda that it serves, tensorrt, …",
+    "versions": "python, jinaclip, onnxruntime, torch, uvicorn, …; on a GPU also its driver, cuda that it serves, …",
     "commit": "of the checkout, -dirty if changed; null outside one",
 }
-# Not in lines of schema 2, which are read as if these were null.
-SINCE_3 = ("device_ms", "stages_ms", "first_call_ms", "tflops", "matmul_tflops", "matmul_share")
+# What each version brought: older lines are read as if these were null.
+SINCE = {
+    3: ("device_ms", "stages_ms", "first_call_ms", "tflops", "matmul_tflops", "matmul_share"),
+    4: ("served",),
+}
+OLDEST = min(SINCE) - 1
 # In the order of a call.
 STAGES = ("tokenise", "decode and resize", "session", "copy in", "run", "copy out")
 _PUBLIC_IDS = ("random-small", "random-full", "jinaai/jina-clip-v2")  # another may be the name of a directory
@@ -125,6 +135,7 @@ def records_of(
             "device_ms": _rounded(spread(on_device)) if on_device else None,
             "stages_ms": _stages([sample.stages for sample in samples[side] if sample.stages is not None]),
             "first_call_ms": round(opened.first_calls[side] * 1e3, 4) if side in opened.first_calls else None,
+            "served": _served([sample.requests for sample in samples[side] if sample.requests is not None]),
             "tflops": round(opened.flops / figures["p50"] / 1e9, 3) if opened.flops else None,
             "matmul_tflops": None if opened.matmul_tflops is None else round(opened.matmul_tflops, 3),
             "matmul_share": _share(opened, milliseconds),
@@ -139,6 +150,15 @@ def records_of(
         }
         records.append({name: values[name] for name in FIELDS})
     return records
+
+
+def upgraded(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of an older version as one of this; anything else as it is."""
+    schema = record.get("schema")
+    if not isinstance(schema, int) or not OLDEST <= schema < SCHEMA:
+        return dict(record)
+    missing = [name for since, names in SINCE.items() if since > schema for name in names]
+    return dict.fromkeys(missing) | dict(record) | {"schema": SCHEMA}
 
 
 def to_line(record: Mapping[str, Any]) -> str:
@@ -156,6 +176,21 @@ def _stages(samples: Sequence[Mapping[str, float | None]]) -> dict[str, float | 
         return None
     told = {name: [s for found in samples if (s := found[name]) is not None] for name in samples[0]}
     return {name: round(statistics.median(times) * 1e3, 4) if times else None for name, times in told.items()}
+
+
+def _served(samples: Sequence[Requests]) -> dict[str, Any] | None:
+    if not samples:
+        return None
+    request_ms = [seconds * 1e3 for sample in samples for seconds in sample.seconds]
+    server = [sample.server_cpu_s for sample in samples if sample.server_cpu_s is not None]
+    batches = sum((Counter(sample.batches) for sample in samples), Counter[int]())
+    per_request = 1e3 / len(request_ms)
+    return {
+        "request_ms": {name: round(summary(request_ms)[name], 4) for name in ("p50", "p99")},
+        "server_cpu_ms": round(sum(server) * per_request, 4) if len(server) == len(samples) else None,
+        "clients_cpu_ms": round(sum(sample.clients_cpu_s for sample in samples) * per_request, 4),
+        "batches": {str(size): batches[size] for size in sorted(batches)},
+    }
 
 
 def _share(opened: Opened, milliseconds: Sequence[float]) -> dict[str, float] | None:

@@ -10,8 +10,9 @@ from typing import Any
 
 from jinaclip_bench.bounds import BOUNDS, Bound, Measured
 from jinaclip_bench.errors import BenchError
+from jinaclip_bench.machine import SERVE
 from jinaclip_bench.measure import is_ours
-from jinaclip_bench.record import FIELDS, SCHEMA, SINCE_3, STAGES
+from jinaclip_bench.record import FIELDS, SCHEMA, STAGES, upgraded
 
 Record = Mapping[str, Any]
 
@@ -28,8 +29,8 @@ def read_records(path: Path) -> list[dict[str, Any]]:
             record = json.loads(line)
         except ValueError as error:
             raise BenchError(f"{path} line {number} is not JSON ({error}); expected a file of `bench run`") from error
-        if isinstance(record, dict) and record.get("schema") == 2:
-            record = dict.fromkeys(SINCE_3) | record | {"schema": SCHEMA}
+        if isinstance(record, dict):
+            record = upgraded(record)
         if not isinstance(record, dict) or record.get("schema") != SCHEMA or not record.keys() >= FIELDS.keys():
             raise BenchError(f"{path} line {number} is no measurement of schema {SCHEMA}; measure again")
         records.append(record)
@@ -37,7 +38,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
 
 def render(records: Iterable[Record]) -> str:
-    """Each run as facts and tables: steady calls, new processes, stages, bounds. Equal records, equal text."""
+    """Each run as facts and tables: steady calls, new processes, stages, servers, bounds. Equal records, equal text."""
     parts = []
     for _, run in groupby(records, key=lambda record: record["run"]):
         lines = list(run)
@@ -49,6 +50,8 @@ def render(records: Iterable[Record]) -> str:
                 parts.append("\n".join(_table(rows, columns + _compared(lines))))
         if staged := [record for record in lines if record["stages_ms"]]:
             parts.append("\n".join(_table(staged, _stages(staged))))
+        if served := [record for record in lines if record["served"]]:
+            parts.append("\n".join(_table(served, _SERVED)))
         if bounds := _bounds(lines):
             parts.append("\n".join(_table(bounds, _BOUNDS)))
     return "\n\n".join(parts) + "\n" if parts else ""
@@ -63,7 +66,8 @@ def _facts(records: Sequence[Record]) -> str:
     first = records[0]
     machine, found = first["machine"], first["versions"]
     threads, cores = max(record["threads"] for record in records), machine["cores"]
-    names = ("onnxruntime", "tensorrt", "tensorrt-rtx", "torch", "python", "cuda", "driver")
+    serve = SERVE if any(record["served"] for record in records) else ()
+    names = ("onnxruntime", "tensorrt", "tensorrt-rtx", "torch", "python", "cuda", "driver", *serve)
     libraries = ", ".join(f"{name} {found[name]}" for name in names if found.get(name))
     commit = f" ({_short_commit(first['commit'])})" if first["commit"] else ""
     memory = f", {machine['memory_gib']} GiB" if machine["memory_gib"] else ""
@@ -131,8 +135,15 @@ _STARTING: Columns = (
     ("peak RSS MiB", _figure("peak_rss_mib")),
     ("PSS MiB", _figure("pss_mib")),
 )
-
-
+_SERVED: Columns = (
+    *_NAMES,
+    ("request, p50 ms", lambda record: _number(record["served"]["request_ms"]["p50"])),
+    ("p99", lambda record: _number(record["served"]["request_ms"]["p99"])),
+    ("CPU ms a request, server", lambda record: _number(record["served"]["server_cpu_ms"])),
+    ("clients", lambda record: _number(record["served"]["clients_cpu_ms"])),
+    ("items a run, mean", lambda record: _number(_mean_size(record["served"]["batches"]))),
+    ("most", lambda record: max(record["served"]["batches"], key=int)),
+)
 _BOUNDS: Columns = (
     ("case", lambda row: row["bound"].case),
     ("what must hold", lambda row: row["bound"].what),
@@ -158,6 +169,10 @@ def _compared(records: Sequence[Record]) -> Columns:
         *((f"side ÷ {side} (p10 … p90)", ratio(side)) for side in sides),
         *((f"cosine, {side}", cosine(side)) for side in sides),
     )
+
+
+def _mean_size(batches: Mapping[str, int]) -> float:
+    return sum(int(size) * count for size, count in batches.items()) / sum(batches.values())
 
 
 def _limit(bound: Bound, limit: float | None) -> str:

@@ -11,10 +11,10 @@ import numpy as np
 
 from jinaclip.bundle import Bundle
 from jinaclip.text import TextTokenizer
+from jinaclip_bench.cases import Case
 from jinaclip_bench.errors import BenchError
 
 SHORTEST = 3  # <s>, a word, </s>
-MEDIAN = 30  # tokens, as of captions and queries with some longer texts among them
 _WORDS = 4000  # different ones, at most
 
 
@@ -24,15 +24,21 @@ def open_tokenizer(bundle: Bundle) -> TextTokenizer:
     return TextTokenizer(bundle.tokenizer, vocab_size=bundle.vocab_size, special_ids=bundle.special_ids)
 
 
-def log_normal_lengths(rows: int, sigma: float, longest: int) -> list[int]:
-    """Token counts, log-normal around MEDIAN, cut to [SHORTEST, longest], in an order that is no order.
+def log_normal_lengths(rows: int, median: int, sigma: float, longest: int) -> list[int]:
+    """Token counts, log-normal around `median`, cut to [SHORTEST, longest], in an order that is no order.
 
     They are the distribution's quantiles at (i + ½) / rows and not draws from it: the same mix whatever the seed.
     """
-    normal = NormalDist(np.log(MEDIAN), sigma)
+    normal = NormalDist(np.log(median), sigma)
     exact = np.exp([normal.inv_cdf((i + 0.5) / rows) for i in range(rows)])
     lengths = exact.round().astype(int).clip(SHORTEST, longest)
     return [int(n) for n in np.random.default_rng(0).permutation(lengths)]
+
+
+def lengths_of(case: Case) -> list[int]:
+    """Token counts of a case whose texts are a mix."""
+    assert case.median is not None and case.sigma is not None and case.tokens is not None  # the table of cases
+    return log_normal_lengths(case.rows, case.median, case.sigma, case.tokens)
 
 
 def texts_of(bundle: Bundle, tokenizer: TextTokenizer, lengths: Sequence[int]) -> list[str]:
