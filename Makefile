@@ -7,11 +7,12 @@ PYTHON ?= python3
 PIP_ARGS ?=
 VENV ?= .venv
 CHECKPOINT ?=
+CONTAINER_ARGS ?=
 PY := $(VENV)/bin/python
 GPU_PYTHON ?= $(if $(wildcard $(PY)),$(PY),$(PYTHON))
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
 
-.PHONY: demo test test-slow gpu-test lint parity certificates clean
+.PHONY: demo test test-slow gpu-test container-test lint parity certificates clean
 
 demo: $(VENV)/.demo
 	@$(PY) examples/demo.py $(CHECKPOINT)
@@ -26,6 +27,11 @@ test-slow: $(VENV)/.test
 # onnxscript, tokenizers, safetensors, pytest, and what is to be tested: onnxruntime-gpu, tensorrt-rtx, tensorrt.
 gpu-test:
 	JINACLIP_REQUIRE_GPU=1 $(GPU_PYTHON) tests/from_checkout.py -m pytest -m gpu tests/gpu tests/test_bench_gpu.py
+
+# The Containerfile's own steps, run without a container engine. Needs root and the command debootstrap, and reaches
+# for Debian's and Python's packages; CONTAINER_ARGS gives it a mirror, certificates, or pip's settings (--help).
+container-test: $(VENV)/.test
+	$(PY) -m tests.containerfile $(CONTAINER_ARGS)
 
 lint: $(VENV)/.dev
 	$(PY) -m ruff check
