@@ -35,7 +35,7 @@ from typing import Any
 from jinaclip import ClipModel
 
 ROOT = Path(__file__).resolve().parent.parent
-KEYWORDS = ("FROM", "RUN", "COPY", "WORKDIR", "ENV", "LABEL", "USER", "EXPOSE", "ENTRYPOINT")
+KEYWORDS = ("FROM", "RUN", "COPY", "WORKDIR", "ENV", "LABEL", "USER", "EXPOSE", "ENTRYPOINT", "CMD")
 BASE = re.compile(r"docker\.io/library/debian:([a-z]+)-slim")
 NOT_IN_SLIM = ("doc", "info", "locale", "man")  # of /usr/share
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -91,6 +91,7 @@ class Image:
     workdir: str = "/"
     user: str = "0:0"
     entrypoint: list[str] = field(default_factory=list)
+    words: list[str] = field(default_factory=list)  # of CMD
 
     def command(self, words: Sequence[str], environment: Mapping[str, str], binds: Mapping[str, Path]) -> list[str]:
         """A command line that runs `words` in the image, with `binds` (read-only) at the places that are their keys."""
@@ -174,6 +175,8 @@ def build(directory: Path, mirror: str | None, environment: Mapping[str, str], b
             image.user = words[0]
         elif keyword == "ENTRYPOINT":
             image.entrypoint = json.loads(rest)
+        elif keyword == "CMD":
+            image.words = json.loads(rest)
     return stages["last"]
 
 
@@ -189,8 +192,8 @@ def check_content(image: Image) -> None:
 
 @contextmanager
 def running(image: Image, bundle: Path, environment: Mapping[str, str]) -> Iterator[subprocess.Popen[str]]:
-    """The ENTRYPOINT; all that it started ends with the block."""
-    command = image.command(image.entrypoint, environment, {"/bundle": bundle})
+    """ENTRYPOINT and CMD; all that they started ends with the block."""
+    command = image.command([*image.entrypoint, *image.words], environment, {"/bundle": bundle})
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
         yield process
@@ -205,7 +208,7 @@ def check_server(image: Image, bundle: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    settings = {"HOME": "/", "JINACLIP_SERVE_PORT": str(port), "JINACLIP_SERVE_CACHE": "/cache"}
+    settings = {"HOME": "/", "JINACLIP_SERVE_PORT": str(port)}
     with running(image, bundle, settings) as process:
         said = process.communicate(timeout=120)[1].strip()
         assert process.returncode == 1 and "no --api-key is set" in said, (process.returncode, said)

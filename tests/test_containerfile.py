@@ -107,10 +107,10 @@ def test_it_serves_as_the_command_line_says() -> None:
     settings = dict(word.split("=", 1) for rest in all_of("ENV") for word in shlex.split(rest))
     assert {name for name in settings if name.startswith("JINACLIP_")} <= options
     assert settings["JINACLIP_SERVE_HOST"] == "0.0.0.0" and "JINACLIP_SERVE_API_KEY" not in settings
-    (entrypoint,) = map(json.loads, all_of("ENTRYPOINT"))
-    assert entrypoint[0] in PYPROJECT["project"]["scripts"]
-    assert entrypoint[1] in PYPROJECT["project"]["entry-points"]["jinaclip.commands"]
-    assert all_of("EXPOSE") == [str(parser.parse_args(entrypoint[2:]).port)]
+    ((entrypoint,),), (words,) = map(json.loads, all_of("ENTRYPOINT")), map(json.loads, all_of("CMD"))
+    assert entrypoint in PYPROJECT["project"]["scripts"]  # SageMaker puts `serve` in the place of CMD
+    assert words[0] in PYPROJECT["project"]["entry-points"]["jinaclip.commands"]
+    assert parser.parse_args(words[1:]).bundle == "/bundle" and all_of("EXPOSE") == ["8000"]
 
 
 def test_it_does_not_run_as_root() -> None:

@@ -147,6 +147,11 @@ def test_a_read_only_bundle_takes_a_cache(precise_bundle: Path, tmp_path: Path, 
         copy.chmod(0o755)
 
 
+def test_what_lies_in_the_bundle_is_used_beside_a_cache(built: Path, tmp_path: Path) -> None:
+    """As in a container, whose bundle was prepared before, and whose notes go elsewhere."""
+    assert text_facts(built, cache_dir=tmp_path / "cache")["graph"] != "standard"
+
+
 def test_long_texts_are_predicted_to_need_no_scores(built: Path) -> None:
     bundle = Bundle(built)
     prepared, _ = find_prepared(bundle, "text", "fp32")

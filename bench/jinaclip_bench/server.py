@@ -46,7 +46,7 @@ class Server:
         except OSError as error:
             raise BenchError(f"`jinaclip serve` answers no more ({error}); it said: {self.said()}") from error
         found = {}
-        for labels, count in re.findall(r"^jinaclip_batches\{(.*)\} (\S+)$", text, re.MULTILINE):
+        for labels, count in re.findall(r"^jinaclip_batches_total\{(.*)\} (\S+)$", text, re.MULTILINE):
             named = dict(re.findall(r'(\w+)="(.*?)"', labels))
             if named["tower"] == self.tower:
                 found[int(named["size"])] = int(float(count))

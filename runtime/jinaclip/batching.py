@@ -19,8 +19,9 @@ import numpy as np
 
 from jinaclip.bundle import TowerManifest
 from jinaclip.errors import BackendError, Overloaded
-from jinaclip.packing import RunCost, predicted_bytes
+from jinaclip.packing import RunCost, pack_texts
 
+LOOKED_AT = 256  # texts that are packed for a run: more are not better served, and take longer to look at
 T = TypeVar("T")
 Vector = np.ndarray  # raw, [D] float32
 
@@ -242,29 +243,14 @@ class Batcher(Generic[T]):
 
 
 def choose_texts(rows: Sequence[Sequence[int]], tower: TowerManifest, cost: RunCost) -> list[int]:
-    """Which texts run with the one that waited longest: those that are nearest to its length, as packing allows.
+    """Which texts run with the one that waited longest, where those that wait are packed as `pack_texts` does.
 
     Args:
         rows: ids, in the order they came.
         cost: of a run where they run.
     """
-    lengths = [len(row) for row in rows]
-    chosen = [0]
-    shortest = longest = total = lengths[0]
-    for index in sorted(range(1, len(rows)), key=lambda i: (abs(lengths[i] - lengths[0]), i)):
-        low, high = min(shortest, lengths[index]), max(longest, lengths[index])
-        count, padding = len(chosen) + 1, (len(chosen) + 1) * high - total - lengths[index]
-        fits = (
-            high - low <= cost.opening_tokens
-            and (cost.padding_tokens is None or padding <= cost.padding_tokens)
-            and count * high <= cost.tokens
-            and predicted_bytes(count, high, tower, tiled=not cost.writes_scores) <= cost.budget_bytes
-        )
-        if not fits:
-            break
-        chosen.append(index)
-        shortest, longest, total = low, high, total + lengths[index]
-    return chosen
+    batches = pack_texts([len(row) for row in rows[:LOOKED_AT]], tower, cost=cost)
+    return next(batch for batch in batches if 0 in batch)
 
 
 def choose_images(pixels: Sequence[np.ndarray], cost: RunCost) -> list[int]:

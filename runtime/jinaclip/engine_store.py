@@ -37,8 +37,8 @@ def engines_of(bundle: Bundle, tower: str, precision: str, backend: str) -> Iter
 
 
 def all_engines(bundle: Bundle) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Directory and sidecar of every engine that is whole, whether it fits here or not."""
-    for root in bundle.note_directories():
+    """Directory and sidecar of every engine that is whole, whether it fits here or not: in a cache, then the bundle."""
+    for root in dict.fromkeys((*bundle.note_directories(), bundle.directory)):
         with suppress(OSError):
             for path in sorted((root / ENGINES).iterdir()):
                 if path.is_dir() and not path.name.startswith("."):

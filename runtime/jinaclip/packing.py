@@ -11,12 +11,15 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from jinaclip.bundle import TowerManifest
 from jinaclip.errors import InputError
 
+N = TypeVar("N", int, npt.NDArray[np.int64])
 BUDGET_BYTES = 1 << 30
 # A run of more than this gives its memory back: the arena never shrinks by itself.
 RELEASE_BYTES = 256 << 20
@@ -27,9 +30,7 @@ class RunCost:
     """What a run costs on a kind of device, for those who decide what runs together.
 
     Attributes:
-        opening_tokens: opening a run costs about as much as this many tokens: padding a text by more is dearer than a
-            run of its own.
-        padding_tokens: most padding of a run, all rows together; None for no limit.
+        opening_tokens: opening a run costs about as much as this many tokens.
         tokens: in a run; with more it is no faster, and padding and memory grow.
         images: in a run, where the caller does not say.
         budget_bytes: that a run may add to memory, by prediction; one row is always allowed.
@@ -37,7 +38,6 @@ class RunCost:
     """
 
     opening_tokens: int
-    padding_tokens: int | None
     tokens: int
     images: int
     budget_bytes: int
@@ -45,19 +45,16 @@ class RunCost:
 
 
 # Measured on 2 cores (DECISIONS.md 6).
-CPU_COST = RunCost(
-    opening_tokens=5, padding_tokens=None, tokens=512, images=1, budget_bytes=BUDGET_BYTES, writes_scores=True
-)
+CPU_COST = RunCost(opening_tokens=22, tokens=512, images=1, budget_bytes=BUDGET_BYTES, writes_scores=True)
 # Not measured: on a GPU a run takes a millisecond or two whatever is in it, until it is full.
-GPU_COST = RunCost(
-    opening_tokens=512, padding_tokens=512, tokens=16384, images=16, budget_bytes=4 << 30, writes_scores=False
-)
+GPU_COST = RunCost(opening_tokens=512, tokens=16384, images=16, budget_bytes=4 << 30, writes_scores=False)
 
 
-def predicted_bytes(rows: int, tokens: int, tower: TowerManifest, *, tiled: bool = False) -> int:
+def predicted_bytes(rows: N, tokens: N, tower: TowerManifest, *, tiled: bool = False) -> N:
     """Memory one run adds while it lasts: scores and mask of one block, and the activations around it.
 
     Args:
+        rows, tokens: of the run; or arrays of them, for several.
         tiled: attention runs in tiles, which keep no scores.
 
     Measured on the full-size text tower, fp32, 2 cores: 64 × 32 tokens 252 MiB, 1 × 2048 520 MiB, 1 × 4096
@@ -79,33 +76,56 @@ def pack_texts(
 ) -> list[list[int]]:
     """Batches of indices, longest texts first, so that the largest run comes before the arena is fragmented.
 
-    Texts of nearly equal length run together; one long text never makes short ones pay for its padding.
+    Texts of like length run together, in the runs that cost least in all: each its opening, and its rows as long as its
+    longest one.
 
     Args:
         lengths: tokens of each text.
-        batch_size: most texts in a batch, however unequal they are; None for what is quickest.
+        batch_size: most texts in a batch, which then is filled however unequal they are; None for what is quickest.
         cost: of a run where they will run.
     """
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    batches: list[list[int]] = []
-    longest = padding = 0
-    for index in order:
-        count = len(batches[-1]) + 1 if batches else 0
-        fits = (
-            batches
-            and count <= (batch_size or count)
-            and (batch_size is not None or longest - lengths[index] <= cost.opening_tokens)
-            and (cost.padding_tokens is None or padding + longest - lengths[index] <= cost.padding_tokens)
-            and count * longest <= cost.tokens
-            and predicted_bytes(count, longest, tower, tiled=not cost.writes_scores) <= cost.budget_bytes
-        )
-        if fits:
-            batches[-1].append(index)
-            padding += longest - lengths[index]
-        else:
-            batches.append([index])
-            longest, padding = lengths[index], 0
-    return batches
+    order = np.array(sorted(range(len(lengths)), key=lambda i: -lengths[i]), np.int64)
+    longest = np.array([lengths[i] for i in order], np.int64)
+    starts = _cheapest_starts(longest, tower, cost) if batch_size is None else None
+    if starts is None:
+        starts = _filled_starts(longest, tower, cost, batch_size or 1)
+    return [batch.tolist() for batch in np.split(order, starts[1:])] if len(order) else []
+
+
+def _cheapest_starts(longest: np.ndarray, tower: TowerManifest, cost: RunCost) -> list[int]:
+    """Where runs begin among texts whose lengths fall: of all ways to part them the cheapest, found run by run."""
+    count = len(longest)
+    least = np.zeros(count + 1)  # of the first n texts
+    begins = np.zeros(count + 1, np.int64)  # of the last run of the first n texts
+    for end in range(1, count + 1):
+        first = max(0, end - max(1, cost.tokens // int(longest[end - 1])))
+        begin = np.arange(first, end)
+        rows = end - begin
+        total = least[begin] + cost.opening_tokens + rows * longest[begin]
+        total[(rows > 1) & ~_fits(rows, longest[begin], tower, cost)] = np.inf
+        best = int(total.argmin())
+        least[end], begins[end] = total[best], first + best
+    starts, end = [], count
+    while end:
+        end = int(begins[end])
+        starts.append(end)
+    return starts[::-1]
+
+
+def _filled_starts(longest: np.ndarray, tower: TowerManifest, cost: RunCost, most: int) -> list[int]:
+    """Where runs begin, each with as many texts as are asked for and fit."""
+    starts = [0]
+    for index in range(1, len(longest)):
+        rows = np.array(index + 1 - starts[-1])
+        if rows > most or not _fits(rows, longest[starts[-1]], tower, cost):
+            starts.append(index)
+    return starts
+
+
+def _fits(rows: np.ndarray, tokens: np.ndarray, tower: TowerManifest, cost: RunCost) -> np.ndarray:
+    """Whether runs of so many rows, each so long, may be: bool, of the arrays' shape."""
+    memory = predicted_bytes(rows, tokens, tower, tiled=not cost.writes_scores)
+    return np.asarray((rows * tokens <= cost.tokens) & (memory <= cost.budget_bytes))
 
 
 def require_memory(rows: int, tokens: int, tower: TowerManifest, *, tiled: bool = False) -> None:

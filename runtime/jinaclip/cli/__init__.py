@@ -14,6 +14,7 @@ import importlib.util
 import io
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint, entry_points, version
@@ -24,6 +25,8 @@ from jinaclip.errors import JinaClipError
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit status."""
+    if os.getpid() == 1:  # of a container: the kernel drops a signal that process 1 has no handler for
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         return _main(argv)
     except KeyboardInterrupt:
