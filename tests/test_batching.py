@@ -16,6 +16,7 @@ from jinaclip.batching import Batcher, Room, choose_images, choose_texts
 from jinaclip.errors import BackendError, Overloaded
 from jinaclip.packing import CPU_COST, GPU_COST
 from tests.conftest import TEXTS
+from tests.running import until
 from tests.test_packing import FULL
 
 
@@ -25,8 +26,10 @@ class Gate:
     def __init__(self) -> None:
         self.go, self.seen = threading.Event(), threading.Event()
         self.batches: list[list[int]] = []
+        self.alone: list[bool] = []
 
-    def __call__(self, items: Sequence[int]) -> np.ndarray:
+    def __call__(self, items: Sequence[int], alone: bool) -> np.ndarray:
+        self.alone.append(alone)
         self.batches.append(list(items))
         self.seen.set()
         assert self.go.wait(20)
@@ -42,7 +45,7 @@ def test_vectors_are_clip_models(small_bundle: Path) -> None:
         session = model.session("text")
         batcher: Batcher[list[int]] = Batcher(
             "text",
-            model.embed_ids,
+            lambda rows, alone: model.embed_ids(rows),
             lambda rows: choose_texts(rows, model.bundle.tower("text"), session.cost),
         )
         texts = [f"{text} {number}" for number in range(12) for text in TEXTS]
@@ -70,6 +73,19 @@ def test_what_gathers_while_a_batch_runs_runs_together() -> None:
     assert [future.result(5)[0] for future in (first, *others)] == [0, 1, 2, 3, 4, 5]
     assert gate.batches == [[0], [1, 2, 3, 4, 5]] and batcher.counts.batches == {1: 1, 5: 1}
     batcher.close(1)
+
+
+def test_a_run_is_told_whether_it_is_alone() -> None:
+    gate = Gate()
+    batcher = Batcher("item", gate, lambda items: [0], workers=2)
+    futures = batcher.submit([0])
+    until(lambda: gate.alone == [True])
+    futures += batcher.submit([1])  # beside the first
+    until(lambda: gate.alone == [True, False])
+    futures += batcher.submit([2, 3])
+    gate.go.set()
+    assert [future.result(5)[0] for future in futures] == [0, 1, 2, 3] and gate.alone[2] is False
+    batcher.close(5)
 
 
 def test_who_left_is_not_run_for() -> None:
@@ -118,7 +134,7 @@ def test_an_item_waits_for_company_no_longer_than_it_may() -> None:
 def test_runs_are_told_of() -> None:
     told: list[tuple[int, bool]] = []
     batcher = Batcher(
-        "item", lambda items: np.array(items, np.float32)[:, None], everything,
+        "item", lambda items, alone: np.array(items, np.float32)[:, None], everything,
         observe=lambda waited, ran: told.append((len(waited), min(*waited, ran) >= 0)),
     )  # fmt: skip
     for future in batcher.submit([1, 2]):
@@ -128,7 +144,7 @@ def test_runs_are_told_of() -> None:
 
 
 def test_an_error_reaches_those_of_its_batch_alone() -> None:
-    def run(items: Sequence[int]) -> np.ndarray:
+    def run(items: Sequence[int], alone: bool) -> np.ndarray:
         if 13 in items:
             raise BackendError("it failed")
         return np.array(items, np.float32)[:, None]
@@ -143,7 +159,7 @@ def test_an_error_reaches_those_of_its_batch_alone() -> None:
 
 
 def test_vectors_that_are_missing_are_an_error_and_not_a_wait() -> None:
-    batcher = Batcher("item", lambda items: np.zeros((len(items) - 1, 1), np.float32), everything)
+    batcher = Batcher("item", lambda items, alone: np.zeros((len(items) - 1, 1), np.float32), everything)
     for _ in range(2):  # and the thread goes on
         (future,) = batcher.submit([1])
         with pytest.raises(BackendError, match="1 items gave 0 vectors"):

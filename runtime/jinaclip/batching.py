@@ -101,7 +101,7 @@ class Batcher(Generic[T]):
 
     Args:
         name: of the queue, for its threads.
-        run: raw vectors [N, D] of items that run together.
+        run: raw vectors [N, D] of items that run together; told whether they are alone: nothing else runs or waits.
         choose: which of the waiting items run now, the longest waiting first; gets them in the order they came.
         workers: batches that run at the same time.
         gather_s: how long an item waits for company where nothing runs; 0 starts it at once.
@@ -109,8 +109,9 @@ class Batcher(Generic[T]):
     """
 
     def __init__(
-        self, name: str, run: Callable[[Sequence[T]], np.ndarray], choose: Callable[[Sequence[T]], Sequence[int]], *,
-        workers: int = 1, gather_s: float = 0.0, observe: Callable[[Sequence[float], float], None] | None = None,
+        self, name: str, run: Callable[[Sequence[T], bool], np.ndarray],
+        choose: Callable[[Sequence[T]], Sequence[int]], *, workers: int = 1, gather_s: float = 0.0,
+        observe: Callable[[Sequence[float], float], None] | None = None,
     ) -> None:  # fmt: skip
         self.name, self.counts = name, Counts()
         self._run, self._choose, self._gather_s, self._observe = run, choose, gather_s, observe
@@ -185,10 +186,11 @@ class Batcher(Generic[T]):
                     self._changed.notify_all()
                     return
                 batch = self._take()
+                alone = not self._running and not self._waiting
                 self._running += 1
             try:
                 if batch:
-                    self._answer(batch)
+                    self._answer(batch, alone)
             finally:
                 with self._changed:
                     self._running -= 1
@@ -220,11 +222,11 @@ class Batcher(Generic[T]):
         self.counts.left += len(self._waiting) - len(here)
         self._waiting = here
 
-    def _answer(self, batch: Sequence[_Waiting[T]]) -> None:
+    def _answer(self, batch: Sequence[_Waiting[T]], alone: bool) -> None:
         """Run a batch, and hand every caller his own vector; where it fails, the error to each."""
         start = time.monotonic()
         try:
-            vectors = list(self._run([entry.item for entry in batch]))
+            vectors = list(self._run([entry.item for entry in batch], alone))
             if len(vectors) != len(batch):
                 raise BackendError(f"{len(batch)} {self.name}s gave {len(vectors)} vectors")
         except Exception as error:  # whatever it is, it belongs to those who wait for it

@@ -370,6 +370,10 @@ class ClipModel:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def reopened(self, *, threads: int | None) -> ClipModel:
+        """The same towers of the same bundle once more, with other threads, in the precision that was chosen here."""
+        return self._reopen(threads=threads, precision=dict(self._precision))
+
     def __reduce__(self) -> tuple[Any, ...]:
         return self._reopen, ()
 

@@ -45,7 +45,7 @@ class RunCost:
 
 
 # Measured on 2 cores (DECISIONS.md 6).
-CPU_COST = RunCost(opening_tokens=22, tokens=512, images=1, budget_bytes=BUDGET_BYTES, writes_scores=True)
+CPU_COST = RunCost(opening_tokens=11, tokens=512, images=1, budget_bytes=BUDGET_BYTES, writes_scores=True)
 # Not measured: on a GPU a run takes a millisecond or two whatever is in it, until it is full.
 GPU_COST = RunCost(opening_tokens=512, tokens=16384, images=16, budget_bytes=4 << 30, writes_scores=False)
 

@@ -13,13 +13,16 @@ import ipaddress
 import logging
 import os
 import sys
+from contextlib import ExitStack
 
 from jinaclip.bundle import TOWERS
 from jinaclip.cli.arguments import add_model_arguments, open_model, words_of
 from jinaclip.errors import InputError
+from jinaclip.model import ClipModel
 
 EXTRA = "server"
 PREFIX = "JINACLIP_SERVE_"
+MOST_WORKERS = 4  # by default: each run reads all weights, which memory has to carry
 MARKETPLACES = ("sagemaker", "vertex")
 
 
@@ -61,6 +64,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     limits.add_argument("--max-pixels", type=int, default=89_478_485, metavar="N", help="of a picture")
     limits.add_argument("--max-tokens", type=int, metavar="N", help="of a text (default: what the model takes)")
     limits.add_argument("--body-timeout", type=float, default=60.0, metavar="S", help="seconds for a request to come")
+    limits.add_argument("--workers", type=int, metavar="N",
+                        help="runs at the same time, of graphs prepared for this CPU, when there is much to do "
+                             "(default: as many as cores, at most 4)")  # fmt: skip
     limits.add_argument("--batch-wait", type=float, default=0.0, metavar="MS",
                         help="milliseconds that an item waits for company where nothing runs")  # fmt: skip
     limits.add_argument("--grace", type=float, default=30.0, metavar="S", help="seconds to finish in at the end")
@@ -85,7 +91,12 @@ def run(args: argparse.Namespace) -> int:
     _check(args)
     if args.log_requests:
         logging.getLogger("jinaclip.server").setLevel(logging.INFO)
-    with open_model(args, args.towers or TOWERS) as model:
+    with open_model(args, args.towers or TOWERS) as model, ExitStack() as stack:
+        workers = _workers(model, args.workers)
+        narrow = None
+        if workers > 1:
+            threads = max(1, next(iter(model.info()["towers"].values()))["threads"] // workers)
+            narrow = stack.enter_context(model.reopened(threads=threads))
         name = str(model.bundle.model.get("id"))
         rules = Rules(
             model_names=tuple(dict.fromkeys((name, name.rpartition("/")[2], *args.model_name))),
@@ -105,7 +116,12 @@ def run(args: argparse.Namespace) -> int:
             tuple(args.api_key), max_body_bytes=args.max_body << 20, max_bodies_bytes=args.max_bodies << 20,
             body_timeout_s=args.body_timeout, marketplace=market,
         )  # fmt: skip
-        server = Server(Service(model, limits=limits, metrics=metrics, fetcher=fetcher), rules, metrics, settings)
+        server = Server(
+            Service(model, limits=limits, metrics=metrics, fetcher=fetcher, narrow=narrow, workers=workers),
+            rules,
+            metrics,
+            settings,
+        )
         listener = listen(args.host, args.port)
         host, port = listener.getsockname()[:2]
         towers = ", ".join(
@@ -122,6 +138,20 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _workers(model: ClipModel, asked: int | None) -> int:
+    """Runs at the same time: several only of prepared graphs, whose weights another session shares.
+
+    Raises:
+        InputError: several are asked for, and cannot be had.
+    """
+    towers = model.info()["towers"].values()
+    fit = all(facts["device"] == "cpu" and facts.get("graph", "standard") != "standard" for facts in towers)
+    if asked is not None and asked > 1 and not fit:
+        raise InputError(f"--workers {asked} takes graphs that are prepared for this CPU, and not all are; run "
+                         "`jinaclip build`, or leave it out")  # fmt: skip
+    return (asked or min(MOST_WORKERS, *(facts["threads"] for facts in towers))) if fit else 1
+
+
 def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
     try:
         return ipaddress.ip_network(text)
@@ -131,7 +161,7 @@ def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
 
 def _check(args: argparse.Namespace) -> None:
     for name, value in vars(args).items():
-        if name.startswith("max_") and value is not None and value < 1:
+        if (name.startswith("max_") or name == "workers") and value is not None and value < 1:
             raise InputError(f"--{name.replace('_', '-')} is {value}, expected a whole number from 1")
     for name, unit in (("grace", "seconds"), ("fetch_timeout", "seconds"), ("body_timeout", "seconds"),
                        ("batch_wait", "milliseconds")):  # fmt: skip

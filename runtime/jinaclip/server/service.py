@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -69,6 +70,9 @@ class Service:
 
     Args:
         model: opened; closed by its owner.
+        narrow: the same with fewer threads, for several runs at the same time when there is much to do; None for one
+            run after the other.
+        workers: runs of `narrow` at the same time.
         fetcher: of addresses; None where none is fetched.
 
     Attributes:
@@ -78,9 +82,10 @@ class Service:
 
     def __init__(
         self, model: ClipModel, *, limits: Limits | None = None, metrics: Metrics | None = None,
-        fetcher: Fetcher | None = None,
+        fetcher: Fetcher | None = None, narrow: ClipModel | None = None, workers: int = 1,
     ) -> None:  # fmt: skip
-        self.model, self._fetcher = model, fetcher
+        self.model, self._fetcher, self._narrow = model, fetcher, narrow
+        self._long = threading.Lock()  # one text at a time that needs much memory
         self._limits, self._metrics = limits or Limits(), metrics or Metrics()
         self.max_tokens = min(self._limits.tokens or model.max_tokens, model.max_tokens)
         self.batchers: dict[str, Batcher[Any]] = {}
@@ -88,7 +93,10 @@ class Service:
         self._self_test = {tower: facts["self_test"] for tower, facts in model.info()["towers"].items()}
         self._tested = dict.fromkeys(self._self_test, time.time())
         self._broken: dict[str, str] = {}
-        run: dict[str, Callable[[Sequence[Any]], np.ndarray]] = {"text": model.embed_ids, "image": model.embed_pixels}
+        run: dict[str, Callable[[Sequence[Any], bool], np.ndarray]] = {
+            "text": self._run_texts,
+            "image": self._run_images,
+        }
         for tower, room in (("text", self._limits.queue_texts), ("image", self._limits.queue_images)):
             if tower not in self._self_test:
                 continue
@@ -99,8 +107,8 @@ class Service:
             )  # fmt: skip
             self.rooms[tower] = Room(f"{tower}s", room)
             self.batchers[tower] = Batcher(
-                tower, run[tower], choose, workers=model.session(tower).concurrency, gather_s=self._limits.gather_s,
-                observe=partial(self._ran, tower),
+                tower, run[tower], choose, workers=max(workers, model.session(tower).concurrency),
+                gather_s=self._limits.gather_s, observe=partial(self._ran, tower),
             )  # fmt: skip
         self._metrics.watch(self.batchers, self.rooms)
         threads = max(2, max(model.session(tower).threads for tower in self._self_test))
@@ -214,6 +222,15 @@ class Service:
             self.batchers[tower].counts.failing = 0
         except JinaClipError as error:
             self._broken[tower] = str(error)
+
+    def _run_texts(self, rows: Sequence[list[int]], alone: bool) -> np.ndarray:
+        model = self.model if alone or self._narrow is None else self._narrow
+        tokens = len(rows) * max(map(len, rows))
+        with self._long if tokens > model.session("text").cost.tokens else contextlib.nullcontext():
+            return model.embed_ids(rows)
+
+    def _run_images(self, pixels: Sequence[np.ndarray], alone: bool) -> np.ndarray:
+        return (self.model if alone or self._narrow is None else self._narrow).embed_pixels(pixels)
 
     def _ran(self, tower: str, waited: Sequence[float], seconds: float) -> None:
         for wait in waited:
