@@ -88,6 +88,36 @@ def test_a_run_is_told_whether_it_is_alone() -> None:
     batcher.close(5)
 
 
+def test_items_of_one_caller_keep_every_worker_busy() -> None:
+    """Once only one worker was woken for them, and the others idled until it was done."""
+    gate = Gate()
+    batcher = Batcher("item", gate, lambda items: [0], workers=3)
+    futures = batcher.submit([0, 1, 2])
+    until(lambda: sorted(gate.batches) == [[0], [1], [2]])
+    gate.go.set()
+    assert [future.result(5)[0] for future in futures] == [0, 1, 2]
+    batcher.close(5)
+
+
+def test_a_worker_whose_item_another_took_goes_on() -> None:
+    """While both wait for company, one of them takes all; the other one's thread once ended there."""
+    gate = Gate()
+    gate.go.set()
+    batcher = Batcher("item", gate, everything, workers=2, gather_s=0.1)
+    for number in range(5):
+        for future in (*batcher.submit([number]), *batcher.submit([number])):
+            future.result(5)
+    gate.go.clear()
+    gate.batches.clear()
+    first = batcher.submit([7])
+    until(lambda: gate.batches == [[7]])
+    second = batcher.submit([8])  # the first still runs: the other worker has to be there
+    until(lambda: gate.batches == [[7], [8]])
+    gate.go.set()
+    assert [future.result(5)[0] for future in (*first, *second)] == [7, 8]
+    batcher.close(5)
+
+
 def test_who_left_is_not_run_for() -> None:
     gate = Gate()
     batcher = Batcher("item", gate, everything)

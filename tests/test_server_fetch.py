@@ -21,7 +21,7 @@ import pytest
 import trustme
 
 from jinaclip import ClipModel
-from jinaclip.server.fetch import Fetcher, is_public
+from jinaclip.server.fetch import Fetcher, Network, is_public
 from jinaclip.server.problems import Problem
 from tests.conftest import PHOTOS
 from tests.running import Running, running, vectors_of
@@ -81,10 +81,17 @@ class Pictures(BaseHTTPRequestHandler):
         pass
 
 
+class Host(ThreadingHTTPServer):
+    """Says nothing of clients that leave in the middle: some of these tests make them."""
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        pass
+
+
 @contextmanager
 def pictures(context: ssl.SSLContext | None = None) -> Iterator[ThreadingHTTPServer]:
     """A host of pictures on a free port; `seen` is what it was asked."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Pictures)
+    server = Host(("127.0.0.1", 0), Pictures)
     server.seen = []  # type: ignore[attr-defined]
     if context is not None:
         server.socket = context.wrap_socket(server.socket, server_side=True)
@@ -187,6 +194,15 @@ def told_image(server: Running, url: str) -> tuple[int, str]:
 # What is not
 
 
+@pytest.mark.parametrize("port", [65536, 99999, 0])
+def test_a_port_that_cannot_be(server: Running, port: int) -> None:
+    """In the server's own event loop, uvloop where it is installed, and in asyncio's, whose error is another."""
+    url = f"http://127.0.0.1:{port}/a.png"
+    status, words = told(server, url)
+    assert status == 422 and words.startswith("input[1] ") and "Traceback" not in server.log
+    assert asyncio.run(problem_of_fetch(url, ipaddress.ip_network("127.0.0.0/8"))).status == 422
+
+
 @pytest.mark.parametrize(
     ("path", "words"),
     [
@@ -231,8 +247,8 @@ def test_addresses_that_are_not_public_are_not_connected_to(host: ThreadingHTTPS
     assert status == 403 and len(host.seen) == before  # type: ignore[attr-defined]
 
 
-async def problem_of_fetch(url: str) -> Problem:
-    fetcher = Fetcher(most_bytes=1 << 20, timeout_s=5)
+async def problem_of_fetch(url: str, *allow: Network) -> Problem:
+    fetcher = Fetcher(allow=allow, most_bytes=1 << 20, timeout_s=5)
     try:
         await fetcher.fetch(url)
     except Problem as problem:

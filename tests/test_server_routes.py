@@ -8,6 +8,7 @@ import shutil
 import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -231,6 +232,37 @@ def test_a_body_that_does_not_come_is_not_waited_for(small_bundle: Path) -> None
                     answer += chunk
                 assert words in answer
         assert server.post({"input": "a"}).status_code == 200
+
+
+# Several runs at the same time
+
+
+def test_workers_give_the_same_vectors(small_bundle: Path, model: ClipModel, tmp_path: Path) -> None:
+    """Of a prepared bundle three batches run at the same time; among short texts one that runs by itself."""
+    built = Path(shutil.copytree(small_bundle, tmp_path / "bundle"))
+    assert main(["build", str(built)]) == 0
+    texts = [f"{text} {number}" for number in range(20) for text in ("a cup of coffee", "eine Tasse", "word " * 30)]
+    texts[7] = "word " * 700
+    expected = model.encode_text(texts)
+    picture = model.encode_image(PHOTOS[1])
+    with running(built, "--workers", "3") as server, ThreadPoolExecutor(12) as pool:
+        bodies = [
+            {"input": [text, {"image": PICTURES[1]}] if index % 10 == 0 else text} for index, text in enumerate(texts)
+        ]
+        found = [vectors_of(response) for response in pool.map(server.post, bodies)]
+        together = vectors_of(server.post({"input": texts}))
+    assert np.abs(np.stack([vectors[0] for vectors in found]) - expected).max() <= 1e-5
+    assert np.abs(together - expected).max() <= 1e-5
+    assert max(np.abs(vectors[1] - picture).max() for vectors in found if len(vectors) == 2) <= 1e-5
+
+
+def test_workers_want_prepared_graphs(small_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words, message in (
+        (["--workers", "2"], "--workers 2 takes graphs that are prepared for this CPU, and not all are; run `jinaclip"),
+        (["--workers", "0"], "--workers is 0, expected a whole number from 1"),
+    ):  # fmt: skip
+        assert main(["serve", str(small_bundle), "--towers", "text", *words]) == 1
+        assert message in capsys.readouterr().err
 
 
 # Marketplaces

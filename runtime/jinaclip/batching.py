@@ -140,7 +140,7 @@ class Batcher(Generic[T]):
             if not self._open:
                 raise Overloaded(f"the {self.name} queue is closed: this process is about to end")
             self._waiting.extend(entries)
-            self._changed.notify()
+            self._changed.notify_all()  # several workers may find something in them
         return [entry.future for entry in entries]
 
     def waiting(self) -> int:
@@ -181,7 +181,7 @@ class Batcher(Generic[T]):
             with self._changed:
                 while self._open and not self._waiting:
                     self._changed.wait()
-                self._gather()
+                    self._gather()  # meanwhile another worker may take all
                 if not self._waiting:
                     self._changed.notify_all()
                     return

@@ -86,9 +86,10 @@ def pack_texts(
     """
     order = np.array(sorted(range(len(lengths)), key=lambda i: -lengths[i]), np.int64)
     longest = np.array([lengths[i] for i in order], np.int64)
-    starts = _cheapest_starts(longest, tower, cost) if batch_size is None else None
-    if starts is None:
-        starts = _filled_starts(longest, tower, cost, batch_size or 1)
+    if batch_size is None:
+        starts = _cheapest_starts(longest, tower, cost)
+    else:
+        starts = _filled_starts(longest, tower, cost, batch_size)
     return [batch.tolist() for batch in np.split(order, starts[1:])] if len(order) else []
 
 

@@ -17,8 +17,10 @@ from jinaclip.model import PRECISIONS, ClipModel
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2", ".ppm", ".pgm"}
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", metavar="BUNDLE", help="directory made by `jinaclip export`")
+def add_model_arguments(parser: argparse.ArgumentParser, *, bundle_may_lack: bool = False) -> None:
+    parser.add_argument(
+        "bundle", metavar="BUNDLE", nargs="?" if bundle_may_lack else None, help="directory made by `jinaclip export`"
+    )
     parser.add_argument("--precision", choices=PRECISIONS, default="auto", help="of the graphs")
     parser.add_argument("--backend", choices=BACKENDS, default="auto", help="what runs the graphs")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")

@@ -19,18 +19,15 @@ from jinaclip.bundle import TOWERS
 from jinaclip.cli.arguments import add_model_arguments, open_model, words_of
 from jinaclip.errors import InputError
 from jinaclip.model import ClipModel
+from jinaclip.server.marketplaces import MARKETPLACES
 
 EXTRA = "server"
 PREFIX = "JINACLIP_SERVE_"
 MOST_WORKERS = 4  # by default: each run reads all weights, which memory has to carry
-MARKETPLACES = ("sagemaker", "vertex")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_model_arguments(parser)
-    for action in parser._actions:
-        if action.dest == "bundle":
-            action.nargs, action.required = "?", False
+    add_model_arguments(parser, bundle_may_lack=True)
     what = parser.add_argument_group("what is served")
     what.add_argument("--towers", type=words_of(TOWERS), metavar="T,…", help="text, image or both")
     what.add_argument("--model-name", action="append", default=[], metavar="NAME",

@@ -140,11 +140,6 @@ class _PublicNetwork(httpcore.AsyncNetworkBackend):
                 continue
         return await self._network.connect_tcp(permitted[-1], port, timeout, local_address, socket_options)
 
-    async def connect_unix_socket(
-        self, path: str, timeout: float | None = None, socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None
-    ) -> httpcore.AsyncNetworkStream:
-        raise NotImplementedError
-
     async def sleep(self, seconds: float) -> None:
         await self._network.sleep(seconds)
 
@@ -153,7 +148,7 @@ def _parsed(text: str, base: httpx.URL | None = None) -> httpx.URL:
     """An address that may be asked for, of a redirect seen from where it came."""
     try:
         url = base.join(text) if base is not None else httpx.URL(text)
-        fits = url.scheme in ("http", "https") and bool(url.host)
+        fits = url.scheme in ("http", "https") and bool(url.host) and 0 < (url.port or 1) < 1 << 16
     except (httpx.InvalidURL, ValueError, TypeError, UnicodeError):
         fits = False
     if not fits:

@@ -85,7 +85,7 @@ class Service:
         fetcher: Fetcher | None = None, narrow: ClipModel | None = None, workers: int = 1,
     ) -> None:  # fmt: skip
         self.model, self._fetcher, self._narrow = model, fetcher, narrow
-        self._long = threading.Lock()  # one text at a time that needs much memory
+        self._long = threading.Lock()  # one long text at a time: it takes much memory, and all cores
         self._limits, self._metrics = limits or Limits(), metrics or Metrics()
         self.max_tokens = min(self._limits.tokens or model.max_tokens, model.max_tokens)
         self.batchers: dict[str, Batcher[Any]] = {}
@@ -112,7 +112,9 @@ class Service:
             )  # fmt: skip
         self._metrics.watch(self.batchers, self.rooms)
         threads = max(2, max(model.session(tower).threads for tower in self._self_test))
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="jinaclip-prepare")
+        # Two, so that a text need not wait for another's many pictures.
+        self._tokenising = ThreadPoolExecutor(threads, thread_name_prefix="jinaclip-tokenise")
+        self._decoding = ThreadPoolExecutor(threads, thread_name_prefix="jinaclip-decode")
 
     @contextmanager
     def accepted(self, items: Sequence[Item | Problem]) -> Iterator[None]:
@@ -151,14 +153,14 @@ class Service:
 
         async def run_texts(group: list[int]) -> None:
             rows = [item for index in group if isinstance(item := items[index], Text | Tokens)]
-            found = await loop.run_in_executor(self._pool, self._texts, rows, task, truncate)
+            found = await loop.run_in_executor(self._tokenising, self._texts, rows, task, truncate)
             for index, prepared in zip(group, found, strict=True):
                 done[index] = prepared
 
         async def run_picture(index: int, item: Encoded | Address) -> None:
             try:
                 content = await self._fetched(item.url) if isinstance(item, Address) else item.value
-                done[index] = await loop.run_in_executor(self._pool, self._picture, content)
+                done[index] = await loop.run_in_executor(self._decoding, self._picture, content)
             except Problem as problem:
                 done[index] = problem
 
@@ -211,26 +213,33 @@ class Service:
         """Finish what is accepted, for so long; the number of items that were not."""
         deadline = time.monotonic() + grace_s
         left = sum(batcher.close(max(0.0, deadline - time.monotonic())) for batcher in self.batchers.values())
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._tokenising, self._decoding):
+            pool.shutdown(wait=False, cancel_futures=True)
         return left
 
     def _test(self, tower: str) -> None:
         self._tested[tower] = time.time()
         try:
             self._self_test[tower] = self.model.check(tower)
+            if self._narrow is not None:
+                self._narrow.check(tower)
             self._broken.pop(tower, None)
             self.batchers[tower].counts.failing = 0
         except JinaClipError as error:
             self._broken[tower] = str(error)
 
     def _run_texts(self, rows: Sequence[list[int]], alone: bool) -> np.ndarray:
-        model = self.model if alone or self._narrow is None else self._narrow
-        tokens = len(rows) * max(map(len, rows))
-        with self._long if tokens > model.session("text").cost.tokens else contextlib.nullcontext():
-            return model.embed_ids(rows)
+        if len(rows[0]) > self.model.session("text").cost.tokens:  # such a text runs by itself
+            with self._long:
+                return self.model.embed_ids(rows)
+        return self._for(alone).embed_ids(rows)
 
     def _run_images(self, pixels: Sequence[np.ndarray], alone: bool) -> np.ndarray:
-        return (self.model if alone or self._narrow is None else self._narrow).embed_pixels(pixels)
+        return self._for(alone).embed_pixels(pixels)
+
+    def _for(self, alone: bool) -> ClipModel:
+        """What runs a batch."""
+        return self.model if alone or self._narrow is None else self._narrow
 
     def _ran(self, tower: str, waited: Sequence[float], seconds: float) -> None:
         for wait in waited:
