@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -36,6 +37,10 @@ TEXTS = [
 _SKIMAGE = find_spec("skimage")
 PHOTOS_DIRECTORY = Path(_SKIMAGE.origin if _SKIMAGE and _SKIMAGE.origin else "scikit-image-is-missing").parent / "data"
 PHOTOS = [PHOTOS_DIRECTORY / n for n in ("astronaut.png", "coffee.png", "chelsea.png", "rocket.jpg", "retina.jpg")]
+
+# A job that a shell starts in the background ignores Ctrl-C, and so would every process that a test starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 MakeCheckpoint = Callable[..., Path]
 

@@ -315,8 +315,7 @@ def test_closed_models_say_so(small_bundle: Path) -> None:
 def test_ctrl_c_ends_a_long_run(small_bundle: Path) -> None:
     """In the middle of one run of the graph, not after it."""
     script = (
-        "import signal, time, sys\nfrom jinaclip import ClipModel\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a job in the background is started without
+        "from jinaclip import ClipModel\n"
         f"m = ClipModel({str(small_bundle)!r}, towers=('text',))\n"
         "print('ready', flush=True)\n"
         "try:\n    while True: m.encode_text(['字' * 8000] * 50)\n"
