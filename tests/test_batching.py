@@ -14,7 +14,7 @@ import pytest
 from jinaclip import ClipModel
 from jinaclip.batching import Batcher, Room, choose_images, choose_texts
 from jinaclip.errors import BackendError, Overloaded
-from jinaclip.packing import CPU_COST, GPU_COST
+from jinaclip.packing import CPU_COST, GPU_COST, UNPADDED_CPU_COST, RunCost
 from tests.conftest import TEXTS
 from tests.running import until
 from tests.test_packing import FULL
@@ -223,19 +223,18 @@ def test_what_is_not_finished_in_time_is_told() -> None:
     assert futures[0].result(5) == [1]
 
 
-@pytest.mark.parametrize("cost", [CPU_COST, GPU_COST], ids=["cpu", "gpu"])
+@pytest.mark.parametrize("cost", [CPU_COST, UNPADDED_CPU_COST, GPU_COST], ids=["cpu", "unpadded", "gpu"])
 @pytest.mark.parametrize("seed", range(5))
-def test_texts_that_run_together_are_of_like_length(cost: object, seed: int) -> None:
-    assert cost in (CPU_COST, GPU_COST)
-    kind = CPU_COST if cost is CPU_COST else GPU_COST
+def test_texts_that_run_together_are_few_enough(cost: RunCost, seed: int) -> None:
     lengths = np.clip(np.random.default_rng(seed).lognormal(3.2, 1, 200), 2, 8192).astype(int).tolist()
     rows = [[0] * length for length in lengths]
     served = 0
     while rows:
-        chosen = choose_texts(rows, FULL, kind)
+        chosen = choose_texts(rows, FULL, cost)
         assert 0 in chosen and len(set(chosen)) == len(chosen)  # the one that waited longest is always served
         batch = [len(rows[i]) for i in chosen]
-        assert len(batch) * max(batch) <= kind.tokens or len(batch) == 1
+        work = cost.work(len(batch), max(batch), sum(batch))
+        assert work <= cost.tokens or len(batch) == 1
         served += len(chosen)
         rows = [row for index, row in enumerate(rows) if index not in chosen]
     assert served == 200

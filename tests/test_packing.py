@@ -14,6 +14,7 @@ from jinaclip.packing import (
     BUDGET_BYTES,
     CPU_COST,
     GPU_COST,
+    UNPADDED_CPU_COST,
     RunCost,
     available_memory,
     pack_texts,
@@ -36,6 +37,8 @@ def test_every_text_is_in_one_batch_within_the_budget(seed: int) -> None:
         fits = predicted_bytes(len(batch), longest, FULL) <= BUDGET_BYTES
         assert fits or len(batch) == 1
         assert len(batch) * longest <= CPU_COST.tokens or len(batch) == 1
+    for cost in (UNPADDED_CPU_COST, GPU_COST):
+        assert sorted(i for batch in pack_texts(lengths, FULL, cost=cost) for i in batch) == list(range(len(lengths)))
 
 
 def test_batch_size_is_an_upper_bound() -> None:
@@ -43,24 +46,31 @@ def test_batch_size_is_an_upper_bound() -> None:
     assert pack_texts([], FULL) == []
 
 
-def cost_of(batches: list[list[int]], lengths: list[int], cost: RunCost) -> int:
-    return sum(cost.opening_tokens + len(batch) * max(lengths[i] for i in batch) for batch in batches)
+def work_of(batch: list[int], lengths: list[int], cost: RunCost) -> float:
+    longest = max(lengths[i] for i in batch)
+    padding = min(1, cost.padding + cost.padding_growth * longest)
+    return sum(lengths[i] + padding * (longest - lengths[i]) for i in batch)
+
+
+def cost_of(batches: list[list[int]], lengths: list[int], cost: RunCost) -> float:
+    return sum(cost.opening_tokens + work_of(batch, lengths, cost) for batch in batches)
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_no_other_way_to_part_texts_is_cheaper(seed: int) -> None:
+@pytest.mark.parametrize("padding", [(1, 0), (0.05, 0.001), (0.3, 0.02)], ids=str)
+def test_no_other_way_to_part_texts_is_cheaper(seed: int, padding: tuple[float, float]) -> None:
     """Against every way there is to part the texts, by length, into runs that may be."""
     rng = np.random.default_rng(seed)
-    cost = RunCost(int(rng.integers(1, 40)), tokens=200, images=1, budget_bytes=BUDGET_BYTES, writes_scores=True)
+    cost = RunCost(int(rng.integers(1, 40)), 200, 1, BUDGET_BYTES, True, *padding)
     lengths = np.clip(rng.lognormal(3, 0.8, 11), 2, 250).astype(int).tolist()
     order = sorted(range(11), key=lambda i: -lengths[i])
     ways = []
     for cuts in range(1 << 10):
         edges = [0, *(i + 1 for i in range(10) if cuts >> i & 1), 11]
         batches = [order[a:b] for a, b in pairwise(edges)]
-        if all(len(batch) == 1 or len(batch) * lengths[batch[0]] <= cost.tokens for batch in batches):
+        if all(len(batch) == 1 or work_of(batch, lengths, cost) <= cost.tokens for batch in batches):
             ways.append(cost_of(batches, lengths, cost))
-    assert cost_of(pack_texts(lengths, FULL, cost=cost), lengths, cost) == min(ways)
+    assert cost_of(pack_texts(lengths, FULL, cost=cost), lengths, cost) == pytest.approx(min(ways))
 
 
 @pytest.mark.parametrize(("cost", "padding", "runs"), [(CPU_COST, 1.05, 90), (GPU_COST, 1.3, 30)], ids=["cpu", "gpu"])
@@ -70,6 +80,15 @@ def test_little_is_padding(cost: RunCost, padding: float, runs: int) -> None:
     padded = sum(len(batch) * max(lengths[i] for i in batch) for batch in batches)
     assert padded / sum(lengths) < padding and len(batches) < runs
     assert len(pack_texts([cost.tokens // 128] * 256, FULL, cost=cost)) == 2
+
+
+def test_where_padding_costs_little_texts_of_unequal_length_share_a_run() -> None:
+    lengths = np.clip(np.random.default_rng(0).lognormal(np.log(16), 0.7, 500), 4, 128).astype(int).tolist()
+    few, many = (pack_texts(lengths, FULL, cost=cost) for cost in (UNPADDED_CPU_COST, CPU_COST))
+    assert len(few) < len(many) / 1.5
+    for batch in few:
+        assert work_of(batch, lengths, UNPADDED_CPU_COST) <= 512
+        assert len(batch) * max(lengths[i] for i in batch) < 1024  # places, which memory is reckoned by
 
 
 def test_some_packings() -> None:

@@ -72,6 +72,7 @@ def test_cpu_passes_leave_the_vectors(
     blocks = 3
     expected = {
         "token_major": blocks,
+        "unpad": blocks if tower == "text" else 0,
         "tile_attention": blocks,
         "last_block_for_cls": int(tower == "image"),
         "integer_gemm": 0 if precision == "fp32" else blocks * (4 if tower == "text" else 7),
@@ -104,6 +105,37 @@ def test_tiles_are_used_for_long_texts_without_padding_only(precise_bundle: Path
     assert sum(node.op_type == "Attention" for node in graph.graph.node) == 3
 
 
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_linear_layers_see_no_padding(precise_bundle: Path, tmp_path: Path, precision: str) -> None:
+    model = read(precise_bundle / f"text-{precision}.onnx")
+    for_cpu(model, HEADS)
+    products = [node for node in model.graph if node.op_type in ("MatMul", "MatMulIntegerToFloat")]
+    assert len(products) == 3 * 4
+    model.graph.outputs.extend(node.inputs[0] for node in products if node.inputs[0] is not None)
+    for value in model.graph.outputs[2:]:
+        value.type = ir.TensorType(ir.DataType.FLOAT if precision == "fp32" else ir.DataType.UINT8)
+        value.shape = ir.Shape([None, None, None])
+    write(model, tmp_path / "seen.onnx")
+    for batch in text_batches():
+        seen = list(run(tmp_path / "seen.onnx", batch).values())[2:]
+        assert {x.shape[:2] for x in seen} == {(1, (batch != 1).sum())}
+
+
+def test_padding_changes_nothing(precise_bundle: Path, tmp_path: Path) -> None:
+    """Wherever it stands and however much there is of it: rows of a padded batch are those of the texts alone."""
+    model = read(precise_bundle / "text-fp32.onnx")
+    for_cpu(model, HEADS)
+    write(model, tmp_path / "rewritten.onnx")
+    batch = RNG.integers(4, 36000, (4, 40))
+    batch[0, 1:] = batch[1, 20:] = 1
+    batch[2, :7] = batch[2, 11] = 1  # places count: such a row is nothing but itself
+    found = run(tmp_path / "rewritten.onnx", batch)["l2norm_text_embeddings"]
+    for row, vector in zip(batch, found, strict=True):
+        alone = row[:1] if row is batch[0] else row
+        expected = run(precise_bundle / "text-fp32.onnx", alone[None])["l2norm_text_embeddings"][0]
+        assert np.abs(expected - vector).max() <= 1e-6
+
+
 def test_a_graph_that_is_no_standard_graph_is_refused(precise_bundle: Path) -> None:
     model = read(precise_bundle / "text-fp32.onnx")
     attention = nodes(model, "Attention")[0]
@@ -111,6 +143,26 @@ def test_a_graph_that_is_no_standard_graph_is_refused(precise_bundle: Path) -> N
         attention.replace_input_with(0, op("Neg", [attention.inputs[0]]))
     with pytest.raises(PassError, match="not between the reshapes"):
         for_cpu(model, HEADS)
+
+
+@pytest.mark.parametrize(
+    ("operator", "index", "message"),
+    [
+        ("Expand", 0, "has no mask"),
+        ("RotaryEmbedding", 0, "not one product"),
+        ("LayerNormalization", -1, "does not take the mean"),
+    ],
+)
+def test_a_graph_that_padding_cannot_be_left_out_of_is_refused(
+    precise_bundle: Path, operator: str, index: int, message: str
+) -> None:
+    model = read(precise_bundle / "text-fp32.onnx")
+    for_cpu(model, HEADS, ["token_major"])
+    node = nodes(model, operator)[index]
+    with Ops(model, before=next(iter(node.outputs[0].uses())).node) as op:
+        op.replace(node.outputs[0], op("Identity", [node.outputs[0]]))
+    with pytest.raises(PassError, match=message):
+        for_cpu(model, HEADS, ["unpad"])
 
 
 # int8

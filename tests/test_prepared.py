@@ -18,8 +18,8 @@ from jinaclip.bundle import Bundle
 from jinaclip.cli import main
 from jinaclip.engine_store import ENGINES, SIDECAR
 from jinaclip.errors import SelfTestFailed
-from jinaclip.packing import is_tiled, predicted_bytes
-from jinaclip.prepared import find_prepared
+from jinaclip.packing import CPU_COST, UNPADDED_CPU_COST, is_tiled, predicted_bytes
+from jinaclip.prepared import RECIPE, find_prepared
 from jinaclip.sessions import cpu_features
 from jinaclip_engines.cpu import TILED_ABOVE
 from tests.conftest import PHOTOS, TEXTS
@@ -91,6 +91,7 @@ def test_force_makes_it_again(bundle: Path) -> None:
         ("graph", "0" * 16, "its graph is '0000000000000000'"),
         ("system", "Plan9 m68k", "its system is 'Plan9 m68k'"),
         ("format_version", 2, "its format_version is 2"),
+        ("recipe", RECIPE - 1, f"its recipe is {RECIPE - 1}, here it is {RECIPE}"),
         ("cpu_features", [*cpu_features(), "zz_new"], "a CPU with ['zz_new'] and without []"),
     ],
 )
@@ -167,6 +168,13 @@ def test_long_texts_are_predicted_to_need_no_scores(built: Path) -> None:
 def test_images_have_no_text_length(built: Path) -> None:
     prepared, reason = find_prepared(Bundle(built), "image", "int8")
     assert prepared is not None and prepared.tiled_above is None and prepared.key in reason
+    assert not prepared.unpadded
+
+
+def test_padding_is_reckoned_with_as_the_graph_computes_it(precise_bundle: Path, built: Path) -> None:
+    for path, cost in ((precise_bundle, CPU_COST), (built, UNPADDED_CPU_COST)):
+        with ClipModel(path, towers=("text",), precision="int8") as model:
+            assert model.session("text").cost == cost
 
 
 def test_options(built: Path, capsys: Capture) -> None:

@@ -26,6 +26,7 @@ from jinaclip_engines.graph import (
     tidy,
 )
 from jinaclip_engines.pooling import last_block_for_cls
+from jinaclip_engines.unpadding import unpad
 
 # Above this many tokens attention runs in tiles, where its memory grows with the length and not with its square;
 # below it the plain kernel is as fast, and takes padding.
@@ -131,6 +132,7 @@ def integer_gemm(model: ir.Model, heads: int) -> int:
 PASSES: Mapping[str, Callable[[ir.Model, int], int]] = {
     "last_block_for_cls": last_block_for_cls,
     "token_major": token_major,
+    "unpad": unpad,
     "tile_attention": tile_attention,
     "integer_gemm": integer_gemm,
 }

@@ -48,7 +48,11 @@ def prepare(
             return {"passes": _write_for_cuda(bundle, tower, precision, directory)}
         passes = _write_for_cpu(bundle, tower, precision, directory)
         tiled = passes.get("tile_attention") and tower == "text"
-        return {"passes": passes, "tiled_above": TILED_ABOVE if tiled else None}
+        return {
+            "passes": passes,
+            "tiled_above": TILED_ABOVE if tiled else None,
+            "unpadded": passes.get("unpad", 0) > 0,
+        }
 
     facts = required_facts(bundle, tower, precision, device)
     return write_engine(bundle, facts, 4 * graph_bytes(bundle, tower, precision), fill), True

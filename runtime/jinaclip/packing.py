@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -31,10 +31,12 @@ class RunCost:
 
     Attributes:
         opening_tokens: opening a run costs about as much as this many tokens.
-        tokens: in a run; with more it is no faster, and padding and memory grow.
+        tokens: in a run, with what its padding costs; with more it is no faster, and memory grows.
         images: in a run, where the caller does not say.
         budget_bytes: that a run may add to memory, by prediction; one row is always allowed.
         writes_scores: attention writes its scores out, so that memory grows with the square of the length.
+        padding, padding_growth: a place of padding in a run of rows of n tokens costs as much as
+            padding + padding_growth · n tokens, 1 at most.
     """
 
     opening_tokens: int
@@ -42,10 +44,24 @@ class RunCost:
     images: int
     budget_bytes: int
     writes_scores: bool
+    padding: float = 1.0
+    padding_growth: float = 0.0
+
+    def work(self, rows: N, longest: N, tokens: N) -> np.ndarray:
+        """What runs cost but for opening them, in tokens, of the arguments' shape.
+
+        Args:
+            rows, longest, tokens: of runs: rows, the length of the longest, and the tokens of all rows.
+        """
+        padding = np.minimum(1.0, self.padding + self.padding_growth * longest)
+        return np.asarray(tokens + padding * (rows * longest - tokens))
 
 
 # Measured on 2 cores (DECISIONS.md 6).
 CPU_COST = RunCost(opening_tokens=11, tokens=512, images=1, budget_bytes=BUDGET_BYTES, writes_scores=True)
+UNPADDED_CPU_COST = replace(
+    CPU_COST, padding=0.05, padding_growth=0.001
+)  # where padding is computed by attention alone
 # Not measured: on a GPU a run takes a millisecond or two whatever is in it, until it is full.
 GPU_COST = RunCost(opening_tokens=512, tokens=16384, images=16, budget_bytes=4 << 30, writes_scores=False)
 
@@ -76,8 +92,7 @@ def pack_texts(
 ) -> list[list[int]]:
     """Batches of indices, longest texts first, so that the largest run comes before the arena is fragmented.
 
-    Texts of like length run together, in the runs that cost least in all: each its opening, and its rows as long as its
-    longest one.
+    Texts of like length run together, in the runs that cost least in all: each its opening, its tokens and its padding.
 
     Args:
         lengths: tokens of each text.
@@ -96,14 +111,16 @@ def pack_texts(
 def _cheapest_starts(longest: np.ndarray, tower: TowerManifest, cost: RunCost) -> list[int]:
     """Where runs begin among texts whose lengths fall: of all ways to part them the cheapest, found run by run."""
     count = len(longest)
+    tokens = np.concatenate([[0], np.cumsum(longest)])  # of the first n texts
     least = np.zeros(count + 1)  # of the first n texts
     begins = np.zeros(count + 1, np.int64)  # of the last run of the first n texts
     for end in range(1, count + 1):
         first = max(0, end - max(1, cost.tokens // int(longest[end - 1])))
         begin = np.arange(first, end)
         rows = end - begin
-        total = least[begin] + cost.opening_tokens + rows * longest[begin]
-        total[(rows > 1) & ~_fits(rows, longest[begin], tower, cost)] = np.inf
+        work = cost.work(rows, longest[begin], tokens[end] - tokens[begin])
+        total = least[begin] + cost.opening_tokens + work
+        total[(rows > 1) & ~_fits(rows, longest[begin], work, tower, cost)] = np.inf
         best = int(total.argmin())
         least[end], begins[end] = total[best], first + best
     starts, end = [], count
@@ -117,16 +134,17 @@ def _filled_starts(longest: np.ndarray, tower: TowerManifest, cost: RunCost, mos
     """Where runs begin, each with as many texts as are asked for and fit."""
     starts = [0]
     for index in range(1, len(longest)):
-        rows = np.array(index + 1 - starts[-1])
-        if rows > most or not _fits(rows, longest[starts[-1]], tower, cost):
+        rows, first = np.array(index + 1 - starts[-1]), longest[starts[-1]]
+        work = cost.work(rows, first, longest[starts[-1] : index + 1].sum())
+        if rows > most or not _fits(rows, first, work, tower, cost):
             starts.append(index)
     return starts
 
 
-def _fits(rows: np.ndarray, tokens: np.ndarray, tower: TowerManifest, cost: RunCost) -> np.ndarray:
-    """Whether runs of so many rows, each so long, may be: bool, of the arrays' shape."""
-    memory = predicted_bytes(rows, tokens, tower, tiled=not cost.writes_scores)
-    return np.asarray((rows * tokens <= cost.tokens) & (memory <= cost.budget_bytes))
+def _fits(rows: np.ndarray, longest: np.ndarray, work: np.ndarray, tower: TowerManifest, cost: RunCost) -> np.ndarray:
+    """Whether runs of so many rows, each so long, and so much work may be: bool, of the arrays' shape."""
+    memory = predicted_bytes(rows, longest, tower, tiled=not cost.writes_scores)
+    return np.asarray((work <= cost.tokens) & (memory <= cost.budget_bytes))
 
 
 def require_memory(rows: int, tokens: int, tower: TowerManifest, *, tiled: bool = False) -> None:

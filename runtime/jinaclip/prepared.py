@@ -17,9 +17,12 @@ from jinaclip.bundle import Bundle
 from jinaclip.engine_store import SIDECAR_VERSION, damage, difference, engines_of
 from jinaclip.gpu import Gpu
 from jinaclip.onnxruntime_cuda import OnnxRuntimeCudaSession
+from jinaclip.packing import CPU_COST, UNPADDED_CPU_COST
 from jinaclip.sessions import OnnxRuntimeSession, Session, cpu_features, onnxruntime_version
 
 GRAPH = "graph.onnx"
+# How graphs are prepared for a CPU; one that was prepared otherwise is made again.
+RECIPE = 2
 
 
 @dataclass(frozen=True)
@@ -30,11 +33,13 @@ class Prepared:
         key: its directory's name.
         path: the .onnx file.
         tiled_above: attention without padding runs in tiles from this many tokens on; None: never.
+        unpadded: padding is computed by attention alone.
     """
 
     key: str
     path: Path
     tiled_above: int | None
+    unpadded: bool
 
 
 def open_graph(
@@ -52,8 +57,11 @@ def open_graph(
     if gpu is not None:
         pad = bundle.special_ids["pad"] if tower == "text" else 0
         return OnnxRuntimeCudaSession(path, gpu=gpu, prepared=key, pad=pad), reason
-    tiled = None if prepared is None else prepared.tiled_above
-    return OnnxRuntimeSession(path, threads=threads, prepared=key, tiled_above=tiled), reason
+    if prepared is None:
+        return OnnxRuntimeSession(path, threads=threads), reason
+    cost = UNPADDED_CPU_COST if prepared.unpadded else CPU_COST
+    tiled = prepared.tiled_above
+    return OnnxRuntimeSession(path, threads=threads, prepared=key, tiled_above=tiled, cost=cost), reason
 
 
 def find_prepared(bundle: Bundle, tower: str, precision: str, device: str = "cpu") -> tuple[Prepared | None, str]:
@@ -67,8 +75,11 @@ def find_prepared(bundle: Bundle, tower: str, precision: str, device: str = "cpu
         reason = _misfit(sidecar, expected) or damage(directory, sidecar, GRAPH)
         if reason is None:
             tiled = sidecar.get("tiled_above")
-            found = Prepared(directory.name, directory / GRAPH, tiled if isinstance(tiled, int) else None)
-            return found, f"prepared graph {directory.name}"
+            tiled_above = tiled if isinstance(tiled, int) else None
+            unpadded = sidecar.get("unpadded") is True
+            return Prepared(
+                directory.name, directory / GRAPH, tiled_above, unpadded
+            ), f"prepared graph {directory.name}"
         reasons.append(f"{directory.name} is not used: {reason}")
     if reasons:
         return None, f"the bundle's graph; {reasons[0]}; run `{command}` here"
@@ -94,6 +105,7 @@ def required_facts(bundle: Bundle, tower: str, precision: str, device: str = "cp
     if device != "cpu":
         return facts | {"device": device}
     return facts | {
+        "recipe": RECIPE,
         "onnxruntime": onnxruntime_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "cpu_features": list(cpu_features()),

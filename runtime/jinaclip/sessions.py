@@ -87,16 +87,42 @@ SLOW_FUSIONS = ["SkipLayerNormFusion", "BiasGeluFusion"]
 
 def session_options(ort: Any) -> Any:
     """What every session is opened with."""
+    options = _plain_options(ort)
+    if not sums_bytes_exactly():
+        options.add_session_config_entry("session.x64quantprecision", "1")  # exact kernels, which are slower
+    return options
+
+
+def _plain_options(ort: Any) -> Any:
     options = ort.SessionOptions()
     options.inter_op_num_threads = 1
     options.log_severity_level = 4  # errors arrive as exceptions; nothing is printed
     options.enable_mem_pattern = False  # one memory plan per text length would never be freed
-    # Without VNNI products of bytes are summed in 16 bits, which saturate: exact kernels there (DECISIONS 18).
-    options.add_session_config_entry("session.x64quantprecision", "1")
     return options
 
 
-def open_onnxruntime(ort: Any, path: Path, options: Any, threads: int | None) -> tuple[Any, int]:
+# onnx.helper's serialisation of y = MatMulInteger(a, b): a uint8 [2, 8], b int8 [8, 16], y int32; opset 13.
+_PRODUCT_OF_BYTES = (
+    b'\x08\x07:\\\n\x18\n\x01a\n\x01b\x12\x01y"\rMatMulInteger\x12\x01gZ\x13\n\x01a\x12\x0e\n\x0c\x08\x02\x12\x08\n\x02\x08\x02\n'
+    b"\x02\x08\x08Z\x13\n\x01b\x12\x0e\n\x0c\x08\x03\x12\x08\n\x02\x08\x08\n\x02\x08\x10b\x13\n\x01y\x12\x0e\n\x0c\x08\x06\x12\x08\n\x02\x08"
+    b"\x02\n\x02\x08\x10B\x04\n\x00\x10\r"
+)
+
+
+@cache
+def sums_bytes_exactly() -> bool:
+    """Whether onnxruntime's fast kernel for products of bytes, u8 × s8, is exact on this CPU.
+
+    Without VNNI it adds pairs of products in 16 bits, which saturate. The kernel itself is asked, with the largest
+    values there are: which CPUs have which kernels only onnxruntime knows (DECISIONS.md 18).
+    """
+    ort = import_onnxruntime()
+    session, _ = open_onnxruntime(ort, _PRODUCT_OF_BYTES, _plain_options(ort), None)
+    (sums,) = session.run(None, {"a": np.full((2, 8), 255, np.uint8), "b": np.full((8, 16), 127, np.int8)})
+    return bool((sums == 8 * 255 * 127).all())
+
+
+def open_onnxruntime(ort: Any, graph: Path | bytes, options: Any, threads: int | None) -> tuple[Any, int]:
     """An `onnxruntime.InferenceSession` on the CPU, and the cores that it uses.
 
     It gets threads of its own, but in a process that has one pool for all sessions (`share_threads`, or a host's own
@@ -104,8 +130,9 @@ def open_onnxruntime(ort: Any, path: Path, options: Any, threads: int | None) ->
 
     Raises:
         BackendError: `threads` was given, and the process has such a pool of another size.
-        Exception: what onnxruntime says of the file.
+        Exception: what onnxruntime says of the graph.
     """
+    model = graph if isinstance(graph, bytes) else str(graph)
     options.intra_op_num_threads = threads or available_threads()
     settings = {
         "providers": ["CPUExecutionProvider"],
@@ -113,7 +140,7 @@ def open_onnxruntime(ort: Any, path: Path, options: Any, threads: int | None) ->
         "enable_fallback": 0,  # or it prints to stdout and tries another provider, when it opens and when it runs
     }
     try:
-        return ort.InferenceSession(str(path), options, **settings), options.intra_op_num_threads
+        return ort.InferenceSession(model, options, **settings), options.intra_op_num_threads
     except RuntimeError as error:
         if "global thread pool" not in str(error):
             raise
@@ -125,7 +152,7 @@ def open_onnxruntime(ort: Any, path: Path, options: Any, threads: int | None) ->
         )
     options.use_per_session_threads = False
     options.intra_op_num_threads = options.inter_op_num_threads = 0  # anything else is warned of on stderr
-    return ort.InferenceSession(str(path), options, **settings), _shared_threads or available_threads()
+    return ort.InferenceSession(model, options, **settings), _shared_threads or available_threads()
 
 
 _shared_threads: int | None = None  # of the pool that share_threads made
@@ -166,6 +193,7 @@ class OnnxRuntimeSession:
         threads: cores for one run; None takes `available_threads()`.
         prepared: key of a prepared graph, which is opened as it is; None for a bundle's own, which is optimised now.
         tiled_above: of a prepared graph.
+        cost: of a run of this graph.
 
     Raises:
         BackendMissing: onnxruntime is not installed.
@@ -174,15 +202,14 @@ class OnnxRuntimeSession:
 
     backend = "onnxruntime"
     concurrency = 1
-    cost = CPU_COST
 
     def __init__(
         self, path: Path, *, threads: int | None = None,
-        prepared: str | None = None, tiled_above: int | None = None,
+        prepared: str | None = None, tiled_above: int | None = None, cost: RunCost = CPU_COST,
     ) -> None:  # fmt: skip
         ort = import_onnxruntime()
         self.device = "cpu"
-        self.prepared, self.tiled_above = prepared, tiled_above
+        self.prepared, self.tiled_above, self.cost = prepared, tiled_above, cost
         options = session_options(ort)
         if prepared is not None:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL

@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -101,8 +101,9 @@ class Service:
             if tower not in self._self_test:
                 continue
             cost = model.session(tower).cost
+            share = replace(cost, tokens=cost.tokens // workers)  # so that one run leaves something for the others
             choose: Any = (
-                partial(choose_texts, tower=model.bundle.tower("text"), cost=cost)
+                partial(choose_texts, tower=model.bundle.tower("text"), cost=share)
                 if tower == "text" else partial(choose_images, cost=cost)
             )  # fmt: skip
             self.rooms[tower] = Room(f"{tower}s", room)
