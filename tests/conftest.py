@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -43,6 +45,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 MakeCheckpoint = Callable[..., Path]
+
+
+def pytest_report_header() -> str:
+    place = tempfile.gettempdir()
+    return f"free in {place}: {shutil.disk_usage(place).free / 2**30:.1f} GiB (the tests write several)"
+
 
 
 @pytest.fixture(scope="session")
