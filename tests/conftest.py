@@ -52,7 +52,6 @@ def pytest_report_header() -> str:
     return f"free in {place}: {shutil.disk_usage(place).free / 2**30:.1f} GiB (the tests write several)"
 
 
-
 @pytest.fixture(scope="session")
 def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> MakeCheckpoint:
     """make_checkpoint(projection_dim, text=…, vision=…, **options): a random checkpoint in a new directory."""
