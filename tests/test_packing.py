@@ -57,9 +57,9 @@ def cost_of(batches: list[list[int]], lengths: list[int], cost: RunCost) -> floa
 
 
 @pytest.mark.parametrize("seed", range(20))
-@pytest.mark.parametrize("padding", [(1, 0), (0.05, 0.001), (0.3, 0.02)], ids=str)
+@pytest.mark.parametrize("padding", [(1, 0), (1 / 16, 1 / 1024), (1 / 4, 1 / 64)], ids=str)
 def test_no_other_way_to_part_texts_is_cheaper(seed: int, padding: tuple[float, float]) -> None:
-    """Against every way there is to part the texts, by length, into runs that may be."""
+    """Against every way to part the texts, by length, into runs that may be. Binary fractions: sums are exact."""
     rng = np.random.default_rng(seed)
     cost = RunCost(int(rng.integers(1, 40)), 200, 1, BUDGET_BYTES, True, *padding)
     lengths = np.clip(rng.lognormal(3, 0.8, 11), 2, 250).astype(int).tolist()
@@ -70,7 +70,7 @@ def test_no_other_way_to_part_texts_is_cheaper(seed: int, padding: tuple[float, 
         batches = [order[a:b] for a, b in pairwise(edges)]
         if all(len(batch) == 1 or work_of(batch, lengths, cost) <= cost.tokens for batch in batches):
             ways.append(cost_of(batches, lengths, cost))
-    assert cost_of(pack_texts(lengths, FULL, cost=cost), lengths, cost) == pytest.approx(min(ways))
+    assert cost_of(pack_texts(lengths, FULL, cost=cost), lengths, cost) == min(ways)
 
 
 @pytest.mark.parametrize(("cost", "padding", "runs"), [(CPU_COST, 1.05, 90), (GPU_COST, 1.3, 30)], ids=["cpu", "gpu"])

@@ -160,6 +160,20 @@ def test_health_tells_what_runs(server: Running) -> None:
         assert facts["self_test"]["ratio"] < 0.001 and facts["self_test"]["age_seconds"] >= 0
 
 
+@pytest.mark.parametrize(("workers", "most"), [(1, 8), (2, 4), (50, 1)])
+def test_a_run_leaves_something_for_the_others(small_bundle: Path, workers: int, most: int) -> None:
+    """512 tokens a run are shared, down to 88: eight texts of 60 tokens that come at the same time."""
+    with ClipModel(small_bundle, towers=("text",)) as model:
+        service = Service(model, workers=workers)
+        row = [0, *range(5, 63), 2]
+        futures = service.batchers["text"].submit([row] * 8)
+        found = np.stack([future.result(30) for future in futures])
+        assert np.abs(found - model.embed_ids([row])).max() <= 1e-5
+        assert sum(size * runs for size, runs in service.batchers["text"].counts.batches.items()) == 8
+        assert max(service.batchers["text"].counts.batches) == most
+        assert service.close(5) == 0
+
+
 def test_health_runs_the_goldens_when_a_tower_fails(small_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run may fail for its input alone; a tower that fails its goldens too is told, until it works again."""
     monkeypatch.setattr("jinaclip.server.service.TESTED_AGAIN_S", 0.0)

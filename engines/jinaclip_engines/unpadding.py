@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from jinaclip_engines.errors import PassError
-from jinaclip_engines.graph import Ops, array, nodes, producer, shape_of
+from jinaclip_engines.graph import Ops, constant, nodes, producer
 
 
 def unpad(model: ir.Model, heads: int) -> int:
@@ -62,10 +62,11 @@ def _unpad_around(model: ir.Model, attention: ir.Node, kept: ir.Value, token: ir
     with Ops(model, before=split) as op:
         padded = _padded(op, split.inputs[0], token)
     split.replace_input_with(0, padded)
+    width = constant(nodes(model, "LayerNormalization")[-1].inputs[1]).size
     users = list(attention.outputs[0].uses())
     readers = {use.node for use in users}
     with Ops(model, before=next(node for node in model.graph if node in readers)) as op:
-        places = op("Reshape", [attention.outputs[0], op.const(np.array([-1, _width(model)]))])
+        places = op("Reshape", [attention.outputs[0], op.const(np.array([-1, width]))])
         tokens = op("Gather", [places, kept], axis=0)
     for use in users:
         use.node.replace_input_with(use.idx, tokens)
@@ -85,10 +86,3 @@ def _pooled(model: ir.Model) -> ir.Node:
     if len(found) != 1:
         raise PassError("the text graph does not take the mean of its tokens; export the bundle again")
     return found[0]
-
-
-def _width(model: ir.Model) -> int:
-    """Of the tower: its last norm's gains."""
-    norm = nodes(model, "LayerNormalization")[-1]
-    assert array(norm.inputs[1]) is not None
-    return shape_of(norm.inputs[1])[0]

@@ -59,9 +59,8 @@ class RunCost:
 
 # Measured on 2 cores (DECISIONS.md 6).
 CPU_COST = RunCost(opening_tokens=11, tokens=512, images=1, budget_bytes=BUDGET_BYTES, writes_scores=True)
-UNPADDED_CPU_COST = replace(
-    CPU_COST, padding=0.05, padding_growth=0.001
-)  # where padding is computed by attention alone
+# Where padding is computed by attention alone.
+UNPADDED_CPU_COST = replace(CPU_COST, padding=0.05, padding_growth=0.001)
 # Not measured: on a GPU a run takes a millisecond or two whatever is in it, until it is full.
 GPU_COST = RunCost(opening_tokens=512, tokens=16384, images=16, budget_bytes=4 << 30, writes_scores=False)
 

@@ -75,11 +75,11 @@ def find_prepared(bundle: Bundle, tower: str, precision: str, device: str = "cpu
         reason = _misfit(sidecar, expected) or damage(directory, sidecar, GRAPH)
         if reason is None:
             tiled = sidecar.get("tiled_above")
-            tiled_above = tiled if isinstance(tiled, int) else None
-            unpadded = sidecar.get("unpadded") is True
-            return Prepared(
-                directory.name, directory / GRAPH, tiled_above, unpadded
-            ), f"prepared graph {directory.name}"
+            found = Prepared(
+                directory.name, directory / GRAPH,
+                tiled_above=tiled if isinstance(tiled, int) else None, unpadded=sidecar.get("unpadded") is True,
+            )  # fmt: skip
+            return found, f"prepared graph {directory.name}"
         reasons.append(f"{directory.name} is not used: {reason}")
     if reasons:
         return None, f"the bundle's graph; {reasons[0]}; run `{command}` here"

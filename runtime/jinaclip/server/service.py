@@ -101,7 +101,8 @@ class Service:
             if tower not in self._self_test:
                 continue
             cost = model.session(tower).cost
-            share = replace(cost, tokens=cost.tokens // workers)  # so that one run leaves something for the others
+            # A run leaves something for the others, but opening it costs no more than an eighth of it.
+            share = replace(cost, tokens=max(cost.tokens // workers, 8 * cost.opening_tokens))
             choose: Any = (
                 partial(choose_texts, tower=model.bundle.tower("text"), cost=share)
                 if tower == "text" else partial(choose_images, cost=cost)
