@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -437,10 +437,13 @@ def _resolve_precision(
 
 def _in_flight(runs: Iterable[Callable[[], T]], concurrency: int) -> Iterator[T]:
     """The results of runs, in order, with so many asked for at the same time; one at a time, in this thread."""
-    if concurrency == 1:
-        for run in runs:
+    runs = iter(runs)
+    first = list(islice(runs, 2))
+    if concurrency == 1 or len(first) < 2:
+        for run in chain(first, runs):
             yield run()
         return
+    runs = chain(first, runs)
     with ThreadPoolExecutor(concurrency, thread_name_prefix="jinaclip-run") as pool:
         ahead: deque[Future[T]] = deque()
         try:
