@@ -70,6 +70,14 @@ _WITHOUT_GRAPH = "-1"
 Key = tuple[int, ...]
 
 
+def has_cuda_provider() -> bool:
+    """Whether the installed onnxruntime is one for CUDA; False also where none is installed."""
+    try:
+        return PROVIDER in import_onnxruntime().get_available_providers()
+    except BackendMissing:
+        return False
+
+
 def cuda_problem(gpu: Gpu | None = None) -> str | None:
     """Why ONNX Runtime cannot use CUDA here, in words; None if it can.
 
@@ -77,7 +85,7 @@ def cuda_problem(gpu: Gpu | None = None) -> str | None:
         gpu: also look whether its driver is new enough and whether the device lets this process in.
     """
     ort = import_onnxruntime()
-    if PROVIDER not in ort.get_available_providers():
+    if not has_cuda_provider():
         return f"the installed onnxruntime {ort.__version__} has no CUDA provider; run: pip install 'jinaclip[cuda]'"
     if gpu is not None and _version(gpu.driver) < (_cuda_major(ort), 0):
         return (
@@ -102,6 +110,7 @@ class OnnxRuntimeCudaSession:
         prepared: key of a prepared graph; None for a bundle's own.
         pad: token id that fills the rest of a row.
         graphs: run small batches as CUDA graphs.
+        operators: the library of jinaclip's own operators, for a graph that has them.
 
     Raises:
         BackendMissing: onnxruntime has no CUDA provider, it does not start here, or the graph needs cuDNN.
@@ -113,11 +122,14 @@ class OnnxRuntimeCudaSession:
     tiled_above: int | None = 0  # flash attention never writes its scores
     concurrency = RUNS_AT_ONCE
 
-    def __init__(self, path: Path, *, gpu: Gpu, prepared: str | None = None, pad: int = 0, graphs: bool = True) -> None:
+    def __init__(
+        self, path: Path, *, gpu: Gpu, prepared: str | None = None, pad: int = 0, graphs: bool = True,
+        operators: Path | None = None,
+    ) -> None:  # fmt: skip
         if problem := cuda_problem(gpu):
             raise BackendMissing(f"device cuda:{gpu.index}: {problem}")
         self.device, self.threads, self.prepared = f"cuda:{gpu.index}", available_threads(), prepared
-        self._gpu, self._pad, self._path = gpu, pad, path
+        self._gpu, self._pad, self._path, self._operators = gpu, pad, path, operators
         self._process = os.getpid()
         keep_after_fork(self)
         self._thread = gpu_thread(gpu.index)
@@ -164,6 +176,7 @@ class OnnxRuntimeCudaSession:
             "prepared": self.prepared,
             "cuda_graphs": self._captures,
             "packed": self._packed,
+            "operators": None if self._operators is None else self._operators.name,
         }
 
     def close(self) -> None:
@@ -261,6 +274,8 @@ class OnnxRuntimeCudaSession:
             options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
             # Weights outside the arena, and an arena that grows by what is asked for: it would double otherwise.
             options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
+            if self._operators is not None:
+                options.register_custom_ops_library(str(self._operators))
             provider = {
                 "device_id": self._gpu.index,
                 "use_tf32": 0,  # rounds float32 operands to 10 bits, on by default
@@ -472,7 +487,7 @@ def _require_no_cudnn(session: Any, path: Path) -> None:
     if found and load(CUDNN) is None:
         raise BackendMissing(
             f"{path.name} has operators that run on a GPU only with cuDNN ({_listed(found)}), and {CUDNN} is not "
-            "found; run `jinaclip build BUNDLE --device cuda`, which replaces them"
+            "found; run `jinaclip build BUNDLE --device cuda`, which replaces them in fp16, or export the bundle again"
         )
 
 
