@@ -8,6 +8,7 @@ begins with `...`.
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -74,12 +75,9 @@ def split_rotary(
     """
     leading = qkv.shape[:-1]
     width = qkv.shape[-1] // 3
-    rows = qkv.reshape(-1, 3 * width) if qkv.size else qkv.reshape(0, 3 * width)
-    if positions is None:
-        # -2 is T; a qkv of one dimension is not an input of the operator
-        index = np.arange(rows.shape[0]) % max(qkv.shape[-2], 1)
-    else:
-        index = positions.reshape(-1)
+    rows = qkv.reshape(math.prod(leading), 3 * width)
+    length = max(qkv.shape[-2], 1)
+    index = np.arange(rows.shape[0]) % length if positions is None else positions.reshape(-1)
     q = rotary(rows[:, :width], cos, sin, index, num_heads, interleaved)
     k = rotary(rows[:, width : 2 * width], cos, sin, index, num_heads, interleaved)
     v = rows[:, 2 * width :].astype(np.float64)
@@ -119,7 +117,7 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> Float64:
 def mean_pool(x: Array, offsets: Array) -> Float64:
     """x [R, D], offsets [B + 1] to [B, D]: the mean of rows offsets[b] to offsets[b + 1] - 1; NaN of no rows."""
     means = np.full((len(offsets) - 1, x.shape[1]), np.nan)
-    for text, (begin, end) in enumerate(zip(offsets[:-1], offsets[1:], strict=True)):
+    for text, (begin, end) in enumerate(itertools.pairwise(offsets)):
         if end > begin:
             means[text] = x[begin:end].astype(np.float64).mean(axis=0)
     return means
