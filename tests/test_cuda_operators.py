@@ -261,7 +261,8 @@ def operands(operator: str, rows: int, width: int) -> tuple[list[Array | None], 
     rng = np.random.default_rng(rows + width)
     gain, bias = gain_and_bias(rng, width)
     x = rng.normal(size=(rows, width)).astype(np.float16)
-    half, full = [np.float16], [np.float32]
+    half: list[type] = [np.float16]
+    full: list[type] = [np.float32]
     match operator:
         case "LayerNorm":
             return [x, gain, bias], half, {"epsilon": EPSILON}
@@ -306,8 +307,9 @@ def test_a_row_depends_on_no_other(run: Run, operator: str, width: int) -> None:
         for part, single in zip(whole, run(operator, alone, outputs, **attributes), strict=True):
             np.testing.assert_array_equal(part[row : row + 1], single)
     for poison in (np.nan, np.inf):
-        poisoned = [first.copy(), *inputs[1:]]
-        poisoned[0][7, 3] = poison
+        changed = first.copy()
+        changed[7, 3] = poison
+        poisoned = [changed, *inputs[1:]]
         for part, before in zip(run(operator, poisoned, outputs, **attributes), whole, strict=True):
             others = np.arange(33) != 7
             np.testing.assert_array_equal(part[others], before[others])
@@ -398,7 +400,7 @@ def test_shapes_that_do_not_fit_are_refused(
         "MeanPool": "fi",
     }[operator]
     arrays: list[Array | None] = [np.ones(shape, kind) for shape, kind in zip(inputs, types, strict=False)]
-    kinds = [np.float32, np.float16] if operator == "AddLayerNorm" else [np.float16] * outputs
+    kinds: list[type] = [np.float32, np.float16] if operator == "AddLayerNorm" else [np.float16] * outputs
     if operator == "MeanPool":
         kinds = [np.float32]
     with pytest.raises(InvalidArgument, match=text):
