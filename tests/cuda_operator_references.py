@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 Float64 = NDArray[np.float64]
 
-_erf = np.vectorize(math.erf, otypes=[np.float64])
+_erfc = np.vectorize(math.erfc, otypes=[np.float64])
 
 
 def layer_norm(x: Array, gain: Array, bias: Array, epsilon: float) -> Float64:
@@ -104,7 +104,7 @@ def swiglu_norm(gate_up: Array, gain: Array, bias: Array, epsilon: float) -> Flo
 def gelu(x: Array) -> Float64:
     """x of any shape to the same shape: x * Phi(x) with the exact error function."""
     wide = x.astype(np.float64)
-    result: Float64 = wide * 0.5 * (1.0 + _erf(wide / math.sqrt(2.0))) if x.size else wide
+    result: Float64 = wide * 0.5 * _erfc(-wide / math.sqrt(2.0)) if x.size else wide
     return result
 
 

@@ -19,11 +19,11 @@ __global__ void add_layer_norm_kernel(const float* __restrict__ residual, const 
     return;
   }
   const int lane = threadIdx.x;
-  residual += row * columns;                // [D]
-  delta += row * columns;                   // [D]
-  s += row * columns;                       // [D]
-  y += row * columns;                       // [D]
-  float values[Groups][kWidth] = {};        // [Groups, Width] of this thread
+  residual += row * columns;          // [D]
+  delta += row * columns;             // [D]
+  s += row * columns;                 // [D]
+  y += row * columns;                 // [D]
+  float values[Groups][kWidth] = {};  // [Groups, Width] of this thread, like the next
   float deltas[Groups][kWidth] = {};
 #pragma unroll
   for (int g = 0; g < Groups; ++g) {
@@ -48,14 +48,15 @@ __global__ void add_layer_norm_kernel(const float* __restrict__ residual, const 
 #pragma unroll
   for (int g = 0; g < Groups; ++g) {
     const int column = (g * Threads + lane) * kWidth;
-    if (column < columns) {
-      float gains[kWidth], biases[kWidth];
-      load(gain + column, gains);
-      load(bias + column, biases);
+    const int at = column < columns ? column : 0;
+    float gains[kWidth], biases[kWidth];
+    load(gain + at, gains);
+    load(bias + at, biases);
 #pragma unroll
-      for (int i = 0; i < kWidth; ++i) {
-        values[g][i] = values[g][i] * gains[i] + biases[i];
-      }
+    for (int i = 0; i < kWidth; ++i) {
+      values[g][i] = values[g][i] * gains[i] + biases[i];
+    }
+    if (column < columns) {
       if (KeepNorm) {
         store(s + column, values[g]);
       }

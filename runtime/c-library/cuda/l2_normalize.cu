@@ -19,9 +19,9 @@ __global__ void l2_normalize_kernel(const float* __restrict__ x, float* __restri
     return;
   }
   const int lane = threadIdx.x;
-  x += row * columns;                       // [D]
-  y += row * columns;                       // [D]
-  float values[Groups][kWidth] = {};        // [Groups, Width] of this thread
+  x += row * columns;                 // [D]
+  y += row * columns;                 // [D]
+  float values[Groups][kWidth] = {};  // [Groups, Width] of this thread
   float squares = 0.0f;
 #pragma unroll
   for (int g = 0; g < Groups; ++g) {
@@ -34,14 +34,14 @@ __global__ void l2_normalize_kernel(const float* __restrict__ x, float* __restri
       squares += values[g][i] * values[g][i];
     }
   }
-  const float norm = divisor(row_sum<Threads, 0>(squares));
+  const float factor = 1.0f / divisor(row_sum<Threads, 0>(squares));
 #pragma unroll
   for (int g = 0; g < Groups; ++g) {
     const int column = (g * Threads + lane) * kWidth;
     if (column < columns) {
 #pragma unroll
       for (int i = 0; i < kWidth; ++i) {
-        values[g][i] /= norm;
+        values[g][i] *= factor;
       }
       store(y + column, values[g]);
     }

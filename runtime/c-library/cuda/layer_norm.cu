@@ -14,9 +14,9 @@ __global__ void layer_norm_kernel(const In* __restrict__ x, const float* __restr
     return;
   }
   const int lane = threadIdx.x;
-  x += row * columns;                      // [D]
-  y += row * columns;                      // [D]
-  float values[Groups][Width] = {};        // [Groups, Width] of this thread
+  x += row * columns;                // [D]
+  y += row * columns;                // [D]
+  float values[Groups][Width] = {};  // [Groups, Width] of this thread
 #pragma unroll
   for (int g = 0; g < Groups; ++g) {
     const int column = (g * Threads + lane) * Width;
@@ -28,14 +28,15 @@ __global__ void layer_norm_kernel(const In* __restrict__ x, const float* __restr
 #pragma unroll
   for (int g = 0; g < Groups; ++g) {
     const int column = (g * Threads + lane) * Width;
-    if (column < columns) {
-      float gains[Width], biases[Width];
-      load(gain + column, gains);
-      load(bias + column, biases);
+    const int at = column < columns ? column : 0;
+    float gains[Width], biases[Width];
+    load(gain + at, gains);
+    load(bias + at, biases);
 #pragma unroll
-      for (int i = 0; i < Width; ++i) {
-        values[g][i] = values[g][i] * gains[i] + biases[i];
-      }
+    for (int i = 0; i < Width; ++i) {
+      values[g][i] = values[g][i] * gains[i] + biases[i];
+    }
+    if (column < columns) {
       store(y + column, values[g]);
     }
   }

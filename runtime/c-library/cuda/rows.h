@@ -77,7 +77,7 @@ __device__ inline void normalise(float (&values)[Groups][Width], int lane, int c
     }
   }
   const float count = static_cast<float>(columns);
-  const float mean = row_sum<Threads, 0>(sum) / count;
+  const float mean = fast_divide(row_sum<Threads, 0>(sum), count);
   float squares = 0.0f;
 #pragma unroll
   for (int g = 0; g < Groups; ++g) {
@@ -88,7 +88,7 @@ __device__ inline void normalise(float (&values)[Groups][Width], int lane, int c
       squares += column + i < columns ? values[g][i] * values[g][i] : 0.0f;
     }
   }
-  const float scale = reciprocal_root(row_sum<Threads, 1>(squares) / count + epsilon);
+  const float scale = reciprocal_root(fast_divide(row_sum<Threads, 1>(squares), count) + epsilon);
 #pragma unroll
   for (int g = 0; g < Groups; ++g) {
 #pragma unroll
@@ -107,13 +107,13 @@ __device__ inline void normalise_wide(int lane, int columns, float epsilon, Load
     sum += load_column(column);
   }
   const float count = static_cast<float>(columns);
-  const float mean = row_sum<Threads, 0>(sum) / count;
+  const float mean = fast_divide(row_sum<Threads, 0>(sum), count);
   float squares = 0.0f;
   for (int column = lane; column < columns; column += Threads) {
     const float difference = load_column(column) - mean;
     squares += difference * difference;
   }
-  const float scale = reciprocal_root(row_sum<Threads, 1>(squares) / count + epsilon);
+  const float scale = reciprocal_root(fast_divide(row_sum<Threads, 1>(squares), count) + epsilon);
   for (int column = lane; column < columns; column += Threads) {
     store_column(column, (load_column(column) - mean) * scale);
   }

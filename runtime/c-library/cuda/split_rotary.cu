@@ -12,16 +12,16 @@ template <int Pairs, bool Interleaved>
 __global__ void split_rotary_kernel(const __half* __restrict__ qkv, const float* __restrict__ cos,
                                     const float* __restrict__ sin, const int32_t* __restrict__ positions,
                                     __half* __restrict__ q, __half* __restrict__ k, __half* __restrict__ v,
-                                    int64_t length, int table_rows, int columns, int head_columns) {
+                                    unsigned length, int table_rows, int columns, int head_columns) {
   const int64_t row = blockIdx.x;
   const int part = threadIdx.y;  // q, k, v
   const int half = head_columns / 2;
-  qkv += row * 3 * columns + part * columns;                               // [D]
-  __half* out = (part == 0 ? q : part == 1 ? k : v) + row * columns;       // [D]
-  const int position = positions != nullptr ? positions[row] : static_cast<int>(row % length);
+  qkv += row * 3 * columns + part * columns;                          // [D]
+  __half* out = (part == 0 ? q : part == 1 ? k : v) + row * columns;  // [D]
+  const int position = positions != nullptr ? positions[row] : static_cast<int>(blockIdx.x % length);
   const bool known = position >= 0 && position < table_rows;
-  cos += known ? static_cast<int64_t>(position) * half : 0;                // [K/2]
-  sin += known ? static_cast<int64_t>(position) * half : 0;                // [K/2]
+  cos += known ? static_cast<int64_t>(position) * half : 0;  // [K/2]
+  sin += known ? static_cast<int64_t>(position) * half : 0;  // [K/2]
   for (int unit = threadIdx.x; unit < columns / (2 * Pairs); unit += blockDim.x) {
     // `first` and `second` are where the two vectors of the unit begin, `pair` is the first of its pairs in the head.
     int first, second, pair;
@@ -90,7 +90,7 @@ void split_rotary(const Half* qkv, const float* cos, const float* sin, const int
   const int units = columns / (2 * pairs);
   launch(kernel, dim3(static_cast<unsigned>(rows)), dim3(static_cast<unsigned>(units < 256 ? units : 256), 3), stream,
          static_cast<const __half*>(qkv), cos, sin, positions, static_cast<__half*>(q), static_cast<__half*>(k),
-         static_cast<__half*>(v), length, table_rows, columns, head_columns);
+         static_cast<__half*>(v), static_cast<unsigned>(length), table_rows, columns, head_columns);
 }
 
 }  // namespace jinaclip

@@ -22,7 +22,7 @@ __global__ void swiglu_norm_kernel(const __half* __restrict__ gate_up, const flo
   const __half* gate = gate_up + row * 2 * padded;  // [W]
   const __half* up = gate + padded;                 // [W]
   y += row * padded;                                // [W]
-  float values[Groups][kWidth] = {};                // [Groups, Width] of this thread
+  float values[Groups][kWidth] = {};                // [Groups, Width] of this thread, like the next
   float ups[Groups][kWidth] = {};
 #pragma unroll
   for (int g = 0; g < Groups; ++g) {
@@ -37,29 +37,31 @@ __global__ void swiglu_norm_kernel(const __half* __restrict__ gate_up, const flo
     const int column = (g * Threads + lane) * kWidth;
 #pragma unroll
     for (int i = 0; i < kWidth; ++i) {
-      values[g][i] = column + i < columns ? gated(values[g][i], ups[g][i]) : 0.0f;
+      const float product = gated(values[g][i], ups[g][i]);
+      values[g][i] = column + i < columns ? product : 0.0f;  // what the padding holds does not count
     }
   }
   normalise<Threads>(values, lane, columns, epsilon);
 #pragma unroll
   for (int g = 0; g < Groups; ++g) {
     const int column = (g * Threads + lane) * kWidth;
-    if (column < padded) {
-      float gains[kWidth], biases[kWidth];
-      if (column + kWidth <= columns) {
-        load(gain + column, gains);
-        load(bias + column, biases);
-      } else {
-#pragma unroll
-        for (int i = 0; i < kWidth; ++i) {
-          gains[i] = column + i < columns ? gain[column + i] : 0.0f;
-          biases[i] = column + i < columns ? bias[column + i] : 0.0f;
-        }
-      }
+    const int full = column + kWidth <= columns ? column : 0;
+    float gains[kWidth], biases[kWidth];
+    load(gain + full, gains);
+    load(bias + full, biases);
+    if (column < columns && column + kWidth > columns) {
 #pragma unroll
       for (int i = 0; i < kWidth; ++i) {
-        values[g][i] = column + i < columns ? values[g][i] * gains[i] + biases[i] : 0.0f;
+        const int at = column + i < columns ? column + i : column;
+        gains[i] = gain[at];
+        biases[i] = bias[at];
       }
+    }
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) {
+      values[g][i] = column + i < columns ? values[g][i] * gains[i] + biases[i] : 0.0f;
+    }
+    if (column < padded) {
       store(y + column, values[g]);
     }
   }
