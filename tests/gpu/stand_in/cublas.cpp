@@ -9,7 +9,7 @@
 
 namespace {
 
-enum Status { SUCCESS = 0, NOT_INITIALIZED = 1, ALLOC_FAILED = 3, INVALID_VALUE = 7, EXECUTION_FAILED = 13 };
+enum Status { SUCCESS = 0, NOT_INITIALIZED = 1, ALLOC_FAILED = 3, INVALID_VALUE = 7, EXECUTION_FAILED = 13, NOT_SUPPORTED = 15 };
 
 constexpr size_t WORKSPACE = 32u << 20;
 
@@ -53,6 +53,20 @@ int product_of_pointers(void* opaque, int op_a, int op_b, int m, int n, int k, i
     stand_in::Product one{
         "cublas", {"NTC"[op_a], "NTC"[op_b]}, stand_in::type_name(a), stand_in::type_name(b), stand_in::type_name(c),
         compute(handle, compute_type), "", m, n, k, batch, {}};
+    return stand_in::enqueue(handle->stream, one) == cudaSuccess ? SUCCESS : EXECUTION_FAILED;
+}
+
+// C[m, n] = alpha · op(A) + beta · op(B), which ONNX Runtime transposes with: A and B are one matrix then, or B unused.
+int sum(void* opaque, int op_a, int op_b, int m, int n, Matrix a, Matrix b, Matrix c) {
+    const auto* handle = static_cast<Handle*>(opaque);
+    if (!handle) return NOT_INITIALIZED;
+    const auto bytes = [m, n](const Matrix& of, int transposed) {
+        return stand_in::matrix_bytes(transposed ? n : m, transposed ? m : n, of.leading, of.type, 1, 0);
+    };
+    const std::string type = stand_in::type_name(c.type);
+    stand_in::Product one{
+        "cublas geam", {"NTC"[op_a], "NTC"[op_b]}, type, type, type, type, "", m, n, 1, 1,
+        {{"A", a.pointer, bytes(a, op_a)}, {"B", b.pointer, b.pointer ? bytes(b, op_b) : 0}, {"C", c.pointer, bytes(c, 0)}}};
     return stand_in::enqueue(handle->stream, one) == cudaSuccess ? SUCCESS : EXECUTION_FAILED;
 }
 
@@ -109,7 +123,8 @@ const char* cublasGetStatusName(int status) {
         case NOT_INITIALIZED: return "CUBLAS_STATUS_NOT_INITIALIZED";
         case ALLOC_FAILED: return "CUBLAS_STATUS_ALLOC_FAILED";
         case INVALID_VALUE: return "CUBLAS_STATUS_INVALID_VALUE";
-        default: return "CUBLAS_STATUS_EXECUTION_FAILED";
+        case EXECUTION_FAILED: return "CUBLAS_STATUS_EXECUTION_FAILED";
+        default: return "CUBLAS_STATUS_NOT_SUPPORTED";
     }
 }
 const char* cublasGetStatusString(int status) { return cublasGetStatusName(status); }
@@ -163,16 +178,27 @@ int cublasDgemm_v2(
     return product(handle, op_a, op_b, m, n, k, {a, DOUBLE, lda, 0}, {b, DOUBLE, ldb, 0}, {c, DOUBLE, ldc, 0}, 1, IN_DOUBLE);
 }
 
+int cublasSgeam(
+    void* handle, int op_a, int op_b, int m, int n, const float*, const float* a, int lda, const float*, const float* b, int ldb,
+    float* c, int ldc
+) {
+    return sum(handle, op_a, op_b, m, n, {a, FLOAT, lda, 0}, {b, FLOAT, ldb, 0}, {c, FLOAT, ldc, 0});
+}
+int cublasDgeam(
+    void* handle, int op_a, int op_b, int m, int n, const double*, const double* a, int lda, const double*, const double* b, int ldb,
+    double* c, int ldc
+) {
+    return sum(handle, op_a, op_b, m, n, {a, DOUBLE, lda, 0}, {b, DOUBLE, ldb, 0}, {c, DOUBLE, ldc, 0});
+}
+
 // Of these no graph of this project makes use. A call is refused, so that one that comes is noticed.
 #define NOT_PLAYED(name) \
-    int name() { return 15; }  // CUBLAS_STATUS_NOT_SUPPORTED
-NOT_PLAYED(cublasDgeam)
+    int name() { return NOT_SUPPORTED; }
 NOT_PLAYED(cublasDgemmBatched)
 NOT_PLAYED(cublasDgemmStridedBatched)
 NOT_PLAYED(cublasDgetrfBatched)
 NOT_PLAYED(cublasDgetriBatched)
 NOT_PLAYED(cublasScopy_v2)
-NOT_PLAYED(cublasSgeam)
 NOT_PLAYED(cublasSgetrfBatched)
 NOT_PLAYED(cublasSgetriBatched)
 NOT_PLAYED(cublasSscal_v2)
