@@ -1,10 +1,12 @@
-// The machine that the stand-in plays, from the environment:
+// The machine that the stand-in plays, from the environment. It is read at every call, so that a program can change it
+// while it runs.
 //
 //   STAND_IN_DEVICES      how many GPUs there are (1); CUDA_VISIBLE_DEVICES is considered
 //   STAND_IN_MEMORY_MIB   memory of each (81920)
 //   STAND_IN_CAPABILITY   compute capability ("9.0")
 //   STAND_IN_DRIVER       CUDA version of the driver, as cuDriverGetVersion gives it (13000)
 //   STAND_IN_CUINIT       error of cuInit (0): 100 no device, 803 driver and kernel module differ, 999 unknown
+//   STAND_IN_FAIL         "product", or the name of a function of the runtime, which then fails (error 719)
 //   STAND_IN_EXCLUSIVE    1: another process holds the GPUs in exclusive mode, no context can be made (error 46)
 #pragma once
 

@@ -129,6 +129,14 @@ cudaError_t context_error(const char* function) {
 #define NEEDS_CONTEXT() \
     if (const cudaError_t error = context_error(__func__)) return error
 
+// STAND_IN_FAIL names what fails: "product", or a function of the runtime.
+cudaError_t injected_error(const char* function) {
+    const char* named = std::getenv("STAND_IN_FAIL");
+    if (!named || std::strcmp(named, function) != 0) return cudaSuccess;
+    Line("injected failure").text("function", function).write();
+    return failed(cudaErrorLaunchFailure);
+}
+
 cudaDeviceProp properties() {
     cudaDeviceProp of{};
     std::snprintf(of.name, sizeof of.name, "%s", stand_in::NAME);
@@ -279,6 +287,7 @@ std::shared_ptr<Capture> capture_of(cudaStream_t stream) {
 // Put work on a stream: it is done now, or by the graph that captures it. `line` is journaled with the stream.
 cudaError_t put(const char* function, cudaStream_t stream, Work work, Line line) {
     NEEDS_CONTEXT();
+    if (const cudaError_t error = injected_error(function)) return error;
     Locked guard(state().lock);
     if (!is_built_in(stream) && !state().streams.count(stream)) return fault(function, cudaErrorInvalidResourceHandle, "no such stream");
     if (is_legacy(stream)) {
@@ -380,6 +389,7 @@ cudaError_t set(const char* function, void* to, int value, size_t bytes, cudaStr
 cudaError_t synchronise(const char* function, const char* what, const void* handle) {
     NEEDS_CONTEXT();
     if (const cudaError_t error = unsafe_error(function)) return error;
+    if (const cudaError_t error = injected_error(function)) return error;
     Line("synchronise").text("what", what).handle("handle", handle).write();
     return cudaSuccess;
 }
@@ -750,6 +760,7 @@ cudaError_t cudaPeekAtLastError() { return last_error; }
     X(cudaErrorIllegalAddress, "an illegal memory access was encountered") \
     X(cudaErrorHostMemoryAlreadyRegistered, "part or all of the requested memory range is already mapped") \
     X(cudaErrorHostMemoryNotRegistered, "pointer does not correspond to a registered memory region") \
+    X(cudaErrorLaunchFailure, "unspecified launch failure") \
     X(cudaErrorSystemDriverMismatch, "system has unsupported display driver / cuda driver combination") \
     X(cudaErrorStreamCaptureUnsupported, "operation not permitted when stream is capturing") \
     X(cudaErrorStreamCaptureInvalidated, "operation failed due to a previous error during capture") \
@@ -786,7 +797,7 @@ cudaError_t cudaStreamCreateWithPriority(cudaStream_t* stream, unsigned flags, i
     Locked guard(state().lock);
     *stream = new_handle<cudaStream_t>();
     state().streams[*stream] = {(flags & cudaStreamNonBlocking) == 0, nullptr};
-    Line("stream").handle("stream", *stream).write();
+    Line("create").text("what", "stream").handle("handle", *stream).write();
     return cudaSuccess;
 }
 cudaError_t cudaStreamCreate(cudaStream_t* stream) { return cudaStreamCreateWithPriority(stream, 0, 0); }
@@ -796,6 +807,7 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
     Locked guard(state().lock);
     if (const auto capture = capture_of(stream)) invalidate(*capture, __func__);
     if (!state().streams.erase(stream)) return fault(__func__, cudaErrorInvalidResourceHandle, "no such stream");
+    Line("destroy").text("what", "stream").handle("handle", stream).write();
     return cudaSuccess;
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
@@ -821,12 +833,14 @@ cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
     Locked guard(state().lock);
     *event = new_handle<cudaEvent_t>();
     state().events[*event] = {};
+    Line("create").text("what", "event").handle("handle", *event).write();
     return cudaSuccess;
 }
 cudaError_t cudaEventCreate(cudaEvent_t* event) { return cudaEventCreateWithFlags(event, 0); }
 cudaError_t cudaEventDestroy(cudaEvent_t event) {
     Locked guard(state().lock);
     if (!state().events.erase(event)) return fault(__func__, cudaErrorInvalidResourceHandle, "no such event");
+    Line("destroy").text("what", "event").handle("handle", event).write();
     return cudaSuccess;
 }
 cudaError_t cudaEventRecordWithFlags(cudaEvent_t event, cudaStream_t stream, unsigned flags) {
@@ -938,13 +952,14 @@ cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* mode) {
 
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph, unsigned long long) {
     NEEDS_CONTEXT();
+    if (const cudaError_t error = injected_error(__func__)) return error;
     Locked guard(state().lock);
     const auto found = state().graphs.find(graph);
     if (found == state().graphs.end()) return fault(__func__, cudaErrorInvalidValue, "no such graph");
     *executable = new_handle<cudaGraphExec_t>();
     const Graph& made = state().executables[*executable] = found->second;
-    Line("graph").number("capture", made.id).number("kernels", made.count(Kind::kernel)).number("products", made.count(Kind::product))
-        .number("copies", made.count(Kind::copy)).number("sets", made.count(Kind::set)).number("graphs", static_cast<long long>(state().executables.size())).write();
+    Line("create").text("what", "graph").handle("handle", *executable).number("capture", made.id).number("kernels", made.count(Kind::kernel)).number("products", made.count(Kind::product))
+        .number("copies", made.count(Kind::copy)).number("sets", made.count(Kind::set)).write();
     return cudaSuccess;
 }
 cudaError_t cudaGraphInstantiateWithFlags(cudaGraphExec_t* executable, cudaGraph_t graph, unsigned long long flags) {
@@ -953,6 +968,7 @@ cudaError_t cudaGraphInstantiateWithFlags(cudaGraphExec_t* executable, cudaGraph
 cudaError_t cudaGraphUpload(cudaGraphExec_t, cudaStream_t) { return cudaSuccess; }
 cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream) {
     NEEDS_CONTEXT();
+    if (const cudaError_t error = injected_error(__func__)) return error;
     Locked guard(state().lock);
     const auto found = state().executables.find(executable);
     if (found == state().executables.end()) return fault(__func__, cudaErrorInvalidValue, "no such graph");
@@ -974,7 +990,7 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable) {
     Locked guard(state().lock);
     const auto found = state().executables.find(executable);
     if (found == state().executables.end()) return fault(__func__, cudaErrorInvalidValue, "no such graph");
-    Line("graph end").number("capture", found->second.id).number("graphs", static_cast<long long>(state().executables.size()) - 1).write();
+    Line("destroy").text("what", "graph").handle("handle", executable).write();
     state().executables.erase(found);
     return cudaSuccess;
 }
