@@ -3,7 +3,7 @@
 //
 //   STAND_IN_DEVICES      how many GPUs there are (1); CUDA_VISIBLE_DEVICES is considered
 //   STAND_IN_MEMORY_MIB   memory of each (81920)
-//   STAND_IN_CAPABILITY   compute capability ("9.0")
+//   STAND_IN_CAPABILITY   compute capability ("9.0"); below 7.5 no kernel starts
 //   STAND_IN_DRIVER       CUDA version of the driver, as cuDriverGetVersion gives it (13000)
 //   STAND_IN_CUINIT       error of cuInit (0): 100 no device, 803 driver and kernel module differ, 999 unknown
 //   STAND_IN_FAIL         "product", or the name of a function of the runtime, which then fails (error 719)
@@ -20,6 +20,7 @@ namespace stand_in {
 constexpr const char* NAME = "CUDA stand-in (computes nothing)";
 constexpr int MULTIPROCESSORS = 132;
 constexpr int RUNTIME_VERSION = 13000;
+constexpr int LEAST_CAPABILITY = 75;  // that CUDA 13 has kernels for
 constexpr int NO_DEVICE = 100, DEVICE_UNAVAILABLE = 46;
 
 inline long number_from(const char* name, long otherwise) {

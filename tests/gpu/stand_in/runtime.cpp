@@ -329,6 +329,9 @@ cudaError_t launch(const char* function, const void* stub, dim3 grid, dim3 block
     if (!grid.x || !grid.y || !grid.z || !block.x || !block.y || !block.z || block.x * block.y * block.z > 1024 ||
         grid.x > most.x || grid.y > most.y || grid.z > most.z)
         return fault(function, cudaErrorInvalidConfiguration, kernel_name(stub));
+    int major = 0, minor = 0;
+    stand_in::capability(&major, &minor);
+    if (major * 10 + minor < stand_in::LEAST_CAPABILITY) return failed(cudaErrorNoKernelImageForDevice);
     Line line("kernel");
     line.text("kernel", kernel_name(stub)).three("grid", grid.x, grid.y, grid.z).three("block", block.x, block.y, block.z)
         .number("shared", static_cast<long long>(shared));
@@ -757,6 +760,7 @@ cudaError_t cudaPeekAtLastError() { return last_error; }
     X(cudaErrorInvalidDevice, "invalid device ordinal") \
     X(cudaErrorInvalidResourceHandle, "invalid resource handle") \
     X(cudaErrorNotReady, "device not ready") \
+    X(cudaErrorNoKernelImageForDevice, "no kernel image is available for execution on the device") \
     X(cudaErrorIllegalAddress, "an illegal memory access was encountered") \
     X(cudaErrorHostMemoryAlreadyRegistered, "part or all of the requested memory range is already mapped") \
     X(cudaErrorHostMemoryNotRegistered, "pointer does not correspond to a registered memory region") \
