@@ -15,8 +15,9 @@ import pytest
 
 from jinaclip import ClipModel
 from jinaclip_export.checkpoint import Checkpoint
+from jinaclip_export.manifest import Identity
 from jinaclip_export.random_checkpoint import SIZES, published_config, write_random_checkpoint
-from jinaclip_export.write import Identity, export_bundle
+from jinaclip_export.write import export_bundle
 
 # Multilingual, written for these tests: different scripts, lengths and shapes of text.
 TEXTS = [

@@ -192,6 +192,8 @@ class ClipModel:
     def embed_ids(self, rows: Sequence[list[int]]) -> np.ndarray:
         """Raw vectors [N, D] of texts that run together, from their ids: none longer than `max_tokens`."""
         session = self.session("text")
+        if not rows:
+            return np.empty((0, self.dims[-1]), np.float32)
         tower, tokenizer = self.bundle.tower("text"), cast(TextTokenizer, self._tokenizer)
         padded = tokenizer.padded(rows)
         release = False
@@ -298,6 +300,8 @@ class ClipModel:
     def embed_pixels(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
         """Raw vectors [N, D] of images that run together, each uint8 [size, size, 3] as `preprocess` makes it."""
         session = self.session("image")
+        if not len(pixels):
+            return np.empty((0, self.dims[-1]), np.float32)
         tower = self.bundle.tower("image")
         batch = np.stack(pixels)  # [B, size, size, 3]
         if tower.input_dtype == "float32":
