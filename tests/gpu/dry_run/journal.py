@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 Entry = dict[str, Any]
 LAUNCHES = ("kernel", "product")
+# Flash attention, and CUTLASS's memory-efficient attention.
+_ATTENTION = re.compile("flash_fwd|attention_kernel_batched")
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,9 @@ class Journal:
             return Record([json.loads(line) for line in file])
 
 
-def launches_per_block(launches: list[Entry]) -> set[int]:
-    """Launches from one block's attention to the next block's: one number where all blocks are alike."""
-    attention = [i for i, e in enumerate(launches) if "flash_fwd" in e.get("kernel", "") or "fmha" in e.get("kernel", "")]
-    return {later - earlier for earlier, later in zip(attention, attention[1:], strict=False)}
+def launches_per_block(launches: list[Entry]) -> int:
+    """Launches from the attention of the last block but one to that of the last: what a block adds where all that
+    blocks share is done.
+    """
+    attention = [index for index, launch in enumerate(launches) if _ATTENTION.search(launch.get("kernel", ""))]
+    return attention[-1] - attention[-2]

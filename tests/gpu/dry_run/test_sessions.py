@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import random
@@ -16,7 +17,6 @@ import numpy as np
 import pytest
 
 from jinaclip.buckets import LADDER, SHORTEST
-from jinaclip.cuda_runtime import CudaRuntime
 from jinaclip.errors import BackendError
 from jinaclip.onnxruntime_cuda import GRAPH_IMAGES, GRAPH_TOKENS, MOST_GRAPHS, PROVIDER, host_operators
 from tests.gpu.dry_run.conftest import KINDS, Open
@@ -33,11 +33,9 @@ LARGE: dict[str, tuple[int, ...]] = {"text": (16, 512), "image": (32,)}
 
 def used_bytes() -> int:
     """Memory of the device in use."""
-    import ctypes
-
-    error, free, total = CudaRuntime(ctypes.CDLL("libcudart.so.13")).cudaMemGetInfo()
-    assert error == 0
-    return total - free
+    free, total = ctypes.c_size_t(), ctypes.c_size_t()
+    assert ctypes.CDLL("libcudart.so.13").cudaMemGetInfo(ctypes.byref(free), ctypes.byref(total)) == 0
+    return total.value - free.value
 
 
 def resident_bytes() -> int:
@@ -203,12 +201,11 @@ def test_ten_thousand_runs_leave_nothing_behind(
     used, resident, mark = used_bytes(), resident_bytes(), journal.mark()
     run(10_000)
     gc.collect()
+    assert used_bytes() == used and resident_bytes() - resident <= 4 << 20
     record = journal.since(mark)
     assert record.faults == []
-    assert used_bytes() == used
     assert not record.of("allocate") and not record.of("create")
     assert len(record.of("graph launch")) == len(record.of("synchronise")) == 10_000
-    assert resident_bytes() - resident <= 16 << 20
 
 
 @pytest.mark.parametrize("tower", TOWERS)
@@ -371,5 +368,4 @@ def test_launches_a_block_are_as_documented(
     session = open_session(tower, kind)
     mark = journal.mark()
     session.run(make_batch(tower, *LARGE[tower]))
-    blocks = launches_per_block(journal.since(mark).launches)
-    assert blocks == {documented_launches()[tower, kind]}
+    assert launches_per_block(journal.since(mark).launches) == documented_launches()[tower, kind]
