@@ -10,27 +10,30 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from jinaclip import selftest
+from jinaclip import cuda_operators, selftest
 from jinaclip.bundle import Bundle
 from jinaclip.cli import main
 from jinaclip.gpu import gpu
+from jinaclip.onnxruntime_cuda import OnnxRuntimeCudaSession
 from jinaclip.prepared import open_graph
 from tests.gpu.dry_run.journal import Journal
 from tests.gpu.dry_run.without_comparison import UNBOUNDED
 
-# fp16 prepared by `jinaclip build --device cuda`, and the bundle's own graphs.
-KINDS = ("prepared", "fp16", "fp32")
-Open = Callable[..., Any]
+# fp16 prepared by `jinaclip build --device cuda`, with jinaclip's own operators where JINACLIP_CUDA_OPERATORS names their
+# library, and without; and the bundle's own graphs.
+KINDS = ("prepared", "operators", "fp16", "fp32")
+OPERATORS = os.environ.get(cuda_operators.VARIABLE, "")
+Open = Callable[..., OnnxRuntimeCudaSession]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        item.add_marker(pytest.mark.dry_run)
+        if item.path.parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.dry_run)
 
 
 @pytest.fixture(scope="session")
@@ -53,26 +56,52 @@ def plain_bundle(journal: Journal) -> Path:
     return Path(os.environ["JINACLIP_DRY_RUN_BUNDLE"])
 
 
+@pytest.fixture(autouse=True)
+def no_operators(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests ask for jinaclip's own operators where they want them."""
+    monkeypatch.setenv(cuda_operators.VARIABLE, "")
+
+
 @pytest.fixture(scope="session")
 def bundle(plain_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same, with graphs prepared for CUDA by `jinaclip build`."""
-    copy = tmp_path_factory.mktemp("bundle") / "bundle"
+    return _built(plain_bundle, tmp_path_factory.mktemp("bundle") / "bundle", operators="")
+
+
+@pytest.fixture(scope="session")
+def operators_bundle(plain_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, with graphs prepared over jinaclip's own operators."""
+    if not OPERATORS:
+        pytest.skip(f"{cuda_operators.VARIABLE} names no library")
+    return _built(plain_bundle, tmp_path_factory.mktemp("operators") / "bundle", operators=OPERATORS)
+
+
+def _built(plain_bundle: Path, copy: Path, *, operators: str) -> Path:
     shutil.copytree(plain_bundle, copy)
-    with pytest.MonkeyPatch.context() as patch:  # the build tests what it made, and no value is computed
-        patch.setattr(selftest, "TOLERANCE", UNBOUNDED)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(selftest, "TOLERANCE", UNBOUNDED)  # the build tests what it made, and no value is computed
+        patch.setenv(cuda_operators.VARIABLE, operators)
         assert main(["build", str(copy), "--device", "cuda"]) == 0
     return copy
 
 
 @pytest.fixture
-def open_session(bundle: Path, plain_bundle: Path) -> Iterator[Open]:
+def open_session(
+    bundle: Path, plain_bundle: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Open]:
     """open_session(tower, kind of KINDS): a session on cuda:0; closed after the test."""
     opened = []
 
-    def open_one(tower: str, kind: str = "prepared") -> Any:
-        of = Bundle(bundle if kind == "prepared" else plain_bundle)
+    def open_one(tower: str, kind: str = "prepared") -> OnnxRuntimeCudaSession:
+        directory = plain_bundle if kind in ("fp16", "fp32") else bundle
+        if kind == "operators":
+            directory = request.getfixturevalue("operators_bundle")
+            monkeypatch.setenv(cuda_operators.VARIABLE, OPERATORS)
+        of = Bundle(directory)
         session, reason = open_graph(of, tower, "fp32" if kind == "fp32" else "fp16", gpu=gpu(0))
-        assert ("prepared graph" in reason) == (kind == "prepared"), reason
+        assert isinstance(session, OnnxRuntimeCudaSession)
+        assert ("prepared graph" in reason) == (kind not in ("fp16", "fp32")), reason
+        assert (session.describe()["operators"] is not None) == (kind == "operators")
         opened.append(session)
         return session
 

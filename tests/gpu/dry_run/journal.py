@@ -11,7 +11,7 @@ from typing import Any
 Entry = dict[str, Any]
 LAUNCHES = ("kernel", "product")
 # Flash attention, and CUTLASS's memory-efficient attention.
-_ATTENTION = re.compile("flash_fwd|attention_kernel_batched")
+_ATTENTION = re.compile(r"flash_fwd(_splitkv)?_kernel|attention_kernel_batched")
 
 
 @dataclass(frozen=True)
