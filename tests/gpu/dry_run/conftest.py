@@ -23,8 +23,8 @@ from jinaclip.prepared import open_graph
 from tests.gpu.dry_run.journal import Journal
 from tests.gpu.dry_run.without_comparison import UNBOUNDED
 
-# fp16 prepared by `jinaclip build --device cuda`, with jinaclip's own operators where JINACLIP_CUDA_OPERATORS names their
-# library, and without; and the bundle's own graphs.
+# fp16 prepared by `jinaclip build --device cuda`, without jinaclip's own operators, and with them where
+# JINACLIP_CUDA_OPERATORS names their library; and the bundle's own graphs.
 KINDS = ("prepared", "operators", "fp16", "fp32")
 OPERATORS = os.environ.get(cuda_operators.VARIABLE, "")
 Open = Callable[..., OnnxRuntimeCudaSession]

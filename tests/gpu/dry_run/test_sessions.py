@@ -11,7 +11,6 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -184,11 +183,9 @@ def test_both_towers_from_many_threads(open_session: Open, journal: Journal, mak
     assert len(record.threads) == 1
 
 
-def test_ten_thousand_runs_leave_nothing_behind(
-    open_session: Open, journal: Journal, make_batch: MakeBatch
-) -> None:
+def test_ten_thousand_runs_leave_nothing_behind(open_session: Open, journal: Journal, make_batch: MakeBatch) -> None:
     sessions = {tower: open_session(tower) for tower in TOWERS}
-    shapes = {"text": [(1, 7), (1, 20), (4, 30), (2, 60)], "image": [(1,), (2,)]}
+    shapes: dict[str, list[tuple[int, ...]]] = {"text": [(1, 7), (1, 20), (4, 30), (2, 60)], "image": [(1,), (2,)]}
     batches = [(tower, make_batch(tower, *shape)) for tower in TOWERS for shape in shapes[tower]]
 
     def run(count: int) -> None:
@@ -241,16 +238,13 @@ def test_closing_while_busy(open_session: Open, journal: Journal, make_batch: Ma
     assert len(refused) == len(threads)
     assert all("closed" in str(error) for error in refused), {str(error) for error in refused}
     session.close()
-    del session
     gc.collect()
     record = journal.since(mark)
     assert record.faults == []
     assert used_bytes() <= used and record.growth("graph") == 0
 
 
-def test_opening_and_closing_leaves_nothing_behind(
-    open_session: Open, journal: Journal, make_batch: MakeBatch
-) -> None:
+def test_opening_and_closing_leaves_nothing_behind(open_session: Open, journal: Journal, make_batch: MakeBatch) -> None:
     def once() -> None:
         for tower in TOWERS:
             session = open_session(tower)
@@ -270,9 +264,7 @@ def test_opening_and_closing_leaves_nothing_behind(
     assert len(record.of("allocate", where="host")) == len(record.of("free", where="host")), pinned
 
 
-def test_the_arena_does_not_shrink_below_a_graph(
-    open_session: Open, journal: Journal, make_batch: MakeBatch
-) -> None:
+def test_the_arena_does_not_shrink_below_a_graph(open_session: Open, journal: Journal, make_batch: MakeBatch) -> None:
     session = open_session("text")
     small, large = make_batch("text", *SMALL["text"]), make_batch("text", *LARGE["text"])
     session.run(large, release_memory=True)
@@ -289,8 +281,9 @@ def test_the_arena_does_not_shrink_below_a_graph(
 @pytest.mark.parametrize("tower", TOWERS)
 @pytest.mark.parametrize("failing", ["product", "cudaGraphInstantiate"])
 def test_a_run_that_fails_leaves_no_half_graph(
-    open_session: Open, journal: Journal, make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch, tower: str, failing: str
-) -> None:
+    open_session: Open, journal: Journal, make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch,
+    tower: str, failing: str,
+) -> None:  # fmt: skip
     """ONNX Runtime ends the capture of a run that fails, and would replay what was captured up to there."""
     batch = make_batch(tower, *SMALL[tower])
     healthy = open_session(tower)
@@ -333,9 +326,7 @@ def test_too_little_memory_is_said_and_survived(
 
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
-def test_a_forked_child_does_not_touch_cuda(
-    open_session: Open, journal: Journal, make_batch: MakeBatch
-) -> None:
+def test_a_forked_child_does_not_touch_cuda(open_session: Open, journal: Journal, make_batch: MakeBatch) -> None:
     session = open_session("text")
     batch = make_batch("text", *SMALL["text"])
     session.run(batch)
@@ -356,7 +347,8 @@ def test_a_forked_child_does_not_touch_cuda(
 
 def documented_launches() -> dict[tuple[str, str], int]:
     """Launches a block, by tower and kind of graph, from the table of docs/gpu.md."""
-    rows = re.findall(r"^\| (text|image) \| (prepared|operators|fp16|fp32) \| (\d+) \|", DOCS.read_text("utf-8"), re.MULTILINE)
+    row = rf"^\| (text|image) \| ({'|'.join(KINDS)}) \| (\d+) \|"
+    rows = re.findall(row, DOCS.read_text("utf-8"), re.MULTILINE)
     return {(tower, kind): int(count) for tower, kind, count in rows}
 
 
