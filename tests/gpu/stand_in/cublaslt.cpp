@@ -22,7 +22,15 @@ struct Layout {
 static_assert(sizeof(Layout) <= 8 * sizeof(uint64_t));
 
 // cublasLtMatmulDescAttributes_t.
-enum { COMPUTE_TYPE = 0, SCALE_TYPE = 1, TRANSPOSE_A = 3, TRANSPOSE_B = 4, EPILOGUE = 7, BIAS_POINTER = 8, BIAS_TYPE = 26 };
+enum {
+    COMPUTE_TYPE = 0,
+    SCALE_TYPE = 1,
+    TRANSPOSE_A = 3,
+    TRANSPOSE_B = 4,
+    EPILOGUE = 7,
+    BIAS_POINTER = 8,
+    BIAS_TYPE = 26
+};
 struct Operation {
     int32_t compute, scale_type, transpose_a, transpose_b, epilogue, bias_type;
     const void* bias;
@@ -58,7 +66,8 @@ std::string epilogue_name(int epilogue) {
     return name.empty() ? "epilogue " + std::to_string(epilogue) : name.substr(0, name.size() - 1);
 }
 
-template <class T> int take(T& field, const void* value, size_t bytes) {
+template <class T>
+int take(T& field, const void* value, size_t bytes) {
     if (bytes < sizeof field) return INVALID_VALUE;
     std::memcpy(&field, value, sizeof field);
     return SUCCESS;
@@ -66,33 +75,50 @@ template <class T> int take(T& field, const void* value, size_t bytes) {
 
 int set_in(Layout& of, int attribute, const void* value, size_t bytes) {
     switch (attribute) {
-        case 0: return take(of.type, value, bytes);
-        case 1: return take(of.order, value, bytes);
-        case 2: return take(of.rows, value, bytes);
-        case 3: return take(of.columns, value, bytes);
-        case 4: return take(of.leading, value, bytes);
-        case 5: return take(of.batch, value, bytes);
-        case 6: return take(of.stride, value, bytes);
-        default: return SUCCESS;
+        case 0:
+            return take(of.type, value, bytes);
+        case 1:
+            return take(of.order, value, bytes);
+        case 2:
+            return take(of.rows, value, bytes);
+        case 3:
+            return take(of.columns, value, bytes);
+        case 4:
+            return take(of.leading, value, bytes);
+        case 5:
+            return take(of.batch, value, bytes);
+        case 6:
+            return take(of.stride, value, bytes);
+        default:
+            return SUCCESS;
     }
 }
 
 int set_in(Operation& of, int attribute, const void* value, size_t bytes) {
     switch (attribute) {
-        case COMPUTE_TYPE: return take(of.compute, value, bytes);
-        case SCALE_TYPE: return take(of.scale_type, value, bytes);
-        case TRANSPOSE_A: return take(of.transpose_a, value, bytes);
-        case TRANSPOSE_B: return take(of.transpose_b, value, bytes);
-        case EPILOGUE: return take(of.epilogue, value, bytes);
-        case BIAS_POINTER: return take(of.bias, value, bytes);
-        case BIAS_TYPE: return take(of.bias_type, value, bytes);
-        default: return SUCCESS;
+        case COMPUTE_TYPE:
+            return take(of.compute, value, bytes);
+        case SCALE_TYPE:
+            return take(of.scale_type, value, bytes);
+        case TRANSPOSE_A:
+            return take(of.transpose_a, value, bytes);
+        case TRANSPOSE_B:
+            return take(of.transpose_b, value, bytes);
+        case EPILOGUE:
+            return take(of.epilogue, value, bytes);
+        case BIAS_POINTER:
+            return take(of.bias, value, bytes);
+        case BIAS_TYPE:
+            return take(of.bias_type, value, bytes);
+        default:
+            return SUCCESS;
     }
 }
 
 size_t bytes_of(const Layout& of) {
     const bool by_rows = of.order == 1;  // CUBLASLT_ORDER_ROW
-    const auto rows = static_cast<long long>(by_rows ? of.columns : of.rows), columns = static_cast<long long>(by_rows ? of.rows : of.columns);
+    const auto rows = static_cast<long long>(by_rows ? of.columns : of.rows),
+               columns = static_cast<long long>(by_rows ? of.rows : of.columns);
     return stand_in::matrix_bytes(rows, columns, of.leading, of.type, of.batch, of.stride);
 }
 
@@ -101,7 +127,8 @@ bool fits(const Operation& how, const Layout& a, const Layout& b, const Layout& 
     const uint64_t m = how.transpose_a ? a.columns : a.rows, k = how.transpose_a ? a.rows : a.columns;
     const uint64_t n = how.transpose_b ? b.rows : b.columns, inner = how.transpose_b ? b.columns : b.rows;
     for (const Layout* one : {&a, &b, &c, &d})
-        if (one->leading < static_cast<int64_t>(one->order == 1 ? one->columns : one->rows) || one->batch != a.batch) return false;
+        if (one->leading < static_cast<int64_t>(one->order == 1 ? one->columns : one->rows) || one->batch != a.batch)
+            return false;
     return inner == k && d.rows == m && d.columns == n && c.rows == m && c.columns == n;
 }
 
@@ -117,10 +144,14 @@ int cublasLtCreate(void** handle) {
 int cublasLtDestroy(void*) { return SUCCESS; }
 size_t cublasLtGetVersion() { return 130000; }
 size_t cublasLtGetCudartVersion() { return 13000; }
-const char* cublasLtGetStatusName(int status) { return status == SUCCESS ? "CUBLAS_STATUS_SUCCESS" : "CUBLAS_STATUS_ERROR"; }
+const char* cublasLtGetStatusName(int status) {
+    return status == SUCCESS ? "CUBLAS_STATUS_SUCCESS" : "CUBLAS_STATUS_ERROR";
+}
 const char* cublasLtGetStatusString(int status) { return cublasLtGetStatusName(status); }
 
-int cublasLtMatrixLayoutInit_internal(void* layout, size_t bytes, int type, uint64_t rows, uint64_t columns, int64_t leading) {
+int cublasLtMatrixLayoutInit_internal(
+    void* layout, size_t bytes, int type, uint64_t rows, uint64_t columns, int64_t leading
+) {
     if (bytes < sizeof(Layout)) return INVALID_VALUE;
     const Layout made{type, 0, 1, rows, columns, leading, 0};
     std::memcpy(layout, &made, sizeof made);
@@ -170,17 +201,22 @@ int cublasLtMatmulPreferenceDestroy(void* preference) {
     return SUCCESS;
 }
 int cublasLtMatmulPreferenceSetAttribute(void* preference, int attribute, const void* value, size_t bytes) {
-    return attribute == MOST_WORKSPACE ? take(static_cast<Preference*>(preference)->workspace, value, bytes) : int{SUCCESS};
+    return attribute == MOST_WORKSPACE ? take(static_cast<Preference*>(preference)->workspace, value, bytes)
+                                       : int{SUCCESS};
 }
 
 // Up to two algorithms: one with a workspace, where the preference grants it, and one without.
 int cublasLtMatmulAlgoGetHeuristic(
-    void* handle, void* operation, void* a, void* b, void* c, void* d, void* preference, int wanted, Heuristic* results, int* found
+    void* handle, void* operation, void* a, void* b, void* c, void* d, void* preference, int wanted, Heuristic* results,
+    int* found
 ) {
     if (!handle) return NOT_INITIALIZED;
     if (!operation || !a || !b || !c || !d || wanted < 1 || !results || !found) return INVALID_VALUE;
     *found = 0;
-    if (!fits(*static_cast<Operation*>(operation), *static_cast<Layout*>(a), *static_cast<Layout*>(b), *static_cast<Layout*>(c), *static_cast<Layout*>(d)))
+    if (!fits(
+            *static_cast<Operation*>(operation), *static_cast<Layout*>(a), *static_cast<Layout*>(b),
+            *static_cast<Layout*>(c), *static_cast<Layout*>(d)
+        ))
         return NOT_SUPPORTED;
     const uint64_t granted = preference ? static_cast<Preference*>(preference)->workspace : 0;
     for (const size_t workspace : {ALGORITHM_WORKSPACE, size_t{0}}) {
@@ -197,9 +233,9 @@ int cublasLtMatmulAlgoInit(void*, int, int, int, int, int, int, int, void* algor
 int cublasLtMatmulAlgoConfigSetAttribute(void*, int, const void*, size_t) { return SUCCESS; }
 
 int cublasLtMatmul(
-    void* handle, void* operation, const void*, const void* a, void* a_layout, const void* b, void* b_layout, const void* beta,
-    const void* c, void* c_layout, void* d, void* d_layout, const uint64_t* algorithm, void* workspace, size_t workspace_bytes,
-    cudaStream_t stream
+    void* handle, void* operation, const void*, const void* a, void* a_layout, const void* b, void* b_layout,
+    const void* beta, const void* c, void* c_layout, void* d, void* d_layout, const uint64_t* algorithm,
+    void* workspace, size_t workspace_bytes, cudaStream_t stream
 ) {
     if (!handle) return NOT_INITIALIZED;
     if (!operation || !a_layout || !b_layout || !c_layout || !d_layout) return INVALID_VALUE;
@@ -209,15 +245,25 @@ int cublasLtMatmul(
     if (!fits(how, of_a, of_b, of_c, of_d)) return INVALID_VALUE;
     if (algorithm && (algorithm[0] != ALGORITHM || algorithm[1] > workspace_bytes)) return INVALID_VALUE;
     stand_in::Product one{
-        "cublasLt", {"NTC"[how.transpose_a], "NTC"[how.transpose_b]}, stand_in::type_name(of_a.type), stand_in::type_name(of_b.type),
-        stand_in::type_name(of_d.type), stand_in::compute_name(how.compute), epilogue_name(how.epilogue),
-        static_cast<long long>(of_d.rows), static_cast<long long>(of_d.columns),
-        static_cast<long long>(how.transpose_a ? of_a.rows : of_a.columns), of_a.batch,
-        {{"A", a, bytes_of(of_a)}, {"B", b, bytes_of(of_b)}, {"D", d, bytes_of(of_d)}}};
+        "cublasLt",
+        {"NTC"[how.transpose_a], "NTC"[how.transpose_b]},
+        stand_in::type_name(of_a.type),
+        stand_in::type_name(of_b.type),
+        stand_in::type_name(of_d.type),
+        stand_in::compute_name(how.compute),
+        epilogue_name(how.epilogue),
+        static_cast<long long>(of_d.rows),
+        static_cast<long long>(of_d.columns),
+        static_cast<long long>(how.transpose_a ? of_a.rows : of_a.columns),
+        of_a.batch,
+        {{"A", a, bytes_of(of_a)}, {"B", b, bytes_of(of_b)}, {"D", d, bytes_of(of_d)}}
+    };
     if (c && c != d && beta) one.operands.push_back({"C", c, bytes_of(of_c)});
     if (workspace_bytes) one.operands.push_back({"the workspace", workspace, workspace_bytes});
     if (how.epilogue & EPILOGUE_BIAS)
-        one.operands.push_back({"the bias", how.bias, of_d.rows * stand_in::type_bytes(how.bias_type < 0 ? of_d.type : how.bias_type)});
+        one.operands.push_back(
+            {"the bias", how.bias, of_d.rows * stand_in::type_bytes(how.bias_type < 0 ? of_d.type : how.bias_type)}
+        );
     return stand_in::enqueue(stream, one) == cudaSuccess ? SUCCESS : EXECUTION_FAILED;
 }
 

@@ -53,13 +53,20 @@ CUresult cuDeviceGetAttribute(int* value, CUdevice_attribute attribute, CUdevice
     int major = 0, minor = 0;
     stand_in::capability(&major, &minor);
     switch (attribute) {
-        case CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT: *value = stand_in::MULTIPROCESSORS; break;
-        case CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR: *value = major; break;
-        case CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR: *value = minor; break;
+        case CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT:
+            *value = stand_in::MULTIPROCESSORS;
+            break;
+        case CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR:
+            *value = major;
+            break;
+        case CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR:
+            *value = minor;
+            break;
         case CU_DEVICE_ATTRIBUTE_COMPUTE_MODE:
             *value = stand_in::held_by_another() ? CU_COMPUTEMODE_EXCLUSIVE_PROCESS : CU_COMPUTEMODE_DEFAULT;
             break;
-        default: *value = 1;
+        default:
+            *value = 1;
     }
     return CUDA_SUCCESS;
 }
@@ -85,22 +92,40 @@ CUresult cuDevicePrimaryCtxGetState(CUdevice, unsigned* flags, int* active) {
 
 CUresult cuGetErrorName(CUresult error, const char** name) {
     switch (error) {
-        case CUDA_SUCCESS: *name = "CUDA_SUCCESS"; break;
-        case CUDA_ERROR_DEVICE_UNAVAILABLE: *name = "CUDA_ERROR_DEVICE_UNAVAILABLE"; break;
-        case CUDA_ERROR_NO_DEVICE: *name = "CUDA_ERROR_NO_DEVICE"; break;
-        case CUDA_ERROR_SYSTEM_DRIVER_MISMATCH: *name = "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH"; break;
-        default: *name = "CUDA_ERROR_UNKNOWN";
+        case CUDA_SUCCESS:
+            *name = "CUDA_SUCCESS";
+            break;
+        case CUDA_ERROR_DEVICE_UNAVAILABLE:
+            *name = "CUDA_ERROR_DEVICE_UNAVAILABLE";
+            break;
+        case CUDA_ERROR_NO_DEVICE:
+            *name = "CUDA_ERROR_NO_DEVICE";
+            break;
+        case CUDA_ERROR_SYSTEM_DRIVER_MISMATCH:
+            *name = "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH";
+            break;
+        default:
+            *name = "CUDA_ERROR_UNKNOWN";
     }
     return CUDA_SUCCESS;
 }
 
 CUresult cuGetErrorString(CUresult error, const char** text) {
     switch (error) {
-        case CUDA_SUCCESS: *text = "no error"; break;
-        case CUDA_ERROR_DEVICE_UNAVAILABLE: *text = "CUDA-capable device(s) is/are busy or unavailable"; break;
-        case CUDA_ERROR_NO_DEVICE: *text = "no CUDA-capable device is detected"; break;
-        case CUDA_ERROR_SYSTEM_DRIVER_MISMATCH: *text = "system has unsupported display driver / cuda driver combination"; break;
-        default: *text = "unknown error";
+        case CUDA_SUCCESS:
+            *text = "no error";
+            break;
+        case CUDA_ERROR_DEVICE_UNAVAILABLE:
+            *text = "CUDA-capable device(s) is/are busy or unavailable";
+            break;
+        case CUDA_ERROR_NO_DEVICE:
+            *text = "no CUDA-capable device is detected";
+            break;
+        case CUDA_ERROR_SYSTEM_DRIVER_MISMATCH:
+            *text = "system has unsupported display driver / cuda driver combination";
+            break;
+        default:
+            *text = "unknown error";
     }
     return CUDA_SUCCESS;
 }
