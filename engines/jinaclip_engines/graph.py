@@ -18,6 +18,7 @@ from onnx_ir.passes.common import NameFixPass, RemoveUnusedNodesPass, RemoveUnus
 from onnx_ir.tape import Tape
 
 MICROSOFT = "com.microsoft"  # ONNX Runtime's own operators
+PATCHES = "patch_embed"  # the image tower's linear layer before its blocks
 
 
 def read(path: Path) -> ir.Model:
@@ -117,7 +118,16 @@ class Linear:
 
 
 def linears(model: ir.Model) -> list[Linear]:
-    """Every linear layer, in order of execution."""
+    """Every linear layer of the blocks, in order of execution."""
+    return [layer for layer in _layers(model) if layer.name != PATCHES]
+
+
+def patch_product(model: ir.Model) -> Linear | None:
+    """The image tower's linear layer before its blocks, which embeds patches; None for text."""
+    return next((layer for layer in _layers(model) if layer.name == PATCHES), None)
+
+
+def _layers(model: ir.Model) -> list[Linear]:
     found = []
     block = ""
     for node in model.graph:
