@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from pathlib import Path
 
 from jinaclip.bundle import TOWERS
 from tests.gpu.proof import random_bundle
+from tests.gpu.proof.build import build
 from tests.gpu.proof.context import Context
 
 
@@ -19,7 +19,7 @@ def run(context: Context) -> None:
     context.record("bundle", seconds=round(time.monotonic() - start, 1), **seconds)
     start = time.monotonic()
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        codes = dict(zip(TOWERS, pool.map(_build, [context.bundle] * 2, TOWERS, [context.dry_run] * 2), strict=True))
+        codes = dict(zip(TOWERS, pool.map(build, [context.bundle] * 2, TOWERS, [context.dry_run] * 2), strict=True))
     context.record("build", seconds=round(time.monotonic() - start, 1), codes=codes)
     (context.model / "whole").touch()
     if any(codes.values()):
@@ -32,13 +32,3 @@ def run_if_missing(context: Context) -> None:
         context.record("bundle", seconds=0.0, state="there already")
     else:
         run(context)
-
-
-def _build(bundle: Path, tower: str, dry_run: bool) -> int:
-    from jinaclip.cli import main
-
-    if dry_run:
-        from tests.gpu.proof.dry_run import skip_values
-
-        skip_values()
-    return int(main(["build", str(bundle), "--device", "cuda", "--towers", tower]) or 0)
