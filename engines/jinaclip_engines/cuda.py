@@ -7,33 +7,37 @@ Its flash attention takes float16 [B, T, D] and no mask: padding must come as th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 import onnx_ir as ir
 
+from jinaclip_engines.cuda_operators import fused_operators
 from jinaclip_engines.errors import PassError
 from jinaclip_engines.graph import Ops, array, attributes, constant, forget_shapes, nodes, only_user, producer, tidy
+from jinaclip_engines.packed_text import packed_text
 from jinaclip_engines.pooling import last_block_for_cls
 
 HALF, FULL = ir.DataType.FLOAT16, ir.DataType.FLOAT
 
 
-def for_cuda(model: ir.Model, heads: int) -> dict[str, int]:
+def for_cuda(model: ir.Model, heads: int, operators: bool = False) -> dict[str, int]:
     """Run the passes.
 
     Args:
         model: a bundle's fp16 graph; changed.
         heads: attention heads of the tower.
+        operators: over the project's own operators (runtime/c-library/cuda) where blocks are float16; text is then
+            packed, without padding, if all of them are.
 
     Returns:
-        By pass, the places that it changed.
+        By pass, the places that it changed. "packed_text" is 0 where a graph reads texts with padding.
 
     Raises:
         PassError: the graph is no fp16 graph of a bundle.
     """
     counts = {}
-    for name, step in PASSES.items():
+    for name, step in (PASSES | OPERATOR_PASSES if operators else PASSES).items():
         counts[name] = step(model, heads)
         tidy(model)
     forget_shapes(model)
@@ -134,11 +138,15 @@ def _picture_size(model: ir.Model) -> int:
     return int(model.graph.inputs[0].shape[2])  # type: ignore[index, arg-type]
 
 
-PASSES: Mapping[str, Callable[[ir.Model, int], int]] = {
+PASSES: dict[str, Callable[[ir.Model, int], int]] = {
     "without_cudnn": without_cudnn,
     "last_block_for_cls": last_block_for_cls,
     "flash_attention": flash_attention,
     "cast_pairs": cast_pairs,
+}
+OPERATOR_PASSES: dict[str, Callable[[ir.Model, int], int]] = {
+    "fused_operators": fused_operators,
+    "packed_text": packed_text,
 }
 
 

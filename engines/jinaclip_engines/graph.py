@@ -18,6 +18,7 @@ from onnx_ir.passes.common import NameFixPass, RemoveUnusedNodesPass, RemoveUnus
 from onnx_ir.tape import Tape
 
 MICROSOFT = "com.microsoft"  # ONNX Runtime's own operators
+JINACLIP = "jinaclip"  # the project's own operators
 PATCHES = "patch_embed"  # the image tower's linear layer before its blocks
 
 
@@ -209,8 +210,8 @@ class Ops:
             return
         graph = self._model.graph
         graph.insert_before(self._before, list(self._tape.nodes))
-        if any(node.domain == MICROSOFT for node in self._tape.nodes):
-            graph.opset_imports.setdefault(MICROSOFT, 1)
+        for domain in {node.domain for node in self._tape.nodes if node.domain}:
+            graph.opset_imports.setdefault(domain, 1)
         for old, new in self._replaced:
             if old.is_graph_output():  # its name and type are the graph's interface
                 new.name, new.type, new.shape = old.name, old.type, old.shape
