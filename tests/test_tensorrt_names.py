@@ -28,10 +28,11 @@ OBJECTS = {
         "layer.get_output(output)": "ITensor", "trt.Runtime(logger_of(library))": "Runtime",
         "library.module": "",
     },
-    "runtime/jinaclip/tensorrt_session.py": {
-        "trt": "", "self._engine": "ICudaEngine", "engine": "ICudaEngine", "self._runtime": "Runtime",
-        "context": "IExecutionContext", "config": "IRuntimeConfig", "self._runtime_cache": "IRuntimeCache",
+    "runtime/jinaclip/tensorrt_engine.py": {
+        "trt": "", "self._engine": "ICudaEngine", "self._runtime": "Runtime", "context": "IExecutionContext",
+        "config": "IRuntimeConfig", "self._runtime_cache": "IRuntimeCache",
     },
+    "runtime/jinaclip/tensorrt_worker.py": {"context": "IExecutionContext"},
     "runtime/jinaclip/tensorrt_library.py": {"trt": "", "module": ""},
 }  # fmt: skip
 # Of TensorRT-RTX alone, and used behind a question for the backend.

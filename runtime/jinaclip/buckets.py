@@ -90,6 +90,17 @@ def most_rows(tokens: int | None, profiles: Sequence[Profile]) -> int:
     return max(fitting, default=0)
 
 
+def common_buckets(profiles: Sequence[Profile]) -> list[Bucket]:
+    """Buckets to prepare before the first request: one row at every length of the ladder up to the longest "best"
+    length, and the best shape of each profile.
+    """
+    shapes: list[tuple[int, int | None]] = [(p.batch[1], p.tokens and p.tokens[1]) for p in profiles]
+    lengths = [tokens for _, tokens in shapes if tokens is not None]
+    singles = [step for step in LADDER if SHORTEST <= step <= max(lengths)] if lengths else [None]
+    found = (bucket_for(rows, tokens, profiles) for rows, tokens in [*((1, length) for length in singles), *shapes])
+    return list(dict.fromkeys(bucket for bucket in found if bucket is not None))
+
+
 def _step(wanted: int, limits: tuple[int, int, int]) -> int | None:
     """The next of the ladder within limits, or their end; None above it."""
     if wanted > limits[2]:

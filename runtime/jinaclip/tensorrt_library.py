@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib
 import re
+import threading
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 from jinaclip.errors import BackendMissing
@@ -103,10 +103,18 @@ def logger_of(library: Library) -> Any:
     return _logger(library.backend)
 
 
-@cache
-def _logger(backend: str) -> Any:
-    trt = load_library(backend).module
+_loggers: dict[str, Any] = {}  # by backend
+_making = threading.Lock()
 
+
+def _logger(backend: str) -> Any:
+    with _making:  # two threads may open models at the same time
+        if backend not in _loggers:
+            _loggers[backend] = _new_logger(load_library(backend).module)
+        return _loggers[backend]
+
+
+def _new_logger(trt: Any) -> Any:
     class Logger(trt.ILogger):  # type: ignore[misc,name-defined]
         def __init__(self) -> None:
             trt.ILogger.__init__(self)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jinaclip.buckets import Profile
+from jinaclip.bundle import write_atomically
 from jinaclip.tensorrt_library import Library, Messages, logger_of
 from jinaclip_engines.errors import BuildError
 from jinaclip_engines.tensorrt.passes import Expected
@@ -88,7 +89,7 @@ def compile_plan(
             raise BuildError(f"{library.backend} {library.version} does not compile the graph: {messages.errors()}")
         if cache is not None and timing_cache is not None:
             timing_cache.parent.mkdir(parents=True, exist_ok=True)
-            timing_cache.write_bytes(memoryview(config.get_timing_cache().serialize()))
+            write_atomically(timing_cache, bytes(memoryview(config.get_timing_cache().serialize())))
         inputs = tuple(_tensor(trt, network.get_input(index)) for index in range(network.num_inputs))
         outputs = tuple(_tensor(trt, network.get_output(index)) for index in range(network.num_outputs))
         del parser, network, config, builder  # in this order: none keeps another alive

@@ -1,0 +1,154 @@
+"""A plan that TensorRT or TensorRT-RTX has loaded: its tensors, its execution contexts, and the compiled kernels that
+TensorRT-RTX keeps between processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jinaclip.buckets import Bucket, Profile
+from jinaclip.bundle import write_atomically
+from jinaclip.errors import BackendError, EngineMismatch
+from jinaclip.gpu import Gpu
+from jinaclip.tensorrt_library import Library, Messages, logger_of
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An input or output of an engine.
+
+    Attributes:
+        row: shape without the batch; (-1,) for the ids of a text.
+    """
+
+    name: str
+    dtype: np.dtype[Any]
+    row: tuple[int, ...]
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether a row is a text, of any length."""
+        return self.row == (-1,)
+
+    def shape(self, bucket: Bucket) -> tuple[int, ...]:
+        """Of a batch."""
+        return (bucket.rows, *((bucket.tokens or 1,) if self.has_tokens else self.row))
+
+    def bytes(self, bucket: Bucket) -> int:
+        """Of a batch."""
+        return int(np.prod(self.shape(bucket), dtype=np.int64)) * self.dtype.itemsize
+
+
+class Engine:
+    """A loaded plan. Contexts that were made of it must be gone before it is closed.
+
+    Args:
+        plan: the file.
+        gpu: that the plan was built for, and that is there.
+        profiles: of the plan, in its order.
+        kernels: file for what TensorRT-RTX compiles on this GPU; None for nowhere. TensorRT compiles nothing here.
+
+    Attributes:
+        source: the input; there is one.
+        outputs: in the engine's order.
+        context_bytes: memory for activations that every context is given: enough for the largest profile.
+        captures: whether CUDA graphs are left to us. TensorRT-RTX captures and replays by itself.
+
+    Raises:
+        EngineMismatch: the library refuses the plan, or the plan has another number of profiles.
+    """
+
+    def __init__(
+        self, plan: Path, *, gpu: Gpu, library: Library, profiles: Sequence[Profile], kernels: Path | None = None
+    ) -> None:
+        self.library, self.profiles = library, tuple(profiles)
+        self.captures = library.backend != "tensorrt-rtx"
+        self._kernels = None if self.captures else kernels
+        self._kernels_saved = b""
+        self._runtime_cache: Any = None
+        trt = library.module
+        with Messages(library) as messages:
+            self._runtime: Any = trt.Runtime(logger_of(library))
+            self._engine: Any = self._runtime.deserialize_cuda_engine(np.memmap(plan, np.uint8, "r"))
+        if self._engine is None:
+            raise EngineMismatch(
+                f"{library.backend} {library.version} on {gpu} refuses {plan.parent.name}: {messages.errors()}; "
+                f"build it again here: jinaclip build BUNDLE --backend {library.backend} --force"
+            )
+        if self._engine.num_optimization_profiles != len(self.profiles):
+            raise EngineMismatch(
+                f"{plan.parent.name} has {self._engine.num_optimization_profiles} profiles, its sidecar says "
+                f"{len(self.profiles)}; build it again"
+            )
+        self.context_bytes = int(self._engine.device_memory_size_v2)
+        inputs: list[Tensor] = []
+        self.outputs: list[Tensor] = []
+        for index in range(self._engine.num_io_tensors):
+            name = self._engine.get_tensor_name(index)
+            dtype = np.dtype(trt.nptype(self._engine.get_tensor_dtype(name)))
+            tensor = Tensor(name, dtype, tuple(self._engine.get_tensor_shape(name))[1:])
+            is_input = self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
+            (inputs if is_input else self.outputs).append(tensor)
+        (self.source,) = inputs
+
+    def context(self, profile: int, memory: int, stream: int) -> Any:
+        """An execution context for one profile.
+
+        Args:
+            memory: address of `context_bytes` on the device, for contexts that never run at the same time.
+            stream: cudaStream_t that the profile is set in; wait for it before the context runs in another.
+
+        Raises:
+            BackendError: the library makes none, or does not take the profile.
+        """
+        name = self.profiles[profile].name
+        with Messages(self.library) as messages:
+            context = self._engine.create_execution_context(self._context_settings())
+            if context is None:
+                raise BackendError(f"{self.library.backend} makes no context for profile {name}: {messages.errors()}")
+            if not context.set_optimization_profile_async(profile, stream):
+                raise BackendError(f"{self.library.backend} does not take profile {name}: {messages.errors()}")
+        context.set_device_memory(memory, self.context_bytes)
+        return context
+
+    def save_kernels(self) -> None:
+        """Keep what TensorRT-RTX has compiled since it was saved last, where that can be written."""
+        if self._kernels is None or self._runtime_cache is None:
+            return
+        content = bytes(memoryview(self._runtime_cache.serialize()))
+        if content and content != self._kernels_saved:
+            with suppress(OSError):
+                write_atomically(self._kernels, content)
+                self._kernels_saved = content
+
+    def close(self) -> None:
+        """Free it."""
+        self._runtime_cache = None
+        self._engine = None
+        self._runtime = None
+
+    def _context_settings(self) -> Any:
+        trt = self.library.module
+        strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        if self.captures:
+            return strategy
+        config = self._engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(strategy)
+        # Kernels for the exact shape, compiled at its first run; the library captures and replays it by itself.
+        config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        if self._runtime_cache is None:
+            self._runtime_cache = config.create_runtime_cache()
+            if self._kernels is not None:
+                with suppress(OSError):
+                    content = self._kernels.read_bytes()
+                    if self._runtime_cache.deserialize(content):  # refuses another GPU's by itself
+                        self._kernels_saved = content
+        config.set_runtime_cache(self._runtime_cache)
+        return config

@@ -1,0 +1,189 @@
+"""One lane of a TensorRT session: a CUDA stream, staging, execution contexts, and the CUDA graphs captured so far.
+
+A small bucket (jinaclip.buckets) is captured as a CUDA graph right after its first run, copies included, and from then
+on costs one launch. A graph has a context of its own, because a context that has since run another shape may hold other
+values where the graph reads. All contexts of a worker share one piece of memory for activations: they never run at the
+same time.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from jinaclip.buckets import Bucket, bucket_for, pad_into
+from jinaclip.cuda import Cuda, DeviceMemory, Graph, PinnedArray, Stream
+from jinaclip.errors import BackendError
+from jinaclip.tensorrt_engine import Engine
+from jinaclip.tensorrt_library import Messages
+
+logger = logging.getLogger("jinaclip")
+
+# Runs of more tokens or images keep the device busy for longer than their launches take (DECISIONS.md 21).
+GRAPH_TOKENS, GRAPH_IMAGES = 2048, 4
+MOST_GRAPHS = 128  # of a worker: all small buckets of the profile sets that come with jinaclip; none is ever replaced
+
+
+class PlainBuckets:
+    """Buckets whose capture failed, for all workers of a session: they run without a graph from then on."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._found: set[Bucket] = set()
+
+    def __contains__(self, bucket: Bucket) -> bool:
+        return bucket in self._found
+
+    def add(self, bucket: Bucket, reason: str) -> None:
+        """Logged once for each bucket."""
+        with self._lock:
+            is_new = bucket not in self._found
+            self._found.add(bucket)
+        if is_new:
+            shape = [bucket.rows] if bucket.tokens is None else [bucket.rows, bucket.tokens]
+            logger.warning("CUDA graph capture failed for batches of %s; they run without a graph: %s", shape, reason)
+
+
+@dataclass(frozen=True)
+class _Captured:
+    """A bucket's graph, and the context that it was captured with, which must outlive it."""
+
+    context: Any
+    graph: Graph
+
+
+class Worker:
+    """Not for several threads at once.
+
+    Args:
+        pad: token id that fills the rest of a row.
+        plain: buckets that are not captured.
+
+    Attributes:
+        graphs: by bucket, at most MOST_GRAPHS.
+
+    Raises:
+        BackendError: CUDA or TensorRT fail; there is too little memory.
+    """
+
+    def __init__(self, cuda: Cuda, engine: Engine, *, pad: int, plain: PlainBuckets) -> None:
+        self._cuda, self._engine, self._pad, self._plain = cuda, engine, pad, plain
+        self.graphs: dict[Bucket, _Captured] = {}
+        self._contexts: list[Any] = []  # by profile
+        self._held: list[Any] = []  # to be closed
+        self._stream: Stream = self._hold(Stream(cuda))
+        try:
+            self._allocate()
+        except BaseException:
+            self.close()
+            raise
+
+    def run(self, batch: np.ndarray) -> dict[str, np.ndarray]:
+        """All outputs by name, of a batch that a profile holds: at least one row."""
+        self._cuda.enter()  # this may be another thread than the last time
+        source = self._engine.source
+        bucket = bucket_for(len(batch), batch.shape[1] if source.has_tokens else None, self._engine.profiles)
+        assert bucket is not None
+        pad_into(self._input_host.view(source.shape(bucket), source.dtype), batch, self._pad)
+        captured = self.graphs.get(bucket)
+        try:
+            if captured is not None:
+                captured.graph.launch(self._stream)
+            else:
+                context = self._contexts[bucket.profile]
+                self._set_shape(context, bucket)
+                self._enqueue(context, bucket)
+        finally:
+            self._stream.wait()  # also after an error: the next run writes where this one reads
+        outputs = {
+            tensor.name: self._output_host[tensor.name].view(tensor.shape(bucket), tensor.dtype)[: len(batch)].copy()
+            for tensor in self._engine.outputs
+        }
+        if captured is None and self._may_capture(bucket):
+            self._capture(bucket)
+        return outputs
+
+    def close(self) -> None:
+        """Free all of it, after what still runs."""
+        with suppress(BackendError):
+            self._cuda.enter()
+            self._stream.wait()
+        for captured in self.graphs.values():
+            captured.graph.close()
+        self.graphs.clear()
+        self._contexts.clear()
+        for thing in reversed(self._held):
+            thing.close()
+        self._held.clear()
+
+    def _allocate(self) -> None:
+        cuda, engine = self._cuda, self._engine
+        size = max(engine.source.bytes(bucket) for bucket in self._largest())
+        self._input, self._input_host = self._hold(DeviceMemory(cuda, size)), self._hold(PinnedArray(cuda, size))
+        self._output, self._output_host = {}, {}
+        for tensor in engine.outputs:
+            size = max(tensor.bytes(bucket) for bucket in self._largest())
+            self._output[tensor.name] = self._hold(DeviceMemory(cuda, size))
+            self._output_host[tensor.name] = self._hold(PinnedArray(cuda, size))
+        self._activations = self._hold(DeviceMemory(cuda, engine.context_bytes))
+        self._contexts += [self._context(index) for index in range(len(engine.profiles))]
+
+    def _largest(self) -> list[Bucket]:
+        """The largest bucket of every profile."""
+        return [
+            Bucket(index, profile.batch[2], profile.tokens and profile.tokens[2])
+            for index, profile in enumerate(self._engine.profiles)
+        ]
+
+    def _context(self, profile: int) -> Any:
+        """A context for one profile, on this worker's memory."""
+        context = self._engine.context(profile, self._activations.pointer, int(self._stream.handle))
+        addresses = {self._engine.source.name: self._input} | self._output
+        for name, memory in addresses.items():
+            if not context.set_tensor_address(name, memory.pointer):
+                raise BackendError(f"the engine does not take an address for its tensor {name}")
+        self._stream.wait()
+        return context
+
+    def _set_shape(self, context: Any, bucket: Bucket) -> None:
+        source = self._engine.source
+        if not context.set_input_shape(source.name, source.shape(bucket)):
+            raise BackendError(f"the engine does not take the shape {list(source.shape(bucket))}")
+
+    def _enqueue(self, context: Any, bucket: Bucket) -> None:
+        """Copy in, run, copy out, without waiting."""
+        self._stream.upload(self._input, self._input_host, self._engine.source.bytes(bucket))
+        with Messages(self._engine.library) as messages:
+            if not context.execute_async_v3(int(self._stream.handle)):
+                raise BackendError(f"the engine failed to run: {messages.errors()}")
+        for tensor in self._engine.outputs:
+            self._stream.download(self._output_host[tensor.name], self._output[tensor.name], tensor.bytes(bucket))
+
+    def _may_capture(self, bucket: Bucket) -> bool:
+        is_small = bucket.rows <= GRAPH_IMAGES if bucket.tokens is None else bucket.rows * bucket.tokens <= GRAPH_TOKENS
+        return self._engine.captures and is_small and bucket not in self._plain and len(self.graphs) < MOST_GRAPHS
+
+    def _capture(self, bucket: Bucket) -> None:
+        """A graph for a bucket that has just run; where that fails, the bucket goes on without one."""
+        context = None
+        try:
+            context = self._context(bucket.profile)
+            self._set_shape(context, bucket)
+            self._enqueue(context, bucket)  # a context settles in its first run, which may not be captured
+            self._stream.wait()
+            graph = self._stream.capture(lambda: self._enqueue(context, bucket))
+            self.graphs[bucket] = _Captured(context, graph)
+        except Exception as error:  # the bindings raise exceptions of their own too
+            self._plain.add(bucket, str(error))  # the error itself would keep the context in log records
+        finally:
+            with suppress(BackendError):  # the context may go once nothing of it runs
+                self._stream.wait()
+
+    def _hold(self, thing: Any) -> Any:
+        self._held.append(thing)
+        return thing
