@@ -11,6 +11,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -21,8 +22,9 @@ from torch.profiler import ProfilerActivity, profile
 from jinaclip.bundle import Bundle
 from jinaclip_bench.cases import random_ids
 from tests.gpu.proof.context import Context
-from tests.gpu.proof.fast import TOKENS, our_session
-from tests.gpu.proof.sides import image_sides, session_side, text_sides
+from tests.gpu.proof.fast import TOKENS
+from tests.gpu.proof.ours import open_all
+from tests.gpu.proof.sides import image_sides, text_sides
 from tests.gpu.proof.towers import image_tower, text_tower
 
 TOP = 14  # kernels that are listed
@@ -50,8 +52,12 @@ def text_1(context: Context) -> None:
 
 
 def _ours(context: Context, bundle: Bundle, tower: str, values: np.ndarray) -> None:
-    with our_session(bundle, tower) as session:
-        _profile(context, "jinaclip", partial(session_side(session, bundle.tower(tower)), values))
+    with ExitStack() as stack:
+        for way, side in open_all(context, bundle, tower, stack).items():
+            try:
+                _profile(context, way, partial(side, values))
+            except Exception as error:  # the others can be told all the same
+                context.record(f"{way} failed", error=f"{type(error).__name__}: {error}"[:500])
 
 
 def _profile(context: Context, name: str, call: Callable[[], np.ndarray]) -> None:
@@ -63,7 +69,7 @@ def _profile(context: Context, name: str, call: Callable[[], np.ndarray]) -> Non
         for _ in range(CALLS):
             call()
         wall = (time.perf_counter() - start) / CALLS
-    path = context.file(f"{context.part}-{name}.json")
+    path = context.file(f"{context.part}-{name.replace(' ', '-')}.json")
     profiler.export_chrome_trace(str(path))
     events = _device_events(json.loads(path.read_text("utf-8")))
     with path.open("rb") as source, gzip.open(f"{path}.gz", "wb") as target:

@@ -33,8 +33,10 @@ def _check(context: Context, before: list[str]) -> None:
     if missing:
         context.record("result", state=f"left out: there is no {' and no '.join(missing)}")
         return
-    small = ["--small"] if before or context.dry_run else []
-    command = [*before, sys.executable, str(SCRIPT), "--library", str(library), *small]
+    output = context.file(f"{context.part}.jsonl")
+    seconds = f"{max(1.0, context.left() - 5):.0f}"
+    command = [*before, sys.executable, str(SCRIPT), "--library", str(library), "--output", str(output)]
+    command += ["--seconds", seconds]
     code = subprocess.run(command, cwd=ROOT, timeout=max(1.0, context.left() - 1)).returncode
     context.record("result", state="ok" if code == 0 else f"exit {code}")
     if code:

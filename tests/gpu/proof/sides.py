@@ -7,7 +7,7 @@ and compiled; texts padded and without padding; a single row also as a CUDA grap
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from jinaclip.bundle import TowerManifest
 from jinaclip.image import ImagePreprocessing
-from jinaclip.packing import GPU_COST, pack_texts
-from jinaclip.sessions import Session
+from jinaclip.packing import GPU_COST, RunCost, pack_texts
 from jinaclip_bench.torch_cuda import Captured, unpadded
 from jinaclip_bench.torch_towers import (
     ImagesOfPixels,
@@ -63,6 +62,13 @@ class TorchSide:
             self._seconds += self._events[0].elapsed_time(self._events[1]) / 1e3
         return vectors
 
+    @torch.inference_mode()
+    def many(self, batches: Sequence[np.ndarray]) -> np.ndarray:
+        """Vectors of several batches; the host waits once, at the end."""
+        found = [self._forward(*self._place(values)) for values in batches]
+        vectors: np.ndarray = F.normalize(torch.cat(found), dim=-1).cpu().numpy()
+        return vectors
+
     def take_device_seconds(self) -> float:
         """Of all calls since this was asked last; launches that the device waits for are in it."""
         seconds, self._seconds = self._seconds, 0.0
@@ -94,9 +100,7 @@ def image_sides(
         yield "torch-fp16-compiled-graph", lambda: TorchSide(place, Captured(compiled_forward), device)
 
 
-def text_sides(
-    tower: TextTower, device: str, *, dynamic: bool
-) -> Iterator[tuple[str, Callable[[], Callable[[np.ndarray], np.ndarray]]]]:
+def text_sides(tower: TextTower, device: str, *, dynamic: bool) -> Iterator[tuple[str, Callable[[], TorchSide]]]:
     """Sides that take int64 [B, T]: name, and what makes it. Those that compile come last.
 
     Args:
@@ -128,36 +132,38 @@ def text_sides(
 
 def compiled(forward: nn.Module, *, dynamic: bool, mode: str | None = None) -> Callable[..., Tensor]:
     """`torch.compile` without breaks in the graph."""
+    torch._dynamo.config.specialize_float = True  # or the trace of a graph for any shape is begun twice
     made: Callable[..., Tensor] = torch.compile(forward, dynamic=dynamic, fullgraph=True, mode=mode)
     return made
 
 
-def session_side(session: Session, tower: TowerManifest) -> Callable[[np.ndarray], np.ndarray]:
-    """A session of ours as a side."""
+class Side(Protocol):
+    """What is measured: one batch to unit vectors, or several."""
 
-    def embed(values: np.ndarray) -> np.ndarray:
-        return session.run({tower.input_name: values})[f"l2norm_{tower.name}_embeddings"]
+    def __call__(self, values: np.ndarray) -> np.ndarray: ...
 
-    return embed
+    def many(self, batches: Sequence[np.ndarray]) -> np.ndarray: ...
 
 
 def in_batches(
-    rows: Sequence[Sequence[int]], tower: TowerManifest, pad: int, embed: Callable[[np.ndarray], np.ndarray],
-    *, padding: bool = True,
-) -> np.ndarray:  # fmt: skip
-    """Vectors [N, D] of texts in the caller's order. They run in the batches that ours run in; without padding, as many
-    as UNPADDED_TOKENS hold.
+    rows: Sequence[Sequence[int]], tower: TowerManifest, pad: int, side: Side, *, cost: RunCost | None = GPU_COST
+) -> np.ndarray:
+    """Vectors [N, D] of texts in the caller's order.
+
+    Args:
+        rows: ids of each text.
+        cost: of a run, which decides what runs together; None fills runs without padding up to UNPADDED_TOKENS.
     """
     lengths = [len(row) for row in rows]
-    batches = pack_texts(lengths, tower, cost=GPU_COST) if padding else _filled(lengths)
-    found: list[np.ndarray] = []
+    batches = _filled(lengths) if cost is None else pack_texts(lengths, tower, cost=cost)
+    padded = []
     for batch in batches:
         ids = np.full((len(batch), max(lengths[i] for i in batch)), pad, np.int64)
         for number, index in enumerate(batch):
             ids[number, : lengths[index]] = rows[index]
-        found.append(embed(ids))
+        padded.append(ids)
     order = np.concatenate([np.array(batch) for batch in batches])
-    return np.concatenate(found)[np.argsort(order)]
+    return side.many(padded)[np.argsort(order)]
 
 
 def _filled(lengths: Sequence[int]) -> list[list[int]]:
