@@ -19,7 +19,8 @@ namespace {
 
 constexpr size_t kWorkspaceBytes = size_t{32} << 20;
 constexpr int kProposals = 8;
-constexpr int kTimedRuns = 3;
+constexpr int kLeastTimedRuns = 2, kMostTimedRuns = 20;
+constexpr float kTimedMs = 0.5f;  // of one algorithm, within the limits above
 constexpr float kTimingBudgetMs = 25.0f;
 constexpr size_t kMostPlans = 4096;
 
@@ -103,11 +104,10 @@ struct Product {
   ProductDescription description;
   const void *x, *weight;
   void* y;
-  cudaStream_t stream;
 
   Product(cublasLtHandle_t handle_, const Shape& shape, const void* x_, const void* weight_, const void* bias,
-          void* y_, cudaStream_t stream_)
-      : handle(handle_), x(x_), weight(weight_), y(y_), stream(stream_) {
+          void* y_)
+      : handle(handle_), x(x_), weight(weight_), y(y_) {
     check_lt(cublasLtMatmulDescCreate(&description, CUBLAS_COMPUTE_32F, CUDA_R_32F), "cublasLtMatmulDescCreate");
     if (bias != nullptr) {
       set(CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_EPILOGUE_BIAS);
@@ -125,7 +125,8 @@ struct Product {
              "cublasLtMatmulDescSetAttribute");
   }
 
-  cublasStatus_t run(const cublasLtMatmulAlgo_t& algorithm, void* workspace, size_t workspace_bytes) const {
+  cublasStatus_t run(const cublasLtMatmulAlgo_t& algorithm, void* workspace, size_t workspace_bytes,
+                     cudaStream_t stream) const {
     const float one = 1.0f, zero = 0.0f;
     return cublasLtMatmul(handle, description, &one, weight, weight_layout, x, x_layout, &zero, y, y_layout, y,
                           y_layout, &algorithm, workspace, workspace_bytes, stream);
@@ -180,43 +181,76 @@ class Event {
   cudaEvent_t event_;
 };
 
-// The mean time of `runs` runs in milliseconds, or a negative number if the algorithm does not run.
-float timed(const Product& product, const cublasLtMatmulAlgo_t& algorithm, void* workspace, int runs) {
-  const Event begin, end;
-  check(cudaEventRecord(begin, product.stream));
-  for (int run = 0; run < runs; ++run) {
-    if (product.run(algorithm, workspace, kWorkspaceBytes) != CUBLAS_STATUS_SUCCESS) {
-      return -1.0f;
+// Runs captured on a stream of its own, to be replayed without the host's time between them.
+class CapturedRuns {
+ public:
+  CapturedRuns(const Product& product, const cublasLtMatmulAlgo_t& algorithm, void* workspace, int runs) {
+    check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
+    check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal));
+    for (int run = 0; run < runs; ++run) {
+      product.run(algorithm, workspace, kWorkspaceBytes, stream_);
+    }
+    check(cudaStreamEndCapture(stream_, &graph_));
+    check(cudaGraphInstantiate(&executable_, graph_, 0));
+  }
+  ~CapturedRuns() {
+    if (executable_ != nullptr) {
+      cudaGraphExecDestroy(executable_);
+    }
+    if (graph_ != nullptr) {
+      cudaGraphDestroy(graph_);
+    }
+    if (stream_ != nullptr) {
+      cudaStreamDestroy(stream_);
     }
   }
-  check(cudaEventRecord(end, product.stream));
+  CapturedRuns(const CapturedRuns&) = delete;
+  CapturedRuns& operator=(const CapturedRuns&) = delete;
+  void replay(cudaStream_t stream) const { check(cudaGraphLaunch(executable_, stream)); }
+
+ private:
+  cudaStream_t stream_ = nullptr;
+  cudaGraph_t graph_ = nullptr;
+  cudaGraphExec_t executable_ = nullptr;
+};
+
+// Device time in milliseconds of what `work` queues on the stream.
+template <typename Work>
+float timed(cudaStream_t stream, Work work) {
+  const Event begin, end;
+  check(cudaEventRecord(begin, stream));
+  work();
+  check(cudaEventRecord(end, stream));
   check(cudaEventSynchronize(end));
   float milliseconds = 0.0f;
   check(cudaEventElapsedTime(&milliseconds, begin, end));
-  return milliseconds / static_cast<float>(runs);
+  return milliseconds;
 }
 
-// The fastest proposal; each run writes the product to its output, so the last one leaves it there.
-cublasLtMatmulAlgo_t fastest(const Product& product, const Shape& shape, void* workspace) {
+// The fastest proposal; each run writes the product to its output.
+cublasLtMatmulAlgo_t fastest(const Product& product, const Shape& shape, void* workspace, cudaStream_t stream) {
+  const RelaxedCapture relaxed;
   const auto candidates = proposals(product, shape, kWorkspaceBytes);
-  if (candidates.size() == 1) {
-    return candidates.front().algo;
-  }
   const cublasLtMatmulAlgo_t* best = nullptr;
   float best_time = 0.0f, spent = 0.0f;
   for (const auto& candidate : candidates) {
-    const float first = timed(product, candidate.algo, workspace, 1);  // includes the load of its kernel
-    if (first < 0.0f) {
-      continue;
-    }
-    const float time = timed(product, candidate.algo, workspace, kTimedRuns);
-    spent += first + static_cast<float>(kTimedRuns) * time;
-    if (time >= 0.0f && (best == nullptr || time < best_time)) {
-      best = &candidate.algo;
-      best_time = time;
-    }
     if (best != nullptr && spent > kTimingBudgetMs) {
       break;
+    }
+    cublasStatus_t status = CUBLAS_STATUS_SUCCESS;
+    const auto once = [&] { status = product.run(candidate.algo, workspace, kWorkspaceBytes, stream); };
+    spent += timed(stream, once);  // loads the kernel
+    if (status != CUBLAS_STATUS_SUCCESS) {
+      continue;
+    }
+    const float estimate = timed(stream, once);
+    const int runs = std::clamp(static_cast<int>(kTimedMs / (estimate + 1e-4f)), kLeastTimedRuns, kMostTimedRuns);
+    const CapturedRuns captured(product, candidate.algo, workspace, runs);
+    const float time = timed(stream, [&] { captured.replay(stream); });
+    spent += estimate + time;
+    if (best == nullptr || time / static_cast<float>(runs) < best_time) {
+      best = &candidate.algo;
+      best_time = time / static_cast<float>(runs);
     }
   }
   if (best == nullptr) {
@@ -260,7 +294,8 @@ class Library {
   }
 
   // The algorithm of a shape. One thread at a time measures.
-  cublasLtMatmulAlgo_t algorithm(const Product& product, const Shape& shape, void* workspace, bool may_measure) {
+  cublasLtMatmulAlgo_t algorithm(const Product& product, const Shape& shape, void* workspace, cudaStream_t stream,
+                                 bool may_measure) {
     const std::lock_guard<std::mutex> lock(plans_mutex_);
     const auto known = plans_.find(shape);
     if (known != plans_.end()) {
@@ -269,7 +304,7 @@ class Library {
     if (!may_measure) {
       return proposals(product, shape, kWorkspaceBytes).front().algo;
     }
-    const cublasLtMatmulAlgo_t algorithm = fastest(product, shape, workspace);
+    const cublasLtMatmulAlgo_t algorithm = fastest(product, shape, workspace, stream);
     if (plans_.size() >= kMostPlans) {
       plans_.clear();
     }
@@ -312,7 +347,7 @@ void Linear::run(const Half* x, const Half* weight, const Half* bias, Half* y, i
   const bool captured = capture != cudaStreamCaptureStatusNone;
   Library& library = Library::instance();
   const Shape shape{device, m, n, k, bias != nullptr, common_alignment({x, weight, bias, y})};
-  const Product product(library.handle(device), shape, x, weight, bias, y, stream);
+  const Product product(library.handle(device), shape, x, weight, bias, y);
 
   std::shared_ptr<Workspace> workspace;
   {
@@ -324,11 +359,11 @@ void Linear::run(const Half* x, const Half* weight, const Half* bias, Half* y, i
     workspace = known;
   }
   if (workspace == nullptr) {
-    check_lt(product.run(proposals(product, shape, 0).front().algo, nullptr, 0), "cublasLtMatmul");
+    check_lt(product.run(proposals(product, shape, 0).front().algo, nullptr, 0, stream), "cublasLtMatmul");
     return;
   }
-  const cublasLtMatmulAlgo_t algorithm = library.algorithm(product, shape, workspace->memory(), !captured);
-  check_lt(product.run(algorithm, workspace->memory(), kWorkspaceBytes), "cublasLtMatmul");
+  const cublasLtMatmulAlgo_t algorithm = library.algorithm(product, shape, workspace->memory(), stream, !captured);
+  check_lt(product.run(algorithm, workspace->memory(), kWorkspaceBytes, stream), "cublasLtMatmul");
 }
 
 }  // namespace jinaclip
