@@ -89,7 +89,7 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/.test
 # libraries of their package would be loaded in place of those that stand in for them.
 $(GPU_VENV)/.installed: pyproject.toml
 	@rm -rf $(GPU_VENV)
-	@for python in python3.12 $(PYTHON); do $$python -m venv $(GPU_VENV) 2>/dev/null && break; done
+	@python=$(PYTHON); python3.12 -c 'import ensurepip, venv' 2>/dev/null && python=python3.12; $$python -m venv $(GPU_VENV)
 	@echo "Installing into $(GPU_VENV): 0.6 GB, onnxruntime-gpu without CUDA's packages."
 	@$(GPU_PY) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --upgrade 'pip>=25.1'
 	@$(GPU_PY) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -e '.[server]' --group gpu-dry-run

@@ -131,7 +131,6 @@ cudaError_t context_error(const char* function) {
 #define NEEDS_CONTEXT() \
     if (const cudaError_t error = context_error(__func__)) return error
 
-// STAND_IN_FAIL names what fails: "product", or a function of the runtime.
 cudaError_t injected_error(const char* function) {
     const char* named = std::getenv("STAND_IN_FAIL");
     if (!named || std::strcmp(named, function) != 0) return cudaSuccess;
@@ -346,6 +345,8 @@ cudaError_t put(const char* function, cudaStream_t stream, Work work, Line line)
         }
     }
     const auto capture = capture_of(stream);
+    if (capture)
+        if (const cudaError_t error = injected_error((std::string("captured ") + function).c_str())) return error;
     line.handle("stream", stream).number("capture", capture ? capture->id : 0).write();
     if (!capture) return work.run ? work.run() : cudaSuccess;
     if (capture->invalid) return failed(cudaErrorStreamCaptureInvalidated);
