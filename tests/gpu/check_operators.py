@@ -188,7 +188,7 @@ def linear_case(rows: int, k: int, n: int, biased: bool = True, repeats: int = 1
         [x, weight, bias] if biased else [x, weight],
         [((rows, n), np.float16)],
         lambda: [references.linear(x, weight, bias if biased else None)],
-        lambda expected: 2e-5,  # sums of k products of order 1 / sqrt(k)
+        lambda expected: 1e-4,  # tensor cores truncate each of the k / 16 partial sums, which are of order 1
         repeats=repeats,
         flops=2.0 * rows * repeats * k * n,
         exact_repeats=False,
