@@ -1,7 +1,7 @@
 """The blocks of a bundle's fp16 graph as `cuda_operators` reads them: image_blocks, text_blocks.
 
-A block is read strictly, value by value, after the passes `last_block_for_cls` and `flash_attention`: where a graph is of
-another form, a PassError says so. Casts between float16 and float32 are passed over.
+A block is read strictly, value by value, after the passes `last_block_for_cls` and `flash_attention`; any other form of
+graph raises PassError. Casts between float16 and float32 are passed over.
 """
 
 from __future__ import annotations

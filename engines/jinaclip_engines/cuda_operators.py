@@ -82,11 +82,12 @@ def _image_block(op: Ops, heads: int, block: ImageBlock, stream: ir.Value, y: ir
     name = block.down.block
     q, k, v = _split_rotary(op, linear(op, y, block.qkv, f"{name}.qkv"), block.tables, heads, interleaved=1)
     if block.cls_alone:
-        q = op("Slice", [q, op.const(np.array([0])), op.const(np.array([1])), op.const(np.array([1]))])
-        stream = op("Gather", [stream, op.const(np.int64(0))], axis=1)  # [B, D]
+        zero, one = op.const(np.array([0])), op.const(np.array([1]))
+        q, stream = (op("Slice", [value, zero, one, one]) for value in (q, stream))
+        stream = op("Squeeze", [stream, one])  # [B, D]
     y = op("Attention", [q, k, v], q_num_heads=heads, kv_num_heads=heads)
     if block.cls_alone:
-        y = op("Squeeze", [y, op.const(np.array([1]))])
+        y = op("Squeeze", [y, one])
     y = linear(op, layer_norm(op, y, block.inner_norm), [block.out], f"{name}.out")
     stream, y = add_layer_norm(op, stream, y, block.norm2)
     width = constant(block.gate.weight).shape[1]
@@ -199,11 +200,8 @@ def linear(op: Ops, x: ir.Value, layers: Sequence[Linear], name: str, *, rows: i
         bias = np.zeros(weight.shape[1], np.float16) if layer.bias is None else constant(layer.bias).astype(np.float16)
         weights.append(np.pad(weight, ((0, rows), (0, columns))))
         biases.append(np.pad(bias, (0, columns)))
-    weight, bias = (
-        op.const(np.concatenate(weights, 1), f"{name}.weight"),
-        op.const(np.concatenate(biases), f"{name}.bias"),
-    )
-    return op("Linear", [x, weight, bias], JINACLIP)
+    merged = op.const(np.concatenate(weights, 1), f"{name}.weight")
+    return op("Linear", [x, merged, op.const(np.concatenate(biases), f"{name}.bias")], JINACLIP)
 
 
 def _split_rotary(

@@ -17,8 +17,8 @@ from jinaclip_engines.graph import JINACLIP, Linear, Ops, array, attributes, con
 
 HALF = ir.DataType.FLOAT16
 CENTRE = 128  # of a uint8
-# Of a weight column of the product with uint8, the largest relative error of its rounding to float16; with normalisation
-# in them, very small weights might become subnormal.
+# Largest relative error of a weight column rounded to float16. Normalisation divides weights by about 70, and float16 is
+# coarse below 6e-5.
 MOST_ROUNDED = 2.0**-10
 
 
@@ -46,8 +46,8 @@ def embedded_patches(model: ir.Model, stream: ir.Value) -> tuple[ir.Value, ir.Va
         stream: what the first block reads, float32 [B, 1 + P, D]; changed are its users, by the caller.
 
     Returns:
-        residual float32 and delta float16, both [B, 1 + P, D], and `stream`; None where the graph stays as it is, because
-        the product of patches is float32 or its weights do not stand normalisation.
+        residual float32 and delta float16, both [B, 1 + P, D], and `stream`. None where the graph stays as it is: the
+        product of patches is float32, or float16 does not hold its weights with normalisation in them.
 
     Raises:
         PassError: the graph is no fp16 graph of a bundle.

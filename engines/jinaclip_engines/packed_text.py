@@ -14,7 +14,7 @@ def packed_text(model: ir.Model, heads: int) -> int:
     """All texts of a batch as one row of tokens, for all operators.
 
     The inputs become: input_ids int64 [N]; positions int32 [N], of each token in its text; offsets int32 [B + 1], where
-    each text begins, and N; token_offset int32 [B, S] for S tokens of the longest text, of which only the shape is read.
+    each text begins, and N; token_offset int32 [B, S], S tokens in the longest text, of which only the shape is read.
 
     Args:
         model: after `fused_operators`; changed.
