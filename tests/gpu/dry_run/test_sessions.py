@@ -25,6 +25,7 @@ DOCS = Path(__file__).resolve().parents[3] / "docs/gpu.md"
 TOWERS = ("text", "image")
 PREPARED = ("prepared", "operators")
 OUTPUTS = 2  # of each graph: embeddings as they are and of length 1
+NOT_THERE_YET = 0xFBFBFBFB  # what pinned memory holds until the copy to it has run
 MakeBatch = Callable[..., dict[str, np.ndarray]]
 # A shape that is captured, and one that is too large for it.
 SMALL: dict[str, tuple[int, ...]] = {"text": (3, 12), "image": (2,)}
@@ -55,6 +56,7 @@ def check_answer(found: dict[str, np.ndarray], rows: int) -> None:
     assert len(found) == OUTPUTS
     for value in found.values():
         assert value.dtype == np.float32 and value.shape[0] == rows and value.ndim == 2
+        assert not (value.view(np.uint32) == NOT_THERE_YET).any()
 
 
 def check_traffic(record: Record) -> None:
