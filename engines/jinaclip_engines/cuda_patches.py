@@ -17,8 +17,8 @@ from jinaclip_engines.graph import JINACLIP, Linear, Ops, array, attributes, con
 
 HALF = ir.DataType.FLOAT16
 CENTRE = 128  # of a uint8
-# Largest relative error of a weight column rounded to float16. Normalisation divides weights by about 70, and float16 is
-# coarse below 6e-5.
+# Largest relative error of a weight column rounded to float16. Normalisation divides weights by about 70; float16 has
+# less precision below 6e-5.
 MOST_ROUNDED = 2.0**-10
 
 
