@@ -131,11 +131,12 @@ def test_pinned_memory_belongs_to_a_copy_until_it_has_run(cudart: Any, stream: A
         assert cudart.cudaHostRegister(host, size, 0) == 0
     event = ctypes.c_void_p()
     assert cudart.cudaEventCreateWithFlags(ctypes.byref(event), 2) == 0
-    for wait in (
-        lambda: cudart.cudaStreamSynchronize(stream),
-        lambda: cudart.cudaEventSynchronize(event),
-        lambda: cudart.cudaDeviceSynchronize(),
-    ):
+    waits: list[Callable[[], int]] = [
+        lambda: int(cudart.cudaStreamSynchronize(stream)),
+        lambda: int(cudart.cudaEventSynchronize(event)),
+        lambda: int(cudart.cudaDeviceSynchronize()),
+    ]
+    for wait in waits:
         mark = journal.mark()
         assert cudart.cudaMemcpyAsync(pointer, source, size, TO_DEVICE, stream) == 0
         assert cudart.cudaMemcpyAsync(target, pointer, size, TO_HOST, stream) == 0
