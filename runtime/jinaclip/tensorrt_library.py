@@ -115,7 +115,7 @@ def _logger(backend: str) -> Any:
 
 
 def _new_logger(trt: Any) -> Any:
-    class Logger(trt.ILogger):  # type: ignore[misc,name-defined]
+    class Logger(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self.sinks: dict[int, list[tuple[str, str]]] = {}
