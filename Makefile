@@ -8,11 +8,13 @@ PIP_ARGS ?=
 VENV ?= .venv
 CHECKPOINT ?=
 CONTAINER_ARGS ?=
+GPU_VENV ?= .venv-gpu
 PY := $(VENV)/bin/python
 GPU_PYTHON ?= $(if $(wildcard $(PY)),$(PY),$(PYTHON))
+GPU_PY := $(GPU_VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
 
-.PHONY: demo test test-slow gpu-test container-test lint parity certificates clean
+.PHONY: demo test test-slow gpu-test gpu-dry-run container-test lint parity certificates clean
 
 demo: $(VENV)/.demo
 	@$(PY) examples/demo.py $(CHECKPOINT)
@@ -27,6 +29,16 @@ test-slow: $(VENV)/.test
 # onnxscript, tokenizers, safetensors, pytest, and what is to be tested: onnxruntime-gpu, tensorrt-rtx, tensorrt.
 gpu-test:
 	JINACLIP_REQUIRE_GPU=1 $(GPU_PYTHON) tests/from_checkout.py -m pytest -m gpu tests/gpu tests/test_bench_gpu.py
+
+# The GPU path without a GPU: the real onnxruntime-gpu over libraries that stand in for CUDA's (tests/gpu/stand_in). What
+# is called, when and how often is tested; no value is computed. Needs g++, Linux and x86-64.
+gpu-dry-run: $(GPU_VENV)/.installed $(GPU_VENV)/bundle
+	$(GPU_PY) tests/gpu/stand_in/build.py $(GPU_VENV)/stand-in --headers $(GPU_VENV)/cuda/nvidia/cu13/include
+	rm -f $(GPU_VENV)/journal
+	LD_LIBRARY_PATH=$(abspath $(GPU_VENV))/stand-in STAND_IN_JOURNAL=$(abspath $(GPU_VENV))/journal \
+	  JINACLIP_DRY_RUN_BUNDLE=$(abspath $(GPU_VENV))/bundle \
+	  $(GPU_PY) -m pytest --confcutdir=tests/gpu/dry_run -m dry_run tests/gpu/dry_run
+	@echo "No value was computed: only a GPU can tell whether vectors are right (make gpu-test)."
 
 # The Containerfile's own steps, run without a container engine. Needs root and the command debootstrap, and reaches
 # for Debian's and Python's packages; CONTAINER_ARGS gives it a mirror, certificates, or pip's settings (--help).
@@ -47,7 +59,7 @@ certificates: $(VENV)/.test
 	$(PY) -m tests.certificates --full --write
 
 clean:
-	rm -rf $(VENV) demo dist
+	rm -rf $(VENV) $(GPU_VENV) demo dist
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "jinaclip needs Python 3.11 or newer, this is %d.%d: make PYTHON=python3.11" % sys.version_info[:2])'
@@ -71,4 +83,21 @@ $(VENV)/.test: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/.test
 	@$(PIP) --group dev
+	@touch $@
+
+# Python 3.12 where there is one that starts, as on most hosts with a GPU. The headers lie in a folder of their own: the
+# libraries of their package would be loaded in place of those that stand in for them.
+$(GPU_VENV)/.installed: pyproject.toml
+	@rm -rf $(GPU_VENV)
+	@python=$(PYTHON); python3.12 -c 'import ensurepip, venv' 2>/dev/null && python=python3.12; $$python -m venv $(GPU_VENV)
+	@echo "Installing into $(GPU_VENV): 0.6 GB, onnxruntime-gpu without CUDA's packages."
+	@$(GPU_PY) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --upgrade 'pip>=25.1'
+	@$(GPU_PY) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -e '.[server]' --group gpu-dry-run
+	@$(GPU_PY) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps --target $(GPU_VENV)/cuda \
+	  'nvidia-cuda-runtime==13.*' 'nvidia-cuda-crt==13.*'
+	@touch $@
+
+$(GPU_VENV)/bundle: $(GPU_VENV)/.installed $(VENV)/.test $(wildcard export/*/*.py engines/*/*.py runtime/jinaclip/*.py)
+	@rm -rf $@
+	@$(PY) -m jinaclip export --random small --precision fp32,fp16 --output $@
 	@touch $@

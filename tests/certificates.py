@@ -21,8 +21,9 @@ from jinaclip.cli import main as jinaclip
 from jinaclip_engines.prepare import prepare
 from jinaclip_export.certify_table import render
 from jinaclip_export.checkpoint import Checkpoint
+from jinaclip_export.manifest import Identity
 from jinaclip_export.random_checkpoint import SIZES, published_config, write_random_checkpoint
-from jinaclip_export.write import Identity, export_bundle
+from jinaclip_export.write import export_bundle
 from tests.test_outliers import checkpoint_of, outliers
 
 ROOT = Path(__file__).parent.parent

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -15,8 +17,9 @@ import pytest
 
 from jinaclip import ClipModel
 from jinaclip_export.checkpoint import Checkpoint
+from jinaclip_export.manifest import Identity
 from jinaclip_export.random_checkpoint import SIZES, published_config, write_random_checkpoint
-from jinaclip_export.write import Identity, export_bundle
+from jinaclip_export.write import export_bundle
 
 # Multilingual, written for these tests: different scripts, lengths and shapes of text.
 TEXTS = [
@@ -116,3 +119,16 @@ def fresh_home(tmp_path: Path) -> dict[str, str]:
     home.mkdir()
     names = ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "ORT_DISABLE_TELEMETRY", "CI")
     return {k: v for k, v in os.environ.items() if k not in names} | {"HOME": str(home)}
+
+
+@pytest.fixture(scope="session")
+def host_operators(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The CUDA operators of the domain `jinaclip`, built from their sources for ONNX Runtime's CPU provider."""
+    if shutil.which(os.environ.get("CXX", "g++")) is None:
+        pytest.skip("no C++ compiler (g++ or $CXX) to build the operators for the host")
+    directory = tmp_path_factory.mktemp("host-operators")
+    build = Path(__file__).parent.parent / "runtime/c-library/cuda/build.py"
+    command = [sys.executable, str(build), "--host", "--output", str(directory)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return Path(result.stdout.strip())

@@ -26,8 +26,9 @@ from jinaclip.image import ImagePreprocessing
 from jinaclip.sessions import OnnxRuntimeSession
 from jinaclip_export.checkpoint import Checkpoint
 from jinaclip_export.graphs import export_image, export_text
+from jinaclip_export.manifest import Identity
 from jinaclip_export.random_checkpoint import SIZES, published_config, write_random_checkpoint
-from jinaclip_export.write import Identity, export_bundle
+from jinaclip_export.write import export_bundle
 from tests.conftest import PHOTOS, TEXTS
 from tests.references import Floats, image_reference, text_reference, unit
 

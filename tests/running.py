@@ -21,12 +21,17 @@ import numpy as np
 class Running:
     """A server in a process of its own.
 
+    Args:
+        module: whose command line has `serve`.
+
     Attributes:
         url: of its root.
     """
 
-    def __init__(self, bundle: Path, *words: str, environment: dict[str, str] | None = None) -> None:
-        command = [sys.executable, "-m", "jinaclip", "serve", str(bundle), "--port", "0", *words]
+    def __init__(
+        self, bundle: Path, *words: str, environment: dict[str, str] | None = None, module: str = "jinaclip"
+    ) -> None:
+        command = [sys.executable, "-m", module, "serve", str(bundle), "--port", "0", *words]
         self._stderr = tempfile.NamedTemporaryFile()  # noqa: SIM115 - closed by `end`
         self.process = subprocess.Popen(
             command, stderr=self._stderr, stdout=subprocess.DEVNULL, env={**os.environ, **(environment or {})}
@@ -68,8 +73,10 @@ class Running:
 
 
 @contextmanager
-def running(bundle: Path, *words: str, environment: dict[str, str] | None = None) -> Iterator[Running]:
-    server = Running(bundle, *words, environment=environment)
+def running(
+    bundle: Path, *words: str, environment: dict[str, str] | None = None, module: str = "jinaclip"
+) -> Iterator[Running]:
+    server = Running(bundle, *words, environment=environment, module=module)
     try:
         yield server
     finally:

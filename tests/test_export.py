@@ -30,8 +30,9 @@ from jinaclip.cli import main
 from jinaclip_export import graphs, hub
 from jinaclip_export.checkpoint import WEIGHTS, Checkpoint
 from jinaclip_export.errors import CheckpointError, ParityError
+from jinaclip_export.manifest import Identity
 from jinaclip_export.random_checkpoint import SIZES, published_config, write_random_checkpoint
-from jinaclip_export.write import Identity, export_bundle
+from jinaclip_export.write import export_bundle
 from tests.conftest import PHOTOS, TEXTS, MakeCheckpoint
 
 ROOT = Path(__file__).parent.parent

@@ -16,10 +16,10 @@ import pytest
 
 from jinaclip.sessions import OnnxRuntimeSession
 from jinaclip.tensorrt_session import FINITE
-from jinaclip_engines.cuda import for_cuda
+from jinaclip_engines.cuda import for_cuda, without_cudnn
 from jinaclip_engines.errors import PassError
 from jinaclip_engines.fp16 import to_fp16
-from jinaclip_engines.graph import array, linears, nodes, read, signature, write
+from jinaclip_engines.graph import Ops, array, constant, linears, nodes, patch_product, read, signature, write
 from jinaclip_engines.tensorrt.passes import POLICIES, for_tensorrt
 
 HEADS = 2  # of both small towers
@@ -201,6 +201,86 @@ def test_other_graphs_are_refused(precise_bundle: Path) -> None:
     with pytest.raises(PassError):  # not a bundle's graph any more
         for_tensorrt(model, "fp16-acc32")
     assert for_cuda(read(precise_bundle / "text-fp32.onnx"), HEADS)["flash_attention"] == 0
+
+
+# Of ONNX Runtime 1.31's CUDA kernels, those that ask for cuDNN, or whose operator has none; tried over stand-in
+# libraries. ReduceMean and ReduceSumSquare do where the reduced axes are not at an end.
+CUDNN = {
+    "AveragePool", "BatchNormalization", "Conv", "ConvTranspose", "Einsum", "GRU", "GlobalAveragePool", "GlobalMaxPool",
+    "InstanceNormalization", "LRN", "LSTM", "MaxPool", "RNN", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp",
+    "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSumSquare",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("tower", ["text", "image"])
+def test_no_graph_for_cuda_needs_cudnn(precise_bundle: Path, tmp_path: Path, tower: str) -> None:
+    exported = [precise_bundle / f"{tower}-{precision}.onnx" for precision in ("fp32", "fp16")]
+    for path in (*exported, rewritten(precise_bundle, tower, "cuda", tmp_path)):
+        found = {node.op_type for node in onnx.load(path, load_external_data=False).graph.node}
+        assert not found & CUDNN
+
+
+def with_cudnn(model: ir.Model) -> None:
+    """As exports before `without_cudnn` wrote it: ReduceL2, and the patches by a Conv."""
+    (root,) = nodes(model, "Sqrt")
+    total = root.inputs[0].producer()  # type: ignore[union-attr]
+    assert total is not None
+    squares = total.inputs[0].producer()  # type: ignore[union-attr]
+    assert squares is not None
+    with Ops(model, before=root) as op:
+        op.replace(root.outputs[0], op("ReduceL2", [squares.inputs[0], total.inputs[1]], keepdims=1))
+    patches = patch_product(model)
+    if patches is None:
+        return
+    source = patches.x
+    while (node := source.producer()) is not None and node.op_type in ("Cast", "Reshape", "Transpose", "Slice"):
+        source = node.inputs[0]  # type: ignore[assignment]  # [B, 3, S, S]
+    weight, bias = (constant(value) for value in (patches.weight, patches.bias))
+    width, side = weight.shape[1], 14
+    with Ops(model, before=patches.matmul) as op:
+        if patches.cast is not None:
+            source = op("Cast", [source], to=HALF)
+        kernel = op.const(np.ascontiguousarray(weight.T.reshape(width, 3, side, side)))
+        y = op("Conv", [source, kernel, op.const(bias.astype(weight.dtype))], strides=[side, side])
+        if patches.cast is not None:
+            y = op("Cast", [y], to=onnx.TensorProto.FLOAT)
+        y = op("Reshape", [y, op.const(np.array([0, width, -1]))])
+        op.replace(patches.y, op("Transpose", [y], perm=[0, 2, 1]))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("tower", ["text", "image"])
+def test_older_bundles_are_rid_of_cudnn(precise_bundle: Path, tmp_path: Path, tower: str, precision: str) -> None:
+    """In fp16 the patches' bias is now added in float32, as every other is: other roundings of the stream's start."""
+    least = 0.999999 if (tower, precision) == ("image", "fp16") else 0.9999996
+    model = read(precise_bundle / f"{tower}-{precision}.onnx")
+    with_cudnn(model)
+    old, new = tmp_path / "old.onnx", tmp_path / "new.onnx"
+    write(model, old)
+    model = read(old)
+    assert "ReduceL2" in {node.op_type for node in model.graph}
+    assert len(nodes(model, "Conv")) == (1 if tower == "image" else 0)
+    assert without_cudnn(model, HEADS) == (2 if tower == "image" else 1)
+    write(model, new)
+    assert not {node.op_type for node in model.graph} & CUDNN
+    for batch in batches(tower):
+        before, after = run(old, batch), run(new, batch)
+        for name, values in after.items():
+            assert cosines(values, before[name]).min() >= least
+    assert for_cuda(read(old), HEADS)["without_cudnn"] == (2 if tower == "image" else 1)
+
+
+def test_a_picture_size_that_patches_do_not_divide(wide_bundle: Path, tmp_path: Path) -> None:
+    """512 pixels are 36 patches of 14; the last 8 are never read, in an older bundle's graph either."""
+    model = read(wide_bundle / "image-fp16.onnx")
+    with_cudnn(model)
+    path = tmp_path / "old.onnx"
+    write(model, path)
+    for_cuda(model := read(path), 16)
+    write(model, tmp_path / "new.onnx")
+    batch = RNG.integers(0, 256, (1, 512, 512, 3), np.uint8)
+    found = [run(p, batch)["l2norm_image_embeddings"] for p in (path, tmp_path / "new.onnx")]
+    assert cosines(*found).min() >= 0.99999
 
 
 def test_a_signature_is_of_what_is_computed(precise_bundle: Path) -> None:

@@ -25,8 +25,9 @@ from jinaclip_engines.graph import nodes, read, shape_of
 from jinaclip_engines.ranges import channel_ranges
 from jinaclip_export.checkpoint import WEIGHTS, Checkpoint
 from jinaclip_export.errors import ExportError
+from jinaclip_export.manifest import Identity
 from jinaclip_export.random_checkpoint import published_config, write_random_checkpoint
-from jinaclip_export.write import Identity, export_bundle
+from jinaclip_export.write import export_bundle
 from tests.conftest import PHOTOS
 
 Change = Callable[[str, torch.Tensor], torch.Tensor]

@@ -269,7 +269,7 @@ def test_types_are_said_in_the_fp16_graph(precise_bundle: Path) -> None:
         for node in model.graph.node:
             by_type.setdefault(node.op_type, set()).add(types.get(node.input[0], 0))
         assert by_type["MatMul"] == {half}
-        for operator in ("Attention", "LayerNormalization", "RotaryEmbedding", "ReduceL2"):
+        for operator in ("Attention", "LayerNormalization", "RotaryEmbedding", "Sqrt"):
             assert by_type[operator] == {onnx.TensorProto.FLOAT}, operator
         assert all(types[v.name] == onnx.TensorProto.FLOAT for v in model.graph.output)
         attention = [node for node in model.graph.node if node.op_type == "Attention"]

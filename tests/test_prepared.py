@@ -91,7 +91,7 @@ def test_force_makes_it_again(bundle: Path) -> None:
         ("graph", "0" * 16, "its graph is '0000000000000000'"),
         ("system", "Plan9 m68k", "its system is 'Plan9 m68k'"),
         ("format_version", 2, "its format_version is 2"),
-        ("recipe", RECIPE - 1, f"its recipe is {RECIPE - 1}, here it is {RECIPE}"),
+        ("recipe", RECIPE["cpu"] - 1, f"its recipe is {RECIPE['cpu'] - 1}, here it is {RECIPE['cpu']}"),
         ("cpu_features", [*cpu_features(), "zz_new"], "a CPU with ['zz_new'] and without []"),
     ],
 )

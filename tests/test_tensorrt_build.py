@@ -36,7 +36,8 @@ from jinaclip_engines.tensorrt.passes import FULL, HALF, Expected, for_tensorrt
 from jinaclip_engines.tensorrt.profiles import load_profiles
 from jinaclip_engines.tensorrt.report import Kernel, Operand, _sums_of_products, read_kernels, report_on
 from jinaclip_export.checkpoint import Checkpoint
-from jinaclip_export.write import Identity, export_bundle
+from jinaclip_export.manifest import Identity
+from jinaclip_export.write import export_bundle
 from tests.conftest import MakeCheckpoint
 from tests.parity import CONFIGURATIONS
 

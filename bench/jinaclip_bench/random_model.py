@@ -15,8 +15,9 @@ from jinaclip_bench.cache import Cached, exporter
 from jinaclip_bench.torch_side import matching_checkpoint
 from jinaclip_engines.prepare import prepare
 from jinaclip_export.checkpoint import Checkpoint
+from jinaclip_export.manifest import Identity
 from jinaclip_export.random_checkpoint import SIZES, published_config, write_random_checkpoint
-from jinaclip_export.write import Identity, export_bundle
+from jinaclip_export.write import export_bundle
 
 # By device: what is exported, and prepared where it can be.
 PRECISIONS = {"cpu": ("fp32", "int8"), "cuda": ("fp16",)}

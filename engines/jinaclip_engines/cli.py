@@ -16,6 +16,7 @@ from typing import Any
 
 from jinaclip.bundle import TOWERS, Bundle
 from jinaclip.cli.arguments import words_of
+from jinaclip.cuda_operators import operators_library
 from jinaclip.errors import BackendError
 from jinaclip.gpu import device_index, driver_problem
 from jinaclip.model import ClipModel
@@ -104,7 +105,8 @@ def _prepare(args: argparse.Namespace, bundle: Bundle) -> list[dict[str, Any]]:
             bundle.graph(tower, precision)  # before anything is made
             start = time.monotonic()
             say(f"{tower} {precision}")
-            key, new = prepare(bundle, tower, precision, device, force=args.force)
+            operators = device == "cuda" and operators_library() is not None
+            key, new = prepare(bundle, tower, precision, device, operators=operators, force=args.force)
             test = None
             if device == "cpu" or here:
                 where = args.device or "cpu"

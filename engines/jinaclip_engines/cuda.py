@@ -7,33 +7,37 @@ Its flash attention takes float16 [B, T, D] and no mask: padding must come as th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 import onnx_ir as ir
 
+from jinaclip_engines.cuda_operators import fused_operators
 from jinaclip_engines.errors import PassError
-from jinaclip_engines.graph import Ops, attributes, forget_shapes, nodes, only_user, producer, tidy
+from jinaclip_engines.graph import Ops, array, attributes, constant, forget_shapes, nodes, only_user, producer, tidy
+from jinaclip_engines.packed_text import packed_text
 from jinaclip_engines.pooling import last_block_for_cls
 
 HALF, FULL = ir.DataType.FLOAT16, ir.DataType.FLOAT
 
 
-def for_cuda(model: ir.Model, heads: int) -> dict[str, int]:
+def for_cuda(model: ir.Model, heads: int, operators: bool = False) -> dict[str, int]:
     """Run the passes.
 
     Args:
         model: a bundle's fp16 graph; changed.
         heads: attention heads of the tower.
+        operators: over the project's own operators (runtime/c-library/cuda) where blocks are float16; text is then
+            packed, without padding, if all of them are.
 
     Returns:
-        By pass, the places that it changed.
+        By pass, the places that it changed. "packed_text" is 0 where a graph reads texts with padding.
 
     Raises:
         PassError: the graph is no fp16 graph of a bundle.
     """
     counts = {}
-    for name, step in PASSES.items():
+    for name, step in (PASSES | OPERATOR_PASSES if operators else PASSES).items():
         counts[name] = step(model, heads)
         tidy(model)
     forget_shapes(model)
@@ -89,10 +93,60 @@ def cast_pairs(model: ir.Model, heads: int) -> int:
     return count
 
 
-PASSES: Mapping[str, Callable[[ir.Model, int], int]] = {
+def without_cudnn(model: ir.Model, heads: int) -> int:
+    """ReduceL2 and the patch Conv of older bundles in operators whose CUDA kernels need no cuDNN."""
+    count = 0
+    for node in nodes(model, "ReduceL2"):
+        with Ops(model, before=node) as op:
+            squares = op("ReduceSum", [op("Mul", [node.inputs[0], node.inputs[0]]), node.inputs[1]], keepdims=1)
+            op.replace(node.outputs[0], op("Sqrt", [squares]))
+        count += 1
+    for node in nodes(model, "Conv"):
+        _patch_product(model, node)
+        count += 1
+    return count
+
+
+def _patch_product(model: ir.Model, convolution: ir.Node) -> None:
+    """The patch convolution of older bundles as a product, [B, 3, S, S] -> [B, P, width]."""
+    x, weight, bias = convolution.inputs
+    cast = only_user(convolution.outputs[0], "Cast")
+    flat = only_user((cast or convolution).outputs[0], "Reshape")
+    merged = flat and only_user(flat.outputs[0], "Transpose")
+    values = array(weight)
+    if merged is None or values is None or bias is None:
+        raise PassError("a Conv is not the patch convolution of a bundle's graph; export the bundle again")
+    width, channels, side, _ = values.shape
+    size = _picture_size(model)
+    grid = size // side
+    with Ops(model, before=convolution) as op:
+        if size % side:
+            end = op.const(np.array([grid * side] * 2))
+            x = op("Slice", [x, op.const(np.array([0, 0])), end, op.const(np.array([2, 3]))])
+        x = op("Reshape", [x, op.const(np.array([-1, channels, grid, side, grid, side]))])
+        x = op("Transpose", [x], perm=[0, 2, 4, 1, 3, 5])
+        x = op("Reshape", [x, op.const(np.array([-1, grid * grid, channels * side * side]))])
+        y = op("MatMul", [x, op.const(np.ascontiguousarray(values.reshape(width, -1).T))])
+        if cast is not None:
+            y = op("Cast", [y], to=FULL)
+        full = op.const(constant(bias).astype(np.float32), "tower.patch_embed.bias")
+        op.replace(merged.outputs[0], op("Add", [y, full]))
+
+
+def _picture_size(model: ir.Model) -> int:
+    """Side of the pictures in pixels: uint8 [B, S, S, 3] or float32 [B, 3, S, S]."""
+    return int(model.graph.inputs[0].shape[2])  # type: ignore[index, arg-type]
+
+
+PASSES: dict[str, Callable[[ir.Model, int], int]] = {
+    "without_cudnn": without_cudnn,
     "last_block_for_cls": last_block_for_cls,
     "flash_attention": flash_attention,
     "cast_pairs": cast_pairs,
+}
+OPERATOR_PASSES: dict[str, Callable[[ir.Model, int], int]] = {
+    "fused_operators": fused_operators,
+    "packed_text": packed_text,
 }
 
 
@@ -127,7 +181,7 @@ def _is_half(node: ir.Node) -> bool:
     """Whether a node computes float16."""
     if node.op_type == "Cast":
         return attributes(node).get("to") == HALF
-    if node.op_type not in ("MatMul", "Conv", "Attention", "Gather"):
+    if node.op_type not in ("MatMul", "Attention", "Gather"):
         return False
     for value in node.inputs[:2]:
         if value is not None and value.producer() is None and value.dtype == HALF:

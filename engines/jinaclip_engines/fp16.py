@@ -1,6 +1,6 @@
 """fp32 graph -> fp16 graph: `to_fp16`. What is float16 and what is not is said in the graph, type by type.
 
-float16: the weights and operands of every matrix product, the patch convolution, the embedding table, and what goes
+float16: the weights and operands of every matrix product, that of patches included, the embedding table, and what goes
 into and comes out of attention. float32: sums leave a product as float32, bias and residual are added there; the
 residual stream, LayerNorm, rotary positions, GELU, SwiGLU's product (which may pass 65504), softmax, pooling and the
 L2 norm. Attention is computed in float32 from operands rounded to float16, `Cast(f16) -> Cast(f32)` on each side:
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from jinaclip_engines.graph import Linear, Ops, constant, linears, nodes, shape_of
+from jinaclip_engines.graph import Linear, Ops, constant, linears, nodes, patch_product, shape_of
 
 LARGEST = 65504.0  # of float16
 # A layer whose input or output came closer to LARGEST than this factor on the probe's inputs stays in float32.
@@ -50,8 +50,9 @@ def to_fp16(model: ir.Model, ranges: Mapping[str, np.ndarray], keep: Collection[
             kept.append(layer.name)
             continue
         _replace(model, layer, rounded)
-    for node in nodes(model, "Conv"):
-        _convolution(model, node)
+    patches = patch_product(model)
+    if patches is not None:
+        _replace(model, patches, rounded)
     blocks = dict.fromkeys(layer.block for layer in layers)
     for block, node in zip(blocks, nodes(model, "Attention"), strict=True):
         if block not in keep and not {f"{block}.{name}" for name in ("qkv", "q", "k", "v")} & set(kept):
@@ -70,15 +71,6 @@ def _replace(model: ir.Model, layer: Linear, rounded: dict[str, ir.Value]) -> No
         weight = op.const(constant(layer.weight).astype(np.float16), f"{layer.name}.fp16")
         y = op("Cast", [op("MatMul", [rounded[key], weight])], to=ir.DataType.FLOAT)
         op.replace(layer.matmul.outputs[0], y)
-
-
-def _convolution(model: ir.Model, node: ir.Node) -> None:
-    x, weight, bias = node.inputs
-    with Ops(model, before=node) as op:
-        half = [op("Cast", [x], to=ir.DataType.FLOAT16)]
-        half += [op.const(constant(value).astype(np.float16)) for value in (weight, bias)]
-        attributes = {name: attribute.value for name, attribute in node.attributes.items()}
-        op.replace(node.outputs[0], op("Cast", [op("Conv", half, **attributes)], to=ir.DataType.FLOAT))
 
 
 def _round_attention(model: ir.Model, node: ir.Node) -> None:

@@ -18,6 +18,8 @@ from onnx_ir.passes.common import NameFixPass, RemoveUnusedNodesPass, RemoveUnus
 from onnx_ir.tape import Tape
 
 MICROSOFT = "com.microsoft"  # ONNX Runtime's own operators
+JINACLIP = "jinaclip"  # the project's own operators
+PATCHES = "patch_embed"  # the image tower's linear layer before its blocks
 
 
 def read(path: Path) -> ir.Model:
@@ -117,7 +119,16 @@ class Linear:
 
 
 def linears(model: ir.Model) -> list[Linear]:
-    """Every linear layer, in order of execution."""
+    """Every linear layer of the blocks, in order of execution."""
+    return [layer for layer in _layers(model) if layer.name != PATCHES]
+
+
+def patch_product(model: ir.Model) -> Linear | None:
+    """The image tower's linear layer before its blocks, which embeds patches; None for text."""
+    return next((layer for layer in _layers(model) if layer.name == PATCHES), None)
+
+
+def _layers(model: ir.Model) -> list[Linear]:
     found = []
     block = ""
     for node in model.graph:
@@ -199,8 +210,8 @@ class Ops:
             return
         graph = self._model.graph
         graph.insert_before(self._before, list(self._tape.nodes))
-        if any(node.domain == MICROSOFT for node in self._tape.nodes):
-            graph.opset_imports.setdefault(MICROSOFT, 1)
+        for domain in {node.domain for node in self._tape.nodes if node.domain}:
+            graph.opset_imports.setdefault(domain, 1)
         for old, new in self._replaced:
             if old.is_graph_output():  # its name and type are the graph's interface
                 new.name, new.type, new.shape = old.name, old.type, old.shape

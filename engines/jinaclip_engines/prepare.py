@@ -24,13 +24,14 @@ PRECISIONS = {"cpu": ("fp32", "int8"), "cuda": ("fp16",)}
 
 
 def prepare(
-    bundle: Bundle, tower: str, precision: str, device: str = "cpu", *, force: bool = False
+    bundle: Bundle, tower: str, precision: str, device: str = "cpu", *, operators: bool = False, force: bool = False
 ) -> tuple[str, bool]:
     """Write `engines/<key>/` for one graph, beside the bundle or in its cache directory.
 
     Args:
         precision: of PRECISIONS[device].
         device: "cpu" or "cuda".
+        operators: for "cuda", with jinaclip's own operators (jinaclip.cuda_operators).
         force: make it again even if one fits already.
 
     Returns:
@@ -39,13 +40,13 @@ def prepare(
     Raises:
         BackendError: it cannot be written; nothing is left of it.
     """
-    found, _ = find_prepared(bundle, tower, precision, device)
-    if found is not None and not force:
+    found, _ = find_prepared(bundle, tower, precision, device, operators=operators)
+    if found is not None and found.operators == operators and not force:
         return found.key, False
 
     def fill(directory: Path) -> dict[str, Any]:
         if device == "cuda":
-            return {"passes": _write_for_cuda(bundle, tower, precision, directory)}
+            return {"passes": _write_for_cuda(bundle, tower, precision, directory, operators=operators)}
         passes = _write_for_cpu(bundle, tower, precision, directory)
         tiled = passes.get("tile_attention") and tower == "text"
         return {
@@ -54,13 +55,13 @@ def prepare(
             "unpadded": passes.get("unpad", 0) > 0,
         }
 
-    facts = required_facts(bundle, tower, precision, device)
+    facts = required_facts(bundle, tower, precision, device, operators=operators)
     return write_engine(bundle, facts, 4 * graph_bytes(bundle, tower, precision), fill), True
 
 
-def _write_for_cuda(bundle: Bundle, tower: str, precision: str, directory: Path) -> dict[str, int]:
+def _write_for_cuda(bundle: Bundle, tower: str, precision: str, directory: Path, *, operators: bool) -> dict[str, int]:
     model = read(bundle.graph(tower, precision))
-    passes = for_cuda(model, bundle.tower(tower).heads)
+    passes = for_cuda(model, bundle.tower(tower).heads, operators=operators)
     write(model, directory / GRAPH)
     return passes
 

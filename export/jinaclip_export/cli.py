@@ -17,7 +17,7 @@ from jinaclip.bundle import TOWERS
 from jinaclip.cli.arguments import words_of
 
 if TYPE_CHECKING:
-    from jinaclip_export.write import Identity
+    from jinaclip_export.manifest import Identity
 
 EXTRA = "export"
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -42,7 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from jinaclip_export.checkpoint import Checkpoint
-    from jinaclip_export.write import Identity, check_output, export_bundle
+    from jinaclip_export.manifest import Identity
+    from jinaclip_export.write import check_output, export_bundle
 
     if args.random is None:
         for name in ("tokenizer", "checkpoint_output"):
@@ -94,7 +95,7 @@ def _make_random(args: argparse.Namespace, directory: Path) -> None:
 
 def _find(args: argparse.Namespace) -> tuple[Path, Identity]:
     from jinaclip_export.hub import PUBLISHED_ID, PUBLISHED_LICENCE, fetch
-    from jinaclip_export.write import Identity
+    from jinaclip_export.manifest import Identity
 
     path = Path(args.checkpoint)
     looks_like_id = args.checkpoint.count("/") == 1 and not args.checkpoint.startswith((".", "/", "~"))

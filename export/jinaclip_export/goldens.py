@@ -23,26 +23,26 @@ TEXTS = ("A beautiful sunset over the beach: 海滩上美丽的日落", "Καφ�
 
 
 def text_goldens(tower: TextTower, tokenizer: TextTokenizer) -> list[dict[str, Any]]:
-    """Manifest entries of the text goldens."""
+    """Manifest entries of the text goldens, computed where the tower is."""
     entries = []
     for text in TEXTS:
         ids = tokenizer.encode([text])[0][: tower.config.max_tokens]
         with torch.inference_mode():
-            unit = F.normalize(tower(torch.tensor([ids])), dim=-1)[0]
+            unit = F.normalize(tower(torch.tensor([ids], device=tower.cos.device)), dim=-1)[0]
         entries.append({"text": text, "input_ids": ids, "embedding": _base64(unit)})
     return entries
 
 
 def image_goldens(tower: ImageTower, preprocessing: ImagePreprocessing, directory: Path) -> list[dict[str, Any]]:
-    """Writes the golden pictures to `directory` and returns their manifest entries."""
+    """Writes the golden pictures to `directory` and returns their manifest entries, computed where the tower is."""
     entries = []
-    graph = ImageGraph(tower, preprocessing)
+    graph = ImageGraph(tower, preprocessing).to(tower.cos.device)
     for index, image in enumerate(_pictures(preprocessing.size)):
         path = directory / f"golden-{index}.png"
         image.save(path, optimize=True)
         pixels = preprocess(path, preprocessing)
         with torch.inference_mode():
-            unit = graph(torch.from_numpy(pixels[None]))[1][0]
+            unit = graph(torch.from_numpy(pixels[None]).to(tower.cos.device))[1][0]
         sha256 = hashlib.sha256(pixels.tobytes()).hexdigest()
         entries.append({"path": path.name, "pixels_sha256": sha256, "embedding": _base64(unit)})
     return entries
@@ -59,4 +59,4 @@ def _pictures(size: int) -> list[Image.Image]:
 
 
 def _base64(unit: torch.Tensor) -> str:
-    return base64.b64encode(unit.numpy().astype("<f4").tobytes()).decode()
+    return base64.b64encode(unit.cpu().numpy().astype("<f4").tobytes()).decode()

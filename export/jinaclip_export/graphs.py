@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-import torch.nn.functional as F
+from onnxscript.optimizer import fold_constants
 from torch import Tensor, nn
 
 from jinaclip.image import ImagePreprocessing
@@ -37,7 +37,7 @@ class TextGraph(nn.Module):
 
     def forward(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
         raw = self.tower(input_ids)
-        return raw, F.normalize(raw, dim=-1)
+        return raw, unit_vectors(raw)
 
 
 class ImageGraph(nn.Module):
@@ -62,7 +62,12 @@ class ImageGraph(nn.Module):
             scaled = pixel_values.float().permute(0, 3, 1, 2) / 255.0  # [B, 3, S, S]
             pixel_values = (scaled - self.mean) / self.std
         raw = self.tower(pixel_values)
-        return raw, F.normalize(raw, dim=-1)
+        return raw, unit_vectors(raw)
+
+
+def unit_vectors(x: Tensor) -> Tensor:
+    """[B, D] -> x / max(norm, 1e-12). Spelled out: ONNX Runtime's CUDA kernel of ReduceL2 needs cuDNN."""
+    return x / (x * x).sum(-1, keepdim=True).sqrt().clamp(min=1e-12)
 
 
 def export_text(tower: TextTower, path: Path) -> float:
@@ -126,6 +131,8 @@ def _write(graph: nn.Module, example: Tensor, shapes: Any, name: str, tower: str
         quiet.setLevel(level)
     assert program is not None  # dynamo=True always returns one
     model: Any = program.model
+    # torch folds only the Transpose of a large weight; the patch weight, four-dimensional, is reshaped as well.
+    fold_constants(model, should_fold=lambda node: node.op_type in ("Reshape", "Transpose"))
     model.producer_name, model.producer_version = "jinaclip", None
     # The exporter notes source paths and stack traces of this machine on every node.
     for entry in (model, model.graph, *model.graph.all_nodes()):

@@ -37,12 +37,23 @@ class ImageTower(nn.Module):
 
     def hidden(self, pixels: Tensor) -> Tensor:
         """pixels [B, 3, S, S] -> hidden state after the final norm [B, N, D]."""
-        x = self.patch_embed(pixels).flatten(2).transpose(1, 2)  # [B, P, D]
+        x = self.patches(pixels)  # [B, P, D]
         x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1) + self.pos_embed  # [B, N, D]
         positions = torch.arange(x.shape[1], device=x.device).expand(x.shape[:2])  # [B, N], into the tables
         for block in self.blocks:
             x = block(x, self.cos, self.sin, positions)
         return self.norm(x)  # type: ignore[no-any-return]
+
+    def patches(self, pixels: Tensor) -> Tensor:
+        """pixels [B, 3, S, S] -> [B, P, D]: `patch_embed` as one product.
+
+        ONNX Runtime's CUDA kernel of Conv needs cuDNN.
+        """
+        grid, side = self.config.grid, self.config.patch_size
+        used = pixels[:, :, : grid * side, : grid * side]
+        x = used.reshape(-1, 3, grid, side, grid, side).permute(0, 2, 4, 1, 3, 5)  # [B, grid, grid, 3, side, side]
+        x = x.reshape(-1, grid * grid, 3 * side * side)
+        return F.linear(x, self.patch_embed.weight.flatten(1), self.patch_embed.bias)
 
     def forward(self, pixels: Tensor) -> Tensor:
         return self.hidden(pixels)[:, 0].float()  # [B, D]

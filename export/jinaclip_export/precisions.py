@@ -84,20 +84,33 @@ def _lower(
 
     def measure(kept: Collection[str]) -> float:
         layers.pop(tuple(kept), None)
-        layers[tuple(kept)] = _write(fp32, path, precision, ranges, kept)
+        layers[tuple(kept)] = lower(fp32, path, precision, ranges, kept)
         return probe.smallest_cosine(path)
 
     choice = choose_kept(blocks, measure, ENOUGH[precision])
     if choice.kept != next(reversed(layers)):
-        _write(fp32, path, precision, ranges, choice.kept)
+        lower(fp32, path, precision, ranges, choice.kept)
     if choice.kept:
         say(f"{precision}: {', '.join(choice.kept)} stay in float32")
     return layers[choice.kept] | {"cosine": round(choice.cosine, 6)}
 
 
-def _write(
+def lower(
     fp32: Path, path: Path, precision: str, ranges: Mapping[str, np.ndarray], keep: Collection[str]
 ) -> dict[str, Any]:
+    """Write a tower's graph in one precision.
+
+    Args:
+        fp32: the standard graph.
+        path: to write, in place of what is there.
+        ranges: for the input and the output of each linear layer, by the value's name: the largest |x| of each
+            channel.
+        keep: blocks to leave in float32.
+
+    Returns:
+        For the manifest: the layers that were left in float32 ("kept") and the number of outlier channels of those that
+        have some ("outliers").
+    """
     model = read(fp32)
     for stale in (path, path.with_name(f"{path.name}.data")):
         stale.unlink(missing_ok=True)

@@ -115,20 +115,22 @@ def write_random_checkpoint(
     seed: int = 0,
     tokenizer: Path | None = None,
     dtype: torch.dtype = torch.float16,
+    device: str = "cpu",
 ) -> None:
     """Write a checkpoint directory with random weights.
 
     Args:
         directory: made if needed; files of the same names are overwritten.
         config: config.json, for instance from `published_config`.
-        seed: the same seed, configuration and torch version give the same bytes.
+        seed: the same seed, configuration, torch version and device give the same bytes.
         tokenizer: a tokenizer.json to copy; None makes one whose ids fill the vocabulary.
         dtype: stored type of the weights; the published file is float16.
+        device: where the weights are drawn; another kind of device draws others.
     """
     model = read_config(config)
     directory.mkdir(parents=True, exist_ok=True)
     shapes = text_shapes(model.text) | image_shapes(model.image)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(seed)
     tensors = {name: _random(name, shape, generator).to(dtype) for name, shape in shapes.items()}
     tensors["logit_scale"] = torch.tensor(model.logit_scale_init_value, dtype=dtype)
     save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
@@ -166,7 +168,7 @@ _POSITION = 2.0  # text: standard deviation of their biases
 
 
 def _random(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    noise = torch.randn(shape, generator=generator)
+    noise = torch.randn(shape, generator=generator, device=generator.device)
     layer = name.removesuffix(".parametrizations.weight.original").removesuffix(".weight").removesuffix(".bias")
     if layer.endswith(("norm", "norm1", "norm2", "_ln")):
         return 1.0 + 0.1 * noise if name.endswith(".weight") else 0.02 * noise

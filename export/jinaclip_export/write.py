@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import onnx
-import torch
-
-from jinaclip.bundle import FORMAT, FORMAT_VERSION, MANIFEST, PRECISION_CLASS, Bundle
+from jinaclip.bundle import PRECISION_CLASS, Bundle
 from jinaclip.errors import BundleError, InputError, SelfTestFailed
 from jinaclip.image import ImagePreprocessing, normalise, preprocess
 from jinaclip.model import ClipModel
@@ -27,22 +20,22 @@ from jinaclip.text import TextTokenizer
 from jinaclip_export.checkpoint import Checkpoint, image_shapes, text_shapes
 from jinaclip_export.errors import CheckpointError, ExportError
 from jinaclip_export.goldens import image_goldens, text_goldens
-from jinaclip_export.graphs import OPSET, export_image, export_text
-from jinaclip_export.hub import PUBLISHED_ID, PUBLISHED_LICENCE, PUBLISHED_SHA256
+from jinaclip_export.graphs import export_image, export_text
+from jinaclip_export.manifest import (
+    Identity,
+    add_image,
+    add_text,
+    listed,
+    new_manifest,
+    read_preprocessing,
+    special_ids,
+    write_manifest,
+)
 from jinaclip_export.precisions import write_precisions
 from jinaclip_export.probe import PROBE_TEXTS, probe_pictures
 
 PIXELS = ("uint8", "float32")
 BYTES = {"fp32": 4, "fp16": 2, "int8": 1}  # of a weight
-
-
-@dataclass(frozen=True)
-class Identity:
-    """What a bundle says of the model it was made from."""
-
-    model_id: str
-    revision: str | None = None
-    licence: str | None = None
 
 
 def export_bundle(
@@ -68,45 +61,16 @@ def export_bundle(
     """
     _check_disk(checkpoint, output, towers, precisions)
     checkpoint.check(towers)
-    preprocessing = _preprocessing(checkpoint)
-    weights = checkpoint.weights_sha256()
-    published = weights == PUBLISHED_SHA256
-    manifest: dict[str, Any] = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "model": {
-            "id": PUBLISHED_ID if published else identity.model_id,
-            "revision": identity.revision,
-            "licence": PUBLISHED_LICENCE if published else identity.licence,
-            "weights_sha256": weights,
-            "adaptation": checkpoint.adaptation,
-        },
-        "created_by": {
-            "jinaclip": version("jinaclip"),
-            "torch": torch.__version__.partition("+")[0],
-            "onnx": onnx.__version__,
-            "opset": OPSET,
-        },
-        "dims": list(checkpoint.config.matryoshka_dimensions),
-        "logit_scale": checkpoint.logit_scale,
-        # These two also where their tower is left out: the provenance is the whole model's.
-        "tokenizer_sha256": _sha256(checkpoint.file("tokenizer.json")),
-        "image": preprocessing.to_manifest(),
-        "towers": {},
-        "goldens": {},
-        "parity": {},
-        "precisions": {},
-    }
+    preprocessing = read_preprocessing(checkpoint)
+    manifest = new_manifest(checkpoint, identity)
     with _new_directory(output) as directory:
         if "text" in towers:
             _add_text(checkpoint, directory, manifest, precisions)
         if "image" in towers:
             _add_image(checkpoint, preprocessing, directory, manifest, precisions, pixels)
         say("hashes")
-        manifest["files"] = {
-            path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(directory.iterdir())
-        }
-        (directory / MANIFEST).write_text(json.dumps(manifest, ensure_ascii=False, indent=1) + "\n", "utf-8")
+        manifest["files"] = {path.name: listed(path) for path in sorted(directory.iterdir())}
+        write_manifest(directory, manifest)
         say("self-test")
         for precision in precisions:
             try:
@@ -124,10 +88,9 @@ def export_bundle(
 
 def _add_text(checkpoint: Checkpoint, directory: Path, manifest: dict[str, Any], precisions: Sequence[str]) -> None:
     config = checkpoint.config.text
-    special_ids = {"bos": config.bos_token_id, "pad": config.pad_token_id, "eos": config.eos_token_id}
     source = checkpoint.file("tokenizer.json")
     try:
-        tokenizer = TextTokenizer(source, vocab_size=config.vocab_size, special_ids=special_ids)
+        tokenizer = TextTokenizer(source, vocab_size=config.vocab_size, special_ids=special_ids(config))
     except BundleError as error:
         raise CheckpointError(str(error)) from error
     shutil.copyfile(source, directory / "tokenizer.json")
@@ -136,23 +99,7 @@ def _add_text(checkpoint: Checkpoint, directory: Path, manifest: dict[str, Any],
     with _timed("text tower: exporting"):
         manifest["parity"]["text"] = {"fp32": export_text(tower, directory / "text-fp32.onnx")}
     manifest["goldens"]["text"] = text_goldens(tower, tokenizer)
-    manifest["towers"]["text"] = {
-        "input": {"name": "input_ids", "dtype": "int64", "shape": ["batch", "tokens"]},
-        "outputs": ["text_embeddings", "l2norm_text_embeddings"],
-        "layers": config.num_hidden_layers,
-        "width": config.hidden_size,
-        "heads": config.num_attention_heads,
-        "hidden_size": config.intermediate_size,
-        "graphs": {},
-    }
-    manifest["text"] = {
-        "tokenizer": "tokenizer.json",
-        "vocab_size": config.vocab_size,
-        "special_ids": special_ids,
-        "max_tokens": config.max_tokens,
-        "tasks": dict(config.task_instructions),
-        "default_task": config.default_instruction_task,
-    }
+    add_text(manifest, config)
     del tower
     ids = [row[: config.max_tokens] for row in tokenizer.encode(list(PROBE_TEXTS))]
     _add_graphs("text", directory, manifest, precisions, [{"input_ids": tokenizer.padded([row])} for row in ids])
@@ -175,20 +122,6 @@ def _add_graphs(
     manifest["towers"][tower]["graphs"] = {p: f"{tower}-{p}.onnx" for p in PRECISION_CLASS if p in precisions}
 
 
-def _preprocessing(checkpoint: Checkpoint) -> ImagePreprocessing:
-    try:
-        preprocessing = ImagePreprocessing.from_manifest(checkpoint.read_json("preprocessor_config.json"))
-    except BundleError as error:
-        raise CheckpointError(f"preprocessor_config.json: {error}") from error
-    size = checkpoint.config.image.image_size
-    if preprocessing.size != size:
-        raise CheckpointError(
-            f"preprocessor_config.json has size {preprocessing.size}, config.json has image_size {size}; "
-            "expected the files of one checkpoint"
-        )
-    return preprocessing
-
-
 def _add_image(
     checkpoint: Checkpoint, preprocessing: ImagePreprocessing, directory: Path, manifest: dict[str, Any],
     precisions: Sequence[str], pixels: str,
@@ -200,18 +133,8 @@ def _add_image(
         parity = export_image(tower, preprocessing, pixels, directory / "image-fp32.onnx")
     manifest["parity"]["image"] = {"fp32": parity}
     manifest["goldens"]["image"] = image_goldens(tower, preprocessing, directory)
-    size = config.image_size
-    shape = ["batch", size, size, 3] if pixels == "uint8" else ["batch", 3, size, size]
-    manifest["towers"]["image"] = {
-        "input": {"name": "pixel_values", "dtype": pixels, "shape": shape},
-        "outputs": ["image_embeddings", "l2norm_image_embeddings"],
-        "layers": config.layers,
-        "width": config.width,
-        "heads": config.heads,
-        "hidden_size": config.hidden_size,
-        "graphs": {},
-    }
-    batches = [preprocess(image, preprocessing)[None] for image in probe_pictures(size)]
+    add_image(manifest, config, pixels)
+    batches = [preprocess(image, preprocessing)[None] for image in probe_pictures(config.image_size)]
     inputs = [{"pixel_values": normalise(b, preprocessing) if pixels == "float32" else b} for b in batches]
     del tower
     _add_graphs("image", directory, manifest, precisions, inputs)
@@ -289,8 +212,3 @@ def _alive(pid: int) -> bool:
             return True
         return True
     return False
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

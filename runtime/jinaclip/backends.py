@@ -6,21 +6,25 @@ the GPU that is here, ONNX Runtime on that GPU, ONNX Runtime on the CPU.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from jinaclip.bundle import Bundle
 from jinaclip.engine_store import engines_of
 from jinaclip.errors import BackendError, BackendMissing, InputError
 from jinaclip.gpu import Gpu, device_index, driver_problem, gpu
-from jinaclip.onnxruntime_cuda import cuda_problem, onnxruntime_cuda_facts
+from jinaclip.onnxruntime_cuda import cuda_problem, has_cuda_provider, onnxruntime_cuda_facts
 from jinaclip.plans import PRECISION, find_plan, open_plan
 from jinaclip.prepared import open_graph, running_graph
 from jinaclip.sessions import Session, onnxruntime_facts
 from jinaclip.tensorrt_library import BACKENDS as TENSORRT_BACKENDS
 from jinaclip.tensorrt_library import Library, load_library
 from jinaclip.tensorrt_session import tensorrt_facts
+
+logger = logging.getLogger(__name__)
 
 BACKENDS = ("auto", "onnxruntime", *TENSORRT_BACKENDS)
 
@@ -80,7 +84,7 @@ class Place:
     def graph(self, bundle: Bundle, tower: str, precision: str) -> str:
         """Identity of what would be opened: the bundle's graph, and what was made of it."""
         if self.library is None or self.gpu is None:
-            return running_graph(bundle, tower, precision, self.device)
+            return running_graph(bundle, tower, precision, self.gpu)
         plan = find_plan(bundle, tower, self.library, self.gpu, hashes=False)
         return f"{bundle.graph_identity(tower, precision)} {plan.key}"
 
@@ -113,7 +117,8 @@ def choose_place(
     if device == "auto" and "int8" in [(precision or {}).get(tower) for tower in towers]:
         return Place("onnxruntime", reason="int8 graphs are made for CPUs")
     if device == "auto" and (problem := driver_problem()):
-        return Place("onnxruntime", reason=problem)
+        # A warning only where the package for GPUs was installed on purpose.
+        return on_cpu(problem) if has_cuda_provider() else Place("onnxruntime", reason=problem)
     found = gpu(index)
     refused = []
     if backend == "auto":
@@ -122,13 +127,24 @@ def choose_place(
             if place is not None:
                 return place
             refused += [problem] if problem else []
-    problem = cuda_problem()
+    problem = cuda_problem(found)
     if problem is None:
         chosen = "asked for" if device != "auto" else f"there is {found}"
         return Place("onnxruntime", found, reason="; ".join([chosen, *refused]))
     if device != "auto":
         raise BackendMissing("; ".join([f"device {device!r}: {problem}", *refused]))
-    return Place("onnxruntime", reason="; ".join([problem, *refused]))
+    return on_cpu("; ".join([problem, *refused]))
+
+
+def on_cpu(problem: str) -> Place:
+    """The CPU in place of a GPU that "auto" cannot use; says so once for each reason."""
+    _warn_of_cpu(problem)
+    return Place("onnxruntime", reason=problem)
+
+
+@cache
+def _warn_of_cpu(problem: str) -> None:
+    logger.warning("device='auto' takes the CPU: %s", problem)
 
 
 def _engines(

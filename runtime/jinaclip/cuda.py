@@ -34,10 +34,11 @@ class Cuda:
 
     Args:
         device: its number.
+        api: its functions: `cuda.bindings.runtime`, which is taken where None is given, or a CudaRuntime.
     """
 
-    def __init__(self, device: int) -> None:
-        self.api = import_cuda()
+    def __init__(self, device: int, api: Any = None) -> None:
+        self.api = import_cuda() if api is None else api
         self.device = device
         self.enter()
 
@@ -94,7 +95,7 @@ class PinnedArray:
     """
 
     def __init__(self, cuda: Cuda, size: int) -> None:
-        self._cuda = cuda
+        self._cuda, self.size = cuda, size
         self.pointer = int(cuda(cuda.api.cudaMallocHost, max(size, 1)))
         self.array = np.ctypeslib.as_array((ctypes.c_uint8 * max(size, 1)).from_address(self.pointer))
 
@@ -175,6 +176,28 @@ class Graph:
             with suppress(BackendError):
                 self._cuda(self._cuda.api.cudaGraphExecDestroy, self._executable)
             self._executable = None
+
+
+class Event:
+    """A mark in a stream that can be waited for."""
+
+    def __init__(self, cuda: Cuda) -> None:
+        self._cuda = cuda
+        self._event: Any = cuda(cuda.api.cudaEventCreateWithFlags, cuda.api.cudaEventDisableTiming)
+
+    def record(self, stream: Stream) -> None:
+        """Set the mark behind all that is in the stream now."""
+        self._cuda(self._cuda.api.cudaEventRecord, self._event, stream.handle)
+
+    def wait(self) -> None:
+        """Until the stream has passed the mark; other Python threads go on."""
+        self._cuda(self._cuda.api.cudaEventSynchronize, self._event)
+
+    def close(self) -> None:
+        if self._event is not None:
+            with suppress(BackendError):
+                self._cuda(self._cuda.api.cudaEventDestroy, self._event)
+            self._event = None
 
 
 class Timer:

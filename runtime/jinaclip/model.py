@@ -8,16 +8,16 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, TypeVar, cast
 
 import numpy as np
 from PIL import Image
 
-from jinaclip.backends import Place, choose_place
+from jinaclip.backends import Place, choose_place, on_cpu
 from jinaclip.bundle import PRECISION_CLASS, TOWERS, Bundle
 from jinaclip.certificates import Choice, choose_precision
-from jinaclip.errors import BackendError, InputError
+from jinaclip.errors import BackendError, InputError, SelfTestFailed
 from jinaclip.image import RESIZE_MODES, ImageInput, normalise, preprocess
 from jinaclip.matryoshka import check_dim, truncate
 from jinaclip.packing import RELEASE_BYTES, is_tiled, pack_texts, predicted_bytes, require_memory
@@ -91,10 +91,26 @@ class ClipModel:
             self._tokenizer = TextTokenizer(
                 self.bundle.tokenizer, vocab_size=self.bundle.vocab_size, special_ids=self.bundle.special_ids
             )
-        for tower in towers:
-            session, self._graph[tower] = self._place.open(self.bundle, tower, self._precision[tower], threads=threads)
-            self._sessions[tower] = session
-            self.check(tower, always=self_test == "always")
+        try:
+            self._open(towers, threads, always=self_test == "always")
+        except BackendError as error:
+            if device != "auto" or self._place.gpu is None or isinstance(error, SelfTestFailed):
+                raise
+            self._place = on_cpu(str(error))
+            self._precision, self._precision_reason = _resolve_precision(asked, self.bundle, towers, self._place)
+            self._open(towers, threads, always=self_test == "always")
+
+    def _open(self, towers: Sequence[str], threads: int | None, *, always: bool) -> None:
+        """A session for each tower, held to the goldens; none is left open where one fails."""
+        try:
+            for tower in towers:
+                opened = self._place.open(self.bundle, tower, self._precision[tower], threads=threads)
+                self._sessions[tower], self._graph[tower] = opened
+                self.check(tower, always=always)
+        except BaseException:
+            self.close()
+            self._sessions.clear()
+            raise
 
     def check(self, tower: str, *, always: bool = True) -> dict[str, float | bool]:
         """Hold a tower to the bundle's golden vectors, as opening does.
@@ -441,10 +457,13 @@ def _resolve_precision(
 
 def _in_flight(runs: Iterable[Callable[[], T]], concurrency: int) -> Iterator[T]:
     """The results of runs, in order, with so many asked for at the same time; one at a time, in this thread."""
-    if concurrency == 1:
-        for run in runs:
+    runs = iter(runs)
+    first = list(islice(runs, 2))
+    if concurrency == 1 or len(first) < 2:
+        for run in chain(first, runs):
             yield run()
         return
+    runs = chain(first, runs)
     with ThreadPoolExecutor(concurrency, thread_name_prefix="jinaclip-run") as pool:
         ahead: deque[Future[T]] = deque()
         try:

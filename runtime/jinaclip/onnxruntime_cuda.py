@@ -1,24 +1,39 @@
-"""A session of ONNX Runtime on a GPU: its CUDA provider and no other, inputs and outputs bound to the device.
+"""A session of ONNX Runtime on a GPU: its CUDA provider and no other.
 
-Small batches are padded to a bucket (jinaclip.buckets) and run as CUDA graphs, which cost one launch instead of
-hundreds; larger ones run as they are.
+All calls of CUDA are made by one thread a GPU (jinaclip.gpu_thread). A run copies its inputs from pinned memory in one
+copy, launches the graph and copies the outputs back, all in one stream; it waits once, for its end. Two runs may be in
+that stream at the same time, so that the GPU does not wait for the host between them.
+
+Small batches are padded to one of few shapes. A shape that comes a second time is captured as a CUDA graph, which costs
+one launch instead of hundreds; at most MOST_GRAPHS are held, the shapes that come later run without. Larger batches run
+as they are.
 """
 
 from __future__ import annotations
 
-import io
+import logging
 import os
+import queue
 import threading
-from contextlib import redirect_stdout
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jinaclip import packed_texts
 from jinaclip.buckets import Profile, bucket_for, pad_into
+from jinaclip.cuda import Cuda, DeviceMemory, Stream
+from jinaclip.cuda_libraries import CUDNN, load, load_libraries
+from jinaclip.cuda_runtime import CudaRuntime
 from jinaclip.errors import BackendError, BackendMissing, BundleError
 from jinaclip.gpu import Gpu
-from jinaclip.packing import GPU_COST
+from jinaclip.gpu_thread import gpu_thread
+from jinaclip.packing import GPU_COST, PACKED_GPU_COST
 from jinaclip.sessions import (
     Arrays,
     available_threads,
@@ -29,29 +44,65 @@ from jinaclip.sessions import (
     require_open,
     session_options,
 )
+from jinaclip.staging import Block, Layout, Slot
+
+logger = logging.getLogger(__name__)
 
 PROVIDER = "CUDAExecutionProvider"
-# Operators that only reckon with shapes; ONNX Runtime keeps those beside the host on purpose. Any other one there would
-# copy activations to the host and back.
+# Operators that compute shapes; ONNX Runtime keeps those on the host on purpose. Any other one there would copy
+# activations to the host and back.
 ON_HOST = {
     "Shape", "Size", "Gather", "Concat", "Squeeze", "Unsqueeze", "Slice", "Cast", "Range", "Constant", "Reshape",
     "ConstantOfShape", "Add", "Sub", "Mul", "Div", "Identity", "MemcpyFromHost", "MemcpyToHost",
 }  # fmt: skip
-# Up to so many tokens, or images, launching kernels takes as long as running them: there a graph is worth its padding.
-GRAPH_TOKENS, GRAPH_IMAGES, MOST_GRAPHS = 4096, 4, 64
-_SKIP_GRAPH = "-1"
+# Operators whose CUDA kernels call cuDNN, which jinaclip does not ask for.
+NEEDS_CUDNN = {
+    "Conv", "ConvTranspose", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMin",
+    "ReduceProd", "ReduceSumSquare", "ArgMax", "ArgMin", "BatchNormalization", "InstanceNormalization", "AveragePool",
+    "MaxPool", "GlobalAveragePool", "GlobalMaxPool", "LSTM", "GRU", "RNN", "LRN",
+}  # fmt: skip
+# Up to so many tokens, or images, launching kernels takes about as long as running them: there a graph is worth its
+# padding.
+GRAPH_TOKENS, GRAPH_IMAGES, MOST_GRAPHS = 2048, 4, 64
+RUNS_AT_ONCE = 2
+_WITHOUT_GRAPH = "-1"
+
+Key = tuple[int, ...]
 
 
-def cuda_problem() -> str | None:
-    """Why the installed onnxruntime has no CUDA provider, in words; None if it has."""
+def has_cuda_provider() -> bool:
+    """Whether the installed onnxruntime is one for CUDA; False also where none is installed."""
+    try:
+        return PROVIDER in import_onnxruntime().get_available_providers()
+    except BackendMissing:
+        return False
+
+
+def cuda_problem(gpu: Gpu | None = None) -> str | None:
+    """Why ONNX Runtime cannot use CUDA here, in words; None if it can.
+
+    Args:
+        gpu: also look whether its driver is new enough and whether the device lets this process in.
+    """
     ort = import_onnxruntime()
-    if PROVIDER in ort.get_available_providers():
-        return None
-    return f"the installed onnxruntime {ort.__version__} has no CUDA provider; run: pip install 'jinaclip[cuda]'"
+    if not has_cuda_provider():
+        return f"the installed onnxruntime {ort.__version__} has no CUDA provider; run: pip install 'jinaclip[cuda]'"
+    if gpu is not None and _version(gpu.driver) < (_cuda_major(ort), 0):
+        return (
+            f"the NVIDIA driver serves CUDA {gpu.driver}, onnxruntime {ort.__version__} needs CUDA "
+            f"{_cuda_major(ort)}.0 or newer; update the driver"
+        )
+    try:
+        library = load_libraries(_cuda_major(ort))
+        if gpu is not None:
+            gpu_thread(gpu.index).call(_enter, library, gpu)
+    except BackendError as error:
+        return str(error)
+    return None
 
 
 class OnnxRuntimeCudaSession:
-    """ONNX Runtime on one GPU. Safe to call from several threads at once; runs are one after the other.
+    """ONNX Runtime on one GPU. Safe to call from several threads at once.
 
     Args:
         path: the .onnx file; its weights lie beside it.
@@ -59,166 +110,341 @@ class OnnxRuntimeCudaSession:
         prepared: key of a prepared graph; None for a bundle's own.
         pad: token id that fills the rest of a row.
         graphs: run small batches as CUDA graphs.
+        operators: the library of jinaclip's own operators, for a graph that has them.
 
     Raises:
-        BackendMissing: onnxruntime has no CUDA provider, or it does not start here.
+        BackendMissing: onnxruntime has no CUDA provider, it does not start here, or the graph needs cuDNN.
         BundleError: the file is not a graph that onnxruntime accepts.
-        BackendError: part of the graph would run on the host.
+        BackendError: part of the graph would run on the host; the GPU has too little memory.
     """
 
     backend = "onnxruntime"
     tiled_above: int | None = 0  # flash attention never writes its scores
-    concurrency = 1
-    cost = GPU_COST
+    concurrency = RUNS_AT_ONCE
 
-    def __init__(self, path: Path, *, gpu: Gpu, prepared: str | None = None, pad: int = 0, graphs: bool = True) -> None:
-        if problem := cuda_problem():
-            raise BackendMissing(f"device cuda: {problem}")
-        ort = import_onnxruntime()
-        self._said = _load_cuda_libraries(ort)
+    def __init__(
+        self, path: Path, *, gpu: Gpu, prepared: str | None = None, pad: int = 0, graphs: bool = True,
+        operators: Path | None = None,
+    ) -> None:  # fmt: skip
+        if problem := cuda_problem(gpu):
+            raise BackendMissing(f"device cuda:{gpu.index}: {problem}")
         self.device, self.threads, self.prepared = f"cuda:{gpu.index}", available_threads(), prepared
-        self._ort, self._gpu, self._pad = ort, gpu, pad
+        self._gpu, self._pad, self._path, self._operators = gpu, pad, path, operators
         self._process = os.getpid()
         keep_after_fork(self)
-        self._lock = threading.Lock()
-        self._session = self._open(path, graphs)
-        _require_on_device(self._session)
-        (source,) = self._session.get_inputs()
-        self._input, self._names = source.name, [output.name for output in self._session.get_outputs()]
-        self._dtype = np.dtype({"tensor(uint8)": np.uint8, "tensor(int64)": np.int64}.get(source.type, np.float32))
-        most = (1, 1, GRAPH_TOKENS)
-        is_text = len(source.shape) == 2
-        self._bucketed = (Profile("graphs", most if is_text else (1, 1, GRAPH_IMAGES), most if is_text else None),)
-        self._graphs: dict[tuple[int, ...], tuple[Any, Any]] = {}  # in the order of their ids
+        self._thread = gpu_thread(gpu.index)
+        self._closing = threading.Lock()
+        self._closed = False
+        self._session: Any = None
+        self._slots: queue.LifoQueue[Slot] = queue.LifoQueue()
+        self._graphs: dict[Key, _Captured] = {}
+        self._seen: set[Key] = set()
+        self._without_graph: set[Key] = set()  # could not be captured
+        self._thread.call(self._open, graphs)
 
     def run(
         self, inputs: Arrays, *, interruptible: bool = False, release_memory: bool = False
     ) -> dict[str, np.ndarray]:
-        session = self._checked()
+        self._require_open()
         (batch,) = inputs.values()
         if set(inputs) != {self._input}:
             raise BackendError(f"the graph's input is {self._input}, found {', '.join(inputs)}")
-        with self._lock:
-            try:
-                shape = self._bucket(batch) if self._captures else None
-                if shape is not None:
-                    return self._replay(session, batch, shape)
-                options = self._ort.RunOptions()
-                if self._captures:
-                    options.add_run_config_entry("gpu_graph_id", _SKIP_GRAPH)
-                if release_memory:
-                    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", f"gpu:{self._gpu.index}")
-                binding = session.io_binding()
-                binding.bind_cpu_input(self._input, np.ascontiguousarray(batch))
-                for name in self._names:
-                    binding.bind_output(name, "cuda", self._gpu.index)
-                session.run_with_iobinding(binding, options)
-                return dict(zip(self._names, binding.copy_outputs_to_cpu(), strict=True))
-            except Exception as error:  # onnxruntime's exceptions have no common class of their own
-                raise BackendError(
-                    f"onnxruntime failed to run the graph on {self._gpu}: {first_line(error)}"
-                ) from error
+        if release_memory and self._graphs:
+            raise BackendError("release_memory is not possible on a GPU: captured CUDA graphs use the memory")
+        if len(batch) == 0:
+            return {name: np.empty((0, width), np.float32) for name, width in self._outputs.items()}
+        work = self._plan(batch)
+        slot = self._slots.get()
+        try:
+            self._require_open()
+            if slot.input.size < work.inputs.copied or slot.output.size < work.outputs.size:
+                self._thread.call(slot.reserve, work.inputs.copied, work.outputs.size)
+            self._fill(work.inputs.views(slot.input.array), batch)
+            started = self._thread.submit(self._start, slot, work, release_memory)
+        except BaseException:
+            self._slots.put(slot)
+            raise
+        # From here on the GPU's thread gives the slot back, even if this thread is interrupted.
+        return started.result().result()
 
     def describe(self) -> dict[str, Any]:
+        self._require_open()
         return onnxruntime_cuda_facts(self._gpu) | {
             "device_index": self._gpu.index,
             "threads": self.threads,
-            "providers": self._checked().get_providers(),
+            "providers": self._session.get_providers(),
             "prepared": self.prepared,
             "cuda_graphs": self._captures,
+            "packed": self._packed,
+            "operators": None if self._operators is None else self._operators.name,
         }
 
     def close(self) -> None:
-        if os.getpid() == self._process:
-            with self._lock:
-                self._graphs.clear()
-                self._session = None
+        """Free the graph after the runs that are under way; runs that wait are told that the model is closed."""
+        if os.getpid() != self._process:
+            return
+        with self._closing:
+            if self._closed:
+                return
+            self._closed = True
+            slots = [self._slots.get() for _ in range(RUNS_AT_ONCE)]
+            self._thread.call(self._free, slots)
+            for slot in slots:
+                self._slots.put(slot)
 
     def graphs(self) -> int:
         """CUDA graphs that are held now."""
         return len(self._graphs)
 
-    def _open(self, path: Path, graphs: bool) -> Any:
-        """The session; without CUDA graphs where this graph's placement does not allow them."""
+    def _require_open(self) -> None:
+        require_open(self._process, None if self._closed else self._session)
+
+    def _plan(self, batch: np.ndarray) -> _Work:
+        """How a batch is run: the shape, and whether as a CUDA graph."""
+        if self._packed:
+            shape = packed_texts.shape_of((batch != self._pad).sum(1))
+            return self._work(shape, packed_texts.is_small(shape, GRAPH_TOKENS), len(batch))
+        bucket = bucket_for(len(batch), batch.shape[1] if batch.ndim == 2 else None, self._buckets)
+        if bucket is None or bucket.rows * (bucket.tokens or 1) > self._most:
+            return self._work(batch.shape, False, len(batch))
+        return self._work((bucket.rows, *((bucket.tokens,) if bucket.tokens else batch.shape[1:])), True, len(batch))
+
+    def _work(self, shape: Key, small: bool, rows: int) -> _Work:
+        """A run of a shape: [tokens, texts, longest text] of a packed graph, else the input's own."""
+        if self._packed:
+            (tokens, texts, longest), unset = shape, packed_texts.TOKEN_OFFSET
+            shapes = packed_texts.input_shapes((tokens, texts, longest))
+        else:
+            texts, unset, shapes = shape[0], None, {self._input: shape}
+        return _Work(
+            key=shape if small and self._captures else None,
+            inputs=Layout({name: (shapes[name], self._inputs[name]) for name in shapes}, unset),
+            outputs=Layout({name: ((texts, width), np.dtype(np.float32)) for name, width in self._outputs.items()}),
+            rows=rows,
+        )
+
+    def _fill(self, views: Mapping[str, np.ndarray], batch: np.ndarray) -> None:
+        if self._packed:
+            packed_texts.fill(views, batch, self._pad)
+        else:
+            pad_into(views[self._input], batch, self._pad)
+
+    # What follows runs in the GPU's thread.
+
+    def _open(self, graphs: bool) -> None:
+        ort = self._ort = import_onnxruntime()
+        self._cuda = Cuda(self._gpu.index, CudaRuntime(load_libraries(_cuda_major(ort))))
+        self._stream = Stream(self._cuda)
+        try:
+            # At its default level the library's own logger writes to stderr what is also raised, and a warning at each
+            # session (no level of the session's own reaches it).
+            ort.set_default_logger_severity(4)
+            self._session, self._captures = self._inference_session(ort, graphs)
+            _require_on_device(self._session)
+            _require_no_cudnn(self._session, self._path)
+        except BaseException:
+            self._session = None
+            self._stream.close()
+            raise
+        finally:
+            ort.set_default_logger_severity(2)
+        types = {"tensor(uint8)": np.uint8, "tensor(int64)": np.int64, "tensor(int32)": np.int32}
+        sources = self._session.get_inputs()
+        self._inputs = {source.name: np.dtype(types.get(source.type, np.float32)) for source in sources}
+        self._outputs = {output.name: int(output.shape[1]) for output in self._session.get_outputs()}
+        self._packed = set(self._inputs) == packed_texts.INPUTS
+        self._input = packed_texts.IDS if self._packed else sources[0].name
+        self.cost = PACKED_GPU_COST if self._packed else GPU_COST
+        is_text = len(sources[0].shape) <= 2
+        self._input_row = () if is_text else tuple(sources[0].shape[1:])
+        self._most = GRAPH_TOKENS if is_text else GRAPH_IMAGES
+        most = (1, 1, self._most)
+        self._buckets = (Profile("graphs", most, most if is_text else None),)
+        self._input_block, self._output_block = Block(self._cuda), Block(self._cuda)
+        # What captured graphs read and write: fixed, and the same for all, for they run one after the other.
+        self._graph_inputs, self._graph_outputs = Block(self._cuda), Block(self._cuda)
+        for _ in range(RUNS_AT_ONCE):
+            self._slots.put(Slot(self._cuda))
+
+    def _inference_session(self, ort: Any, graphs: bool) -> tuple[Any, bool]:
+        """The session, and whether it captures: not where this graph's placement does not allow it."""
         problem: Exception | None = None
         for captures in (True, False) if graphs else (False,):
-            options = session_options(self._ort)
+            options = session_options(ort)
             options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+            # Weights outside the arena, and an arena that grows by what is asked for: it would double otherwise.
+            options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
+            if self._operators is not None:
+                options.register_custom_ops_library(str(self._operators))
             provider = {
                 "device_id": self._gpu.index,
                 "use_tf32": 0,  # rounds float32 operands to 10 bits, on by default
                 "enable_cuda_graph": int(captures),
+                "user_compute_stream": str(int(self._stream.handle)),
+                "arena_extend_strategy": "kSameAsRequested",
             }
             try:
-                session = self._ort.InferenceSession(
-                    str(path), options, providers=[(PROVIDER, provider), "CPUExecutionProvider"], enable_fallback=0
-                )
+                session = ort.InferenceSession(
+                    str(self._path), options, providers=[(PROVIDER, provider), "CPUExecutionProvider"],
+                    enable_fallback=0,
+                )  # fmt: skip
             except Exception as error:
+                if _is_out_of_memory(error):
+                    raise self._out_of_memory(error) from error
                 problem = error
                 continue
             if session.get_providers()[0] != PROVIDER:
                 raise BackendMissing(
-                    f"onnxruntime {self._ort.__version__} opened the graph on {session.get_providers()[0]} instead of "
-                    f"{PROVIDER}: its CUDA libraries do not load here (cuBLAS, cuRAND and cudart of CUDA 13); "
-                    f"run: pip install 'jinaclip[cuda]'{self._said and f' ({self._said})'}"
+                    f"onnxruntime {ort.__version__} opened the graph on {session.get_providers()[0]} instead of "
+                    f"{PROVIDER}: its CUDA libraries do not load here; run: pip install 'jinaclip[cuda]'"
                 )
-            self._captures = captures
-            return session
+            return session, captures
         assert problem is not None
         raise BundleError(
-            f"onnxruntime {self._ort.__version__} cannot open {path} on {self._gpu}: {first_line(problem)}; "
+            f"onnxruntime {ort.__version__} cannot open {self._path} on {self._gpu}: {first_line(problem)}; "
             "check the bundle with `jinaclip verify`, or export it again"
         ) from problem
 
-    def _bucket(self, batch: np.ndarray) -> tuple[int, ...] | None:
-        """The shape that a small batch is padded to and captured with; None for one that runs as it is."""
-        is_text = batch.ndim == 2
-        bucket = bucket_for(len(batch), batch.shape[1] if is_text else None, self._bucketed)
-        if bucket is None or (is_text and bucket.rows * (bucket.tokens or 0) > GRAPH_TOKENS):
-            return None
-        shape = (bucket.rows, *((bucket.tokens,) if bucket.tokens else batch.shape[1:]))
-        if shape not in self._graphs and len(self._graphs) >= MOST_GRAPHS:  # the provider never forgets one
-            return None
-        return shape
+    def _start(self, slot: Slot, work: _Work, release_memory: bool) -> Future[dict[str, np.ndarray]]:
+        """Put a run into the stream. What it returns waits for its end, after what was submitted meanwhile."""
+        try:
+            captured = None if work.key is None else self._graphs.get(work.key)
+            if captured is not None:
+                self._launch(slot, work, captured)
+            elif work.key is None or not self._capture(slot, work):
+                self._launch_without_graph(slot, work, release_memory)
+            slot.done.record(self._stream)
+            return self._thread.submit(self._finish, slot, work)
+        except Exception as error:
+            self._give_back(slot)
+            raise self._failed(error) from error
 
-    def _replay(self, session: Any, batch: np.ndarray, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
-        """Run a bucket on the arrays that it was captured with."""
-        padded = np.empty(shape, self._dtype)
-        pad_into(padded, batch, self._pad)
-        if shape not in self._graphs:
-            device = ("cuda", self._gpu.index)
-            source = self._ort.OrtValue.ortvalue_from_numpy(padded, *device)
-            width = {output.name: output.shape[1] for output in session.get_outputs()}
-            outputs = {
-                name: self._ort.OrtValue.ortvalue_from_shape_and_type([shape[0], width[name]], np.float32, *device)
-                for name in self._names
-            }
-            binding = session.io_binding()
-            binding.bind_ortvalue_input(self._input, source)
-            for name, value in outputs.items():
-                binding.bind_ortvalue_output(name, value)
-            self._graphs[shape] = (binding, (source, outputs))
-        binding, (source, outputs) = self._graphs[shape]
-        source.update_inplace(padded)
+    def _finish(self, slot: Slot, work: _Work) -> dict[str, np.ndarray]:
+        try:
+            slot.done.wait()
+            return {name: view[: work.rows].copy() for name, view in work.outputs.views(slot.output.array).items()}
+        except Exception as error:
+            raise self._failed(error) from error
+        finally:
+            self._give_back(slot)
+
+    def _give_back(self, slot: Slot) -> None:
+        self._slots.put(slot)
+
+    def _launch(self, slot: Slot, work: _Work, how: _Captured) -> None:
+        self._stream.upload(how.inputs, slot.input, work.inputs.copied)
+        self._session.run_with_iobinding(how.binding, how.options)
+        self._stream.download(slot.output, how.outputs, work.outputs.size)
+
+    def _launch_without_graph(self, slot: Slot, work: _Work, release_memory: bool) -> None:
+        inputs = self._input_block.reserve(work.inputs.size)
+        outputs = self._output_block.reserve(work.outputs.size)
+        options = self._options(_WITHOUT_GRAPH)
+        if release_memory:
+            options.add_run_config_entry("memory.enable_memory_arena_shrinkage", f"gpu:{self._gpu.index}")
+        self._launch(slot, work, _Captured(self._binding(work, inputs, outputs), options, inputs, outputs))
+
+    def _capture(self, slot: Slot, work: _Work) -> bool:
+        """Run a shape and capture it, if it came before and there is room for its graph."""
+        key = work.key
+        assert key is not None
+        if key not in self._seen or key in self._without_graph or len(self._graphs) >= MOST_GRAPHS:
+            self._seen.add(key)
+            return False
+        inputs, outputs = self._graph_blocks(work)
+        number = str(1 + len(self._graphs) + len(self._without_graph))
+        captured = _Captured(self._binding(work, inputs, outputs), self._options(number), inputs, outputs)
+        try:
+            self._launch(slot, work, captured)
+        except Exception as error:
+            self._without_graph.add(key)
+            self._cuda(self._cuda.api.cudaGetLastError)
+            logger.warning("%s: shape %s is run without a CUDA graph: %s", self.device, list(key), first_line(error))
+            return False
+        self._graphs[key] = captured
+        return True
+
+    def _graph_blocks(self, work: _Work) -> tuple[DeviceMemory, DeviceMemory]:
+        """Memory for inputs and outputs that stays where it is. The first capture takes it, for the largest shape."""
+        if not self._graphs:
+            largest: Key
+            if self._packed:
+                largest = packed_texts.largest_small(GRAPH_TOKENS)
+            elif self._input_row:
+                largest = (GRAPH_IMAGES, *self._input_row)
+            else:
+                largest = (GRAPH_TOKENS, 1)
+            room = self._work(largest, True, 0)
+            self._graph_inputs.reserve(room.inputs.size)
+            self._graph_outputs.reserve(room.outputs.size)
+        return self._graph_inputs.reserve(work.inputs.size), self._graph_outputs.reserve(work.outputs.size)
+
+    def _binding(self, work: _Work, inputs: DeviceMemory, outputs: DeviceMemory) -> Any:
+        binding = self._session.io_binding()
+        for name, (offset, shape, dtype) in work.inputs.parts.items():
+            binding.bind_input(name, "cuda", self._gpu.index, dtype.type, list(shape), inputs.pointer + offset)
+        for name, (offset, shape, dtype) in work.outputs.parts.items():
+            binding.bind_output(name, "cuda", self._gpu.index, dtype.type, list(shape), outputs.pointer + offset)
+        return binding
+
+    def _options(self, graph: str) -> Any:
         options = self._ort.RunOptions()
-        options.add_run_config_entry("gpu_graph_id", str(1 + list(self._graphs).index(shape)))
-        session.run_with_iobinding(binding, options)
-        return {name: value.numpy()[: len(batch)].copy() for name, value in outputs.items()}
+        options.add_run_config_entry("disable_synchronize_execution_providers", "1")  # `_finish` waits
+        if self._captures:
+            options.add_run_config_entry("gpu_graph_id", graph)
+        return options
 
-    def _checked(self) -> Any:
-        require_open(self._process, self._session)
-        return self._session
+    def _free(self, slots: list[Slot]) -> None:
+        with suppress(BackendError):
+            self._stream.wait()
+        self._graphs.clear()
+        self._session = None
+        for slot in slots:
+            slot.close()
+        for block in (self._input_block, self._output_block, self._graph_inputs, self._graph_outputs):
+            block.close()
+        self._stream.close()
+
+    def _failed(self, error: Exception) -> BackendError:
+        if _is_out_of_memory(error):
+            return self._out_of_memory(error)
+        if isinstance(error, BackendError):
+            return error
+        return BackendError(f"onnxruntime failed to run the graph on {self._gpu}: {first_line(error)}")
+
+    def _out_of_memory(self, error: Exception) -> BackendError:
+        free = ""
+        with suppress(BackendError):
+            free = f", {self._cuda.free_bytes() >> 20} MiB are free"
+        return BackendError(
+            f"{self._gpu} has too little memory{free}; give a smaller batch_size, load one tower, or end what else "
+            f"uses the GPU ({first_line(error)})"
+        )
 
 
-def _load_cuda_libraries(ort: Any) -> str:
-    """CUDA's libraries, from their wheels where they are installed as such; what onnxruntime says of it, in one line.
+@dataclass
+class _Captured:
+    """What a graph is launched with again: its binding, and the memory that it reads and writes."""
 
-    It says so on stdout, where data goes.
+    binding: Any
+    options: Any
+    inputs: DeviceMemory
+    outputs: DeviceMemory
+
+
+@dataclass(frozen=True)
+class _Work:
+    """A run.
+
+    Attributes:
+        key: of its CUDA graph; None for one that runs without.
+        rows: of the batch; the outputs may have more.
     """
-    said = io.StringIO()
-    with redirect_stdout(said):
-        ort.preload_dlls(cudnn=False)
-    return " ".join(said.getvalue().split())[:300]
+
+    key: Key | None
+    inputs: Layout
+    outputs: Layout
+    rows: int
 
 
 def onnxruntime_cuda_facts(gpu: Gpu) -> dict[str, Any]:
@@ -233,22 +459,67 @@ def onnxruntime_cuda_facts(gpu: Gpu) -> dict[str, Any]:
 
 
 def host_operators(session: Any) -> dict[str, int]:
-    """Operators that an onnxruntime session runs on the host though they do more than reckon with shapes, with how
-    many there are. The session was opened with `session.record_ep_graph_assignment_info`.
+    """Counts operators of an onnxruntime session that are placed on the host, shape arithmetic excluded. The session
+    was opened with `session.record_ep_graph_assignment_info`.
     """
+    return _count(session, lambda provider, op_type: provider != PROVIDER and op_type not in ON_HOST)
+
+
+def _count(session: Any, wanted: Callable[[str, str], bool]) -> dict[str, int]:
     found: dict[str, int] = {}
     for part in session.get_provider_graph_assignment_info():
-        if part.ep_name != PROVIDER:
-            for node in part.get_nodes():
-                if node.op_type not in ON_HOST:
-                    found[node.op_type] = found.get(node.op_type, 0) + 1
+        for node in part.get_nodes():
+            if wanted(part.ep_name, node.op_type):
+                found[node.op_type] = found.get(node.op_type, 0) + 1
     return found
 
 
 def _require_on_device(session: Any) -> None:
     if found := host_operators(session):
-        what = ", ".join(f"{count} {op_type}" for op_type, count in sorted(found.items()))
         raise BackendError(
-            f"onnxruntime would run part of this graph on the host ({what}), copying activations there and back; "
-            "upgrade onnxruntime-gpu, or use device='cpu'"
+            f"onnxruntime would run part of this graph on the host ({_listed(found)}), copying activations there and "
+            "back; upgrade onnxruntime-gpu, or use device='cpu'"
         )
+
+
+def _require_no_cudnn(session: Any, path: Path) -> None:
+    found = _count(session, lambda provider, op_type: provider == PROVIDER and op_type in NEEDS_CUDNN)
+    if found and load(CUDNN) is None:
+        raise BackendMissing(
+            f"{path.name} has operators that run on a GPU only with cuDNN ({_listed(found)}), and {CUDNN} is not "
+            "found; run `jinaclip build BUNDLE --device cuda`, which replaces them in fp16, or export the bundle again"
+        )
+
+
+def _listed(found: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {op_type}" for op_type, count in sorted(found.items()))
+
+
+def _enter(library: Any, gpu: Gpu) -> None:
+    """Raises BackendError: the device does not let this process in."""
+    api = CudaRuntime(library)
+    try:
+        cuda = Cuda(gpu.index, api)
+        cuda.free_bytes()
+    except BackendError as error:
+        raise BackendError(
+            f"{gpu} cannot be used: {error}; another process may hold it in exclusive mode (nvidia-smi shows both)"
+        ) from error
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    words = str(error).lower()
+    return any(
+        phrase in words for phrase in ("out of memory", "failed to allocate memory", "cudaerrormemoryallocation")
+    )
+
+
+@cache
+def _cuda_major(ort: Any) -> int:
+    """Of the CUDA that the installed onnxruntime was built for."""
+    return _version(str(getattr(ort, "cuda_version", "") or "13.0"))[0]
+
+
+def _version(text: str) -> tuple[int, int]:
+    major, _, minor = text.partition(".")
+    return int(major), int(minor or 0)

@@ -47,6 +47,11 @@ class RunCost:
     padding: float = 1.0
     padding_growth: float = 0.0
 
+    @property
+    def packed(self) -> bool:
+        """Whether padding costs nothing: texts lie one after the other."""
+        return self.padding == 0 and self.padding_growth == 0
+
     def work(self, rows: N, longest: N, tokens: N) -> np.ndarray:
         """What runs cost but for opening them, in tokens, of the arguments' shape.
 
@@ -63,6 +68,8 @@ CPU_COST = RunCost(opening_tokens=11, tokens=512, images=1, budget_bytes=BUDGET_
 UNPADDED_CPU_COST = replace(CPU_COST, padding=0.05, padding_growth=0.001)
 # Not measured: on a GPU a run takes a millisecond or two whatever is in it, until it is full.
 GPU_COST = RunCost(opening_tokens=512, tokens=16384, images=16, budget_bytes=4 << 30, writes_scores=False)
+# Texts one after the other, without padding.
+PACKED_GPU_COST = replace(GPU_COST, padding=0.0)
 
 
 def predicted_bytes(rows: N, tokens: N, tower: TowerManifest, *, tiled: bool = False) -> N:
@@ -142,6 +149,8 @@ def _filled_starts(longest: np.ndarray, tower: TowerManifest, cost: RunCost, mos
 
 def _fits(rows: np.ndarray, longest: np.ndarray, work: np.ndarray, tower: TowerManifest, cost: RunCost) -> np.ndarray:
     """Whether runs of so many rows, each so long, and so much work may be: bool, of the arrays' shape."""
+    if cost.packed:  # one after the other
+        rows, longest = np.ones_like(rows), work
     memory = predicted_bytes(rows, longest, tower, tiled=not cost.writes_scores)
     return np.asarray((work <= cost.tokens) & (memory <= cost.budget_bytes))
 

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from jinaclip.bundle import Bundle
+from jinaclip.cuda_operators import VERSION as OPERATORS_VERSION
+from jinaclip.cuda_operators import operators_for
 from jinaclip.engine_store import SIDECAR_VERSION, damage, difference, engines_of
 from jinaclip.gpu import Gpu
 from jinaclip.onnxruntime_cuda import OnnxRuntimeCudaSession
@@ -21,8 +23,8 @@ from jinaclip.packing import CPU_COST, UNPADDED_CPU_COST
 from jinaclip.sessions import OnnxRuntimeSession, Session, cpu_features, onnxruntime_version
 
 GRAPH = "graph.onnx"
-# How graphs are prepared for a CPU; one that was prepared otherwise is made again.
-RECIPE = 2
+# How graphs are prepared, by device; one that was prepared otherwise is made again.
+RECIPE = {"cpu": 2, "cuda": 2}
 
 
 @dataclass(frozen=True)
@@ -34,12 +36,14 @@ class Prepared:
         path: the .onnx file.
         tiled_above: attention without padding runs in tiles from this many tokens on; None: never.
         unpadded: padding is computed by attention alone.
+        operators: it has jinaclip's own CUDA operators.
     """
 
     key: str
     path: Path
     tiled_above: int | None
     unpadded: bool
+    operators: bool = False
 
 
 def open_graph(
@@ -51,12 +55,14 @@ def open_graph(
         gpu: to run it on; None for the CPU.
         threads: cores for one run on the CPU.
     """
+    library = operators_for(gpu)
     device = "cpu" if gpu is None else "cuda"
-    prepared, reason = find_prepared(bundle, tower, precision, device)
+    prepared, reason = find_prepared(bundle, tower, precision, device, operators=library is not None)
     path, key = (bundle.graph(tower, precision), None) if prepared is None else (prepared.path, prepared.key)
     if gpu is not None:
         pad = bundle.special_ids["pad"] if tower == "text" else 0
-        return OnnxRuntimeCudaSession(path, gpu=gpu, prepared=key, pad=pad), reason
+        operators = library if prepared is not None and prepared.operators else None
+        return OnnxRuntimeCudaSession(path, gpu=gpu, prepared=key, pad=pad, operators=operators), reason
     if prepared is None:
         return OnnxRuntimeSession(path, threads=threads), reason
     cost = UNPADDED_CPU_COST if prepared.unpadded else CPU_COST
@@ -64,48 +70,60 @@ def open_graph(
     return OnnxRuntimeSession(path, threads=threads, prepared=key, tiled_above=tiled, cost=cost), reason
 
 
-def find_prepared(bundle: Bundle, tower: str, precision: str, device: str = "cpu") -> tuple[Prepared | None, str]:
-    """The prepared graph of a tower that fits this machine, or None; and the reason in words."""
-    expected = required_facts(bundle, tower, precision, device)
+def find_prepared(
+    bundle: Bundle, tower: str, precision: str, device: str = "cpu", *, operators: bool = False
+) -> tuple[Prepared | None, str]:
+    """The prepared graph of a tower that fits this machine, or None; and the reason in words.
+
+    Args:
+        operators: jinaclip's own CUDA operators can be used. A graph that has them is then taken before one without.
+    """
     command = "jinaclip build" if device == "cpu" else "jinaclip build --device cuda"
     reasons = []
-    for directory, sidecar in engines_of(bundle, tower, precision, "onnxruntime"):
-        if sidecar.get("device", "cpu") != device:
-            continue
-        reason = _misfit(sidecar, expected) or damage(directory, sidecar, GRAPH)
-        if reason is None:
-            tiled = sidecar.get("tiled_above")
-            found = Prepared(
-                directory.name, directory / GRAPH,
-                tiled_above=tiled if isinstance(tiled, int) else None, unpadded=sidecar.get("unpadded") is True,
-            )  # fmt: skip
-            return found, f"prepared graph {directory.name}"
-        reasons.append(f"{directory.name} is not used: {reason}")
+    for wanted in (True, False) if operators else (False,):
+        expected = required_facts(bundle, tower, precision, device, operators=wanted)
+        for directory, sidecar in engines_of(bundle, tower, precision, "onnxruntime"):
+            if sidecar.get("device", "cpu") != device or (sidecar.get("operators") is not None) != wanted:
+                continue
+            reason = _misfit(sidecar, expected) or damage(directory, sidecar, GRAPH)
+            if reason is None:
+                tiled = sidecar.get("tiled_above")
+                found = Prepared(
+                    directory.name, directory / GRAPH, tiled_above=tiled if isinstance(tiled, int) else None,
+                    unpadded=sidecar.get("unpadded") is True, operators=wanted,
+                )  # fmt: skip
+                return found, f"prepared graph {directory.name}"
+            reasons.append(f"{directory.name} is not used: {reason}")
     if reasons:
         return None, f"the bundle's graph; {reasons[0]}; run `{command}` here"
     return None, f"the bundle's graph; `{command}` prepares one for this machine"
 
 
-def running_graph(bundle: Bundle, tower: str, precision: str, device: str = "cpu") -> str:
+def running_graph(bundle: Bundle, tower: str, precision: str, gpu: Gpu | None = None) -> str:
     """Identity of the graph that would be opened here: the bundle's own, and what it was prepared as."""
-    prepared, _ = find_prepared(bundle, tower, precision, device)
+    device, operators = "cpu" if gpu is None else "cuda", operators_for(gpu) is not None
+    prepared, _ = find_prepared(bundle, tower, precision, device, operators=operators)
     identity = bundle.graph_identity(tower, precision)
     return identity if prepared is None else f"{identity} {prepared.key}"
 
 
-def required_facts(bundle: Bundle, tower: str, precision: str, device: str = "cpu") -> dict[str, Any]:
-    """What a prepared graph is tied to, as it is here and now. One for CUDA is only rewritten, and fits every GPU."""
+def required_facts(
+    bundle: Bundle, tower: str, precision: str, device: str = "cpu", *, operators: bool = False
+) -> dict[str, Any]:
+    """What a prepared graph is tied to, as it is here and now. One for CUDA is only rewritten, and fits every GPU that
+    its operators run on.
+    """
     facts: dict[str, Any] = {
         "format_version": SIDECAR_VERSION,
         "backend": "onnxruntime",
+        "recipe": RECIPE[device],
         "tower": tower,
         "precision": precision,
         "graph": bundle.graph_identity(tower, precision),
     }
     if device != "cpu":
-        return facts | {"device": device}
+        return facts | {"device": device} | ({"operators": OPERATORS_VERSION} if operators else {})
     return facts | {
-        "recipe": RECIPE,
         "onnxruntime": onnxruntime_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "cpu_features": list(cpu_features()),

@@ -18,6 +18,7 @@ import onnx_ir as ir
 from jinaclip.tensorrt_session import FINITE
 from jinaclip_engines.errors import PassError
 from jinaclip_engines.graph import (
+    PATCHES,
     Linear,
     Ops,
     array,
@@ -28,6 +29,7 @@ from jinaclip_engines.graph import (
     linears,
     nodes,
     only_user,
+    patch_product,
     producer,
     tidy,
 )
@@ -50,7 +52,7 @@ class Expected:
         attention: nodes that must each become one kernel with float16 operands: "blocks.0.attention".
         mask: the value [B, 1, 1, T] that says which tokens are not padding, which each of them must read; None for
             images.
-        products: nodes with float16 weights, which must keep them: "blocks.0.qkv".
+        products: nodes of the blocks with float16 weights, which must keep them: "blocks.0.qkv".
         float32_products: how many have float32 weights, in blocks that the bundle keeps so.
         weight_bytes: of all constants.
     """
@@ -89,7 +91,7 @@ def for_tensorrt(model: ir.Model, policy: str, *, attention_operator: bool = Tru
     expected = Expected(
         attention=tuple(node.name or "" for node in fused),
         mask=_mask_name(model),
-        products=tuple(node.name or "" for node in _products(model)),
+        products=tuple(name for node in _products(model) if (name := node.name or "") != PATCHES),
         float32_products=sum(_is_weight(node.inputs[1], FULL) for node in nodes(model, "MatMul")),
         weight_bytes=sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value),
     )
@@ -257,7 +259,7 @@ def spell_out_attention(model: ir.Model, node: ir.Node, head_size: int, *, in_fl
 
 def finite_output(model: ir.Model) -> int:
     """One more output, `all_finite` bool [B]: whether a row's vector has neither NaN nor infinity, told by its norm."""
-    (norm,) = nodes(model, "ReduceL2")
+    (norm,) = nodes(model, "Sqrt") or nodes(model, "ReduceL2")  # the latter in older bundles
     with Ops(model, before=_after(model, norm)) as op:
         finite = op("LessOrEqual", [norm.outputs[0], op.const(np.float32(np.finfo(np.float32).max))])
         finite = op("Squeeze", [finite, op.const(np.array([1]))])
@@ -305,6 +307,9 @@ def _name_nodes(model: ir.Model) -> None:
     layers = linears(model)
     for layer in layers:
         layer.matmul.name = layer.name
+    patches = patch_product(model)
+    if patches is not None:
+        patches.matmul.name = PATCHES
     blocks = dict.fromkeys(layer.block for layer in layers)
     for node, block in zip(nodes(model, "Attention"), blocks, strict=True):
         node.name = f"{block}.attention"

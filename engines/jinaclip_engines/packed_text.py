@@ -1,0 +1,58 @@
+"""Text without padding: `packed_text`."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from jinaclip_engines.cuda_blocks import unlike
+from jinaclip_engines.graph import JINACLIP, MICROSOFT, Ops, nodes, producer, tidy
+
+POSITIONS, OFFSETS, TOKEN_OFFSET = "positions", "offsets", "token_offset"
+
+
+def packed_text(model: ir.Model, heads: int) -> int:
+    """All texts of a batch as one row of tokens, for all operators.
+
+    The inputs become: input_ids int64 [N]; positions int32 [N], of each token in its text; offsets int32 [B + 1], where
+    each text begins, and N; token_offset int32 [B, S], S tokens in the longest text, of which only the shape is read.
+
+    Args:
+        model: after `fused_operators`; changed.
+        heads: attention heads of the tower.
+
+    Returns:
+        The number of attention nodes; 0 for images, and for a text graph with a block that is not fused: it keeps
+        input_ids [B, T] with padding.
+    """
+    ids = model.graph.inputs[0]
+    if ids.name != "input_ids" or nodes(model, "RotaryEmbedding"):
+        return 0
+    raw = model.graph.outputs[0]
+    mean = producer(raw, "Div")
+    total = producer(mean.inputs[0], "ReduceSum") if mean else None
+    masked = producer(total.inputs[0], "Mul") if total else None
+    if mean is None or masked is None:
+        raise unlike("the mean of the tokens")
+    ids.shape = ir.Shape(["tokens"])
+    positions = _input(model, POSITIONS, ["tokens"])
+    offsets = _input(model, OFFSETS, ["offsets"])
+    token_offset = _input(model, TOKEN_OFFSET, ["batch", "longest"])
+    for node in nodes(model, "SplitRotary", JINACLIP):
+        node.resize_inputs(4)
+        node.replace_input_with(3, positions)
+    count = 0
+    for node in nodes(model, "Attention"):
+        with Ops(model, before=node) as op:
+            inputs = [*node.inputs[:3], None, token_offset, offsets]
+            op.replace(node.outputs[0], op("PackedMultiHeadAttention", inputs, MICROSOFT, num_heads=heads))
+        count += 1
+    with Ops(model, before=mean) as op:
+        op.replace(raw, op("MeanPool", [masked.inputs[0], offsets], JINACLIP))
+    tidy(model)
+    return count
+
+
+def _input(model: ir.Model, name: str, shape: list[str]) -> ir.Value:
+    value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(ir.DataType.INT32))
+    model.graph.inputs.append(value)
+    return value

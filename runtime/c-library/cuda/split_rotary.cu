@@ -1,0 +1,96 @@
+// SplitRotary: qkv [rows, 3D] float16 -> q, k, v [rows, D] float16; pairs of q and k are rotated by the angle of the
+// row's position, v is copied. Heads have K = D / num_heads columns; pairs are (i, i + K/2), or (2i, 2i+1) if
+// interleaved. One block a row; one read of qkv, one write of each output.
+#include "operators.h"
+#include "rows.h"
+
+namespace jinaclip {
+namespace {
+
+// A thread handles Pairs pairs: two vectors of Pairs columns, or one of 2 * Pairs if interleaved.
+template <int Pairs, bool Interleaved>
+__global__ void split_rotary_kernel(const __half* __restrict__ qkv, const float* __restrict__ cos,
+                                    const float* __restrict__ sin, const int32_t* __restrict__ positions,
+                                    __half* __restrict__ q, __half* __restrict__ k, __half* __restrict__ v,
+                                    unsigned length, int table_rows, int columns, int head_columns) {
+  const int64_t row = blockIdx.x;
+  const int part = threadIdx.y;  // q, k, v
+  const int half = head_columns / 2;
+  qkv += row * 3 * columns + part * columns;                          // [D]
+  __half* out = (part == 0 ? q : part == 1 ? k : v) + row * columns;  // [D]
+  const int position = positions != nullptr ? positions[row] : static_cast<int>(blockIdx.x % length);
+  const bool known = position >= 0 && position < table_rows;
+  cos += known ? static_cast<int64_t>(position) * half : 0;  // [K/2]
+  sin += known ? static_cast<int64_t>(position) * half : 0;  // [K/2]
+  for (int unit = threadIdx.x; unit < columns / (2 * Pairs); unit += blockDim.x) {
+    // `first` and `second` are where the two vectors of the unit begin, `pair` is the first of its pairs in the head.
+    int first, second, pair;
+    if (Interleaved) {
+      first = unit * 2 * Pairs;
+      second = first + Pairs;
+      pair = first % head_columns / 2;
+    } else if (part == 2) {
+      first = unit * Pairs;
+      second = columns / 2 + first;
+      pair = 0;
+    } else {
+      const int units_of_head = half / Pairs;
+      pair = unit % units_of_head * Pairs;
+      first = unit / units_of_head * head_columns + pair;
+      second = first + half;
+    }
+    if constexpr (Interleaved && Pairs > 1) {
+      float values[2 * Pairs];
+      load(qkv + first, values);
+      if (part < 2) {
+        float c[Pairs], s[Pairs];
+        load(cos + pair, c);
+        load(sin + pair, s);
+#pragma unroll
+        for (int i = 0; i < Pairs; ++i) {
+          const float a = values[2 * i], b = values[2 * i + 1];
+          values[2 * i] = known ? a * c[i] - b * s[i] : NAN;
+          values[2 * i + 1] = known ? a * s[i] + b * c[i] : NAN;
+        }
+      }
+      store(out + first, values);
+    } else {
+      float a[Pairs], b[Pairs];
+      load(qkv + first, a);
+      load(qkv + second, b);
+      if (part < 2) {
+        float c[Pairs], s[Pairs];
+        load(cos + pair, c);
+        load(sin + pair, s);
+#pragma unroll
+        for (int i = 0; i < Pairs; ++i) {
+          const float x = a[i], y = b[i];
+          a[i] = known ? x * c[i] - y * s[i] : NAN;
+          b[i] = known ? x * s[i] + y * c[i] : NAN;
+        }
+      }
+      store(out + first, a);
+      store(out + second, b);
+    }
+  }
+}
+
+}  // namespace
+
+void split_rotary(const Half* qkv, const float* cos, const float* sin, const int32_t* positions, Half* q, Half* k,
+                  Half* v, int64_t rows, int64_t length, int table_rows, int columns, int num_heads, bool interleaved,
+                  Stream stream) {
+  const int head_columns = columns / num_heads;
+  const bool vectors = head_columns % (interleaved ? 8 : 16) == 0 && aligned(qkv) && aligned(cos) && aligned(sin) &&
+                       aligned(q) && aligned(k) && aligned(v);
+  const int pairs = !vectors ? 1 : interleaved ? 4 : 8;
+  const auto kernel = !vectors      ? (interleaved ? split_rotary_kernel<1, true> : split_rotary_kernel<1, false>)
+                      : interleaved ? split_rotary_kernel<4, true>
+                                    : split_rotary_kernel<8, false>;
+  const int units = columns / (2 * pairs);
+  launch(kernel, dim3(static_cast<unsigned>(rows)), dim3(static_cast<unsigned>(units < 256 ? units : 256), 3), stream,
+         static_cast<const __half*>(qkv), cos, sin, positions, static_cast<__half*>(q), static_cast<__half*>(k),
+         static_cast<__half*>(v), static_cast<unsigned>(length), table_rows, columns, head_columns);
+}
+
+}  // namespace jinaclip

@@ -1,0 +1,79 @@
+"""CUDA's shared libraries: found wherever their packages lie, and loaded before ONNX Runtime asks for them.
+
+ONNX Runtime's CUDA provider names its libraries without a path, so the loader finds only those on LD_LIBRARY_PATH, in
+ld.so's cache, or already in the process. pip installs them elsewhere: in `nvidia` packages, in one folder for each
+library or one for all, in any directory of sys.path.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+from collections.abc import Iterator
+from functools import cache
+from glob import glob
+from pathlib import Path
+
+from jinaclip.errors import BackendMissing
+
+CUDNN = "libcudnn.so.9"
+
+
+def required_libraries(cuda_major: int) -> tuple[str, ...]:
+    """Names of what the provider of a CUDA version is linked with, in the order in which they can be loaded."""
+    return (
+        f"libcudart.so.{cuda_major}",
+        f"libcublasLt.so.{cuda_major}",
+        f"libcublas.so.{cuda_major}",
+        "libcurand.so.10",
+    )
+
+
+def load_libraries(cuda_major: int) -> ctypes.CDLL:
+    """Load what the provider is linked with.
+
+    Returns:
+        The CUDA runtime, libcudart.
+
+    Raises:
+        BackendMissing: one is not found; names it.
+    """
+    loaded = []
+    for name in required_libraries(cuda_major):
+        library = load(name)
+        if library is None:
+            raise BackendMissing(
+                f"{name} is not found; run: pip install 'jinaclip[cuda]', or put the folder that holds it on "
+                "LD_LIBRARY_PATH"
+            )
+        loaded.append(library)
+    return loaded[0]
+
+
+@cache
+def load(name: str) -> ctypes.CDLL | None:
+    """A shared library by its soname, from where the loader looks or from `folders`; None if it is nowhere."""
+    for path in (name, *(str(folder / name) for folder in folders())):
+        if path == name or os.path.isfile(path):
+            try:
+                return ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
+            except OSError:
+                continue
+    return None
+
+
+def folders() -> Iterator[Path]:
+    """Where CUDA's libraries may lie besides the loader's own places: pip's packages, torch's, a toolkit."""
+    for package, pattern in (("nvidia", "*/lib"), ("torch", "lib")):
+        spec = importlib.util.find_spec(package)  # finds it without importing it
+        for root in (spec.submodule_search_locations or ()) if spec is not None else ():
+            yield from sorted(Path(root).glob(pattern))
+    toolkits = [
+        os.environ.get("CUDA_HOME"),
+        os.environ.get("CUDA_PATH"),
+        *sorted(glob("/usr/local/cuda*"), reverse=True),
+    ]
+    for toolkit in toolkits:
+        if toolkit:
+            yield from (Path(toolkit) / name for name in ("lib64", "lib", "targets/x86_64-linux/lib"))

@@ -1,0 +1,109 @@
+"""The functions of the CUDA runtime that a session calls, from the libcudart that ONNX Runtime itself is linked with.
+
+The names and the form of the answers are those of NVIDIA's cuda-bindings, (error, values...), so that jinaclip.cuda
+works over either. ctypes releases Python's lock during a call.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import c_char_p, c_int, c_size_t, c_uint, c_void_p
+from typing import Any
+
+
+class CudaRuntime:
+    """libcudart, called from any thread.
+
+    Args:
+        library: libcudart, loaded.
+    """
+
+    # Values of enumerations in driver_types.h.
+    cudaStreamNonBlocking = 1
+    cudaEventDisableTiming = 2
+
+    class cudaMemcpyKind:
+        cudaMemcpyHostToDevice = 1
+        cudaMemcpyDeviceToHost = 2
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._library = library
+        for name, arguments in _ARGUMENTS.items():
+            getattr(library, name).argtypes = arguments
+        library.cudaGetErrorString.restype = c_char_p
+
+    def cudaSetDevice(self, device: int) -> tuple[int]:
+        return (self._library.cudaSetDevice(device),)
+
+    def cudaMalloc(self, size: int) -> tuple[int, int]:
+        return self._pointer(self._library.cudaMalloc, size)
+
+    def cudaFree(self, pointer: int) -> tuple[int]:
+        return (self._library.cudaFree(pointer),)
+
+    def cudaMallocHost(self, size: int) -> tuple[int, int]:
+        return self._pointer(self._library.cudaMallocHost, size)
+
+    def cudaFreeHost(self, pointer: int) -> tuple[int]:
+        return (self._library.cudaFreeHost(pointer),)
+
+    def cudaMemGetInfo(self) -> tuple[int, int, int]:
+        free, total = c_size_t(), c_size_t()
+        error = self._library.cudaMemGetInfo(ctypes.byref(free), ctypes.byref(total))
+        return error, free.value, total.value
+
+    def cudaMemcpyAsync(self, target: int, source: int, size: int, kind: int, stream: int) -> tuple[int]:
+        return (self._library.cudaMemcpyAsync(target, source, size, kind, stream),)
+
+    def cudaStreamCreateWithFlags(self, flags: int) -> tuple[int, int]:
+        return self._pointer(self._library.cudaStreamCreateWithFlags, flags)
+
+    def cudaStreamSynchronize(self, stream: int) -> tuple[int]:
+        return (self._library.cudaStreamSynchronize(stream),)
+
+    def cudaStreamDestroy(self, stream: int) -> tuple[int]:
+        return (self._library.cudaStreamDestroy(stream),)
+
+    def cudaEventCreateWithFlags(self, flags: int) -> tuple[int, int]:
+        return self._pointer(self._library.cudaEventCreateWithFlags, flags)
+
+    def cudaEventRecord(self, event: int, stream: int) -> tuple[int]:
+        return (self._library.cudaEventRecord(event, stream),)
+
+    def cudaEventSynchronize(self, event: int) -> tuple[int]:
+        return (self._library.cudaEventSynchronize(event),)
+
+    def cudaEventDestroy(self, event: int) -> tuple[int]:
+        return (self._library.cudaEventDestroy(event),)
+
+    def cudaGetErrorString(self, error: int) -> tuple[int, bytes]:
+        return 0, self._library.cudaGetErrorString(error) or b"unknown error"
+
+    def cudaGetLastError(self) -> tuple[int, int]:
+        """Also forgets it: without this, an error that was dealt with would be reported by the next launch."""
+        return 0, self._library.cudaGetLastError()
+
+    def _pointer(self, function: Any, argument: int) -> tuple[int, int]:
+        found = c_void_p()
+        error = function(ctypes.byref(found), argument)
+        return error, found.value or 0
+
+
+_ARGUMENTS: dict[str, list[Any]] = {
+    "cudaSetDevice": [c_int],
+    "cudaMalloc": [c_void_p, c_size_t],
+    "cudaFree": [c_void_p],
+    "cudaMallocHost": [c_void_p, c_size_t],
+    "cudaFreeHost": [c_void_p],
+    "cudaMemGetInfo": [c_void_p, c_void_p],
+    "cudaMemcpyAsync": [c_void_p, c_void_p, c_size_t, c_int, c_void_p],
+    "cudaStreamCreateWithFlags": [c_void_p, c_uint],
+    "cudaStreamSynchronize": [c_void_p],
+    "cudaStreamDestroy": [c_void_p],
+    "cudaEventCreateWithFlags": [c_void_p, c_uint],
+    "cudaEventRecord": [c_void_p, c_void_p],
+    "cudaEventSynchronize": [c_void_p],
+    "cudaEventDestroy": [c_void_p],
+    "cudaGetErrorString": [c_int],
+    "cudaGetLastError": [],
+}

@@ -1,0 +1,72 @@
+"""Texts one after the other without padding, as prepared graphs for GPUs take them.
+
+Symbols: B texts, T tokens of the longest, N tokens of all texts together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+# Inputs of such a graph.
+IDS, POSITIONS, OFFSETS, TOKEN_OFFSET = "input_ids", "positions", "offsets", "token_offset"
+INPUTS = frozenset({IDS, POSITIONS, OFFSETS, TOKEN_OFFSET})
+_SHORTEST = 16  # tokens: a matrix unit works on 16 rows at once
+_MOST_TEXTS, _MOST_PLACES = 256, 1 << 18  # of a shape that is small
+
+Shape = tuple[int, int, int]  # tokens, texts, longest text
+
+
+def shape_of(lengths: np.ndarray) -> Shape:
+    """The shape that texts of these lengths [B] are run with: a little larger, so that few shapes come up.
+
+    Tokens are rounded up by at most an eighth, texts and the longest length to a power of two: those two decide only
+    how many blocks attention starts, and blocks without tokens end at once.
+    """
+    return _rounded(int(lengths.sum())), _power_of_two(len(lengths)), _power_of_two(max(int(lengths.max()), _SHORTEST))
+
+
+def input_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
+    """Shape of every input of the graph. `token_offset` only tells the number of texts and the longest: no kernel of a
+    GPU reads its contents.
+    """
+    tokens, texts, longest = shape
+    return {IDS: (tokens,), POSITIONS: (tokens,), OFFSETS: (texts + 1,), TOKEN_OFFSET: (texts, longest)}
+
+
+def is_small(shape: Shape, most_tokens: int) -> bool:
+    """Whether a shape has at most so many tokens, and not many more texts than such texts usually are."""
+    tokens, texts, longest = shape
+    return tokens <= most_tokens and texts <= _MOST_TEXTS and texts * longest <= _MOST_PLACES
+
+
+def largest_small(most_tokens: int) -> Shape:
+    """A shape whose inputs and outputs are at least as large as those of any that `is_small`."""
+    return most_tokens, _MOST_TEXTS, _MOST_PLACES // _MOST_TEXTS
+
+
+def fill(inputs: Mapping[str, np.ndarray], ids: np.ndarray, pad: int) -> None:
+    """Write texts into arrays of `input_shapes`.
+
+    Args:
+        inputs: IDS int64 [tokens], POSITIONS int32 [tokens], OFFSETS int32 [texts + 1].
+        ids: [B, T], padded at the right with `pad`.
+
+    Tokens beyond the texts are padding that belongs to no text; texts beyond `ids` are empty.
+    """
+    rows, columns = np.nonzero(ids != pad)
+    count = len(rows)
+    inputs[IDS][:count], inputs[IDS][count:] = ids[rows, columns], pad
+    inputs[POSITIONS][:count], inputs[POSITIONS][count:] = columns, 0
+    inputs[OFFSETS][0], inputs[OFFSETS][len(ids) + 1 :] = 0, count
+    np.cumsum(np.bincount(rows, minlength=len(ids)), out=inputs[OFFSETS][1 : len(ids) + 1])
+
+
+def _rounded(tokens: int) -> int:
+    step = max(_SHORTEST, 1 << max(tokens.bit_length() - 4, 0))
+    return -(-tokens // step) * step
+
+
+def _power_of_two(count: int) -> int:
+    return 1 << (count - 1).bit_length()

@@ -1,0 +1,595 @@
+"""Check and time the CUDA operators on a GPU.
+
+    python tests/gpu/check_operators.py --library libjinaclip_cuda.so --output results.jsonl
+
+Needs numpy, onnx and onnxruntime-gpu; with torch, products are timed beside torch's. Every operator runs in an ONNX
+Runtime session on the CUDA provider and is compared with the numpy reference: odd widths, NaN in a row, and the shapes
+of the model (32 images, texts of 32 and 4096 tokens). Then it is timed: several nodes of it in one captured graph,
+between two CUDA events. A line is printed for each result, and written to --output as JSON. The exit status is 1 if
+anything failed. With --host, the host build is checked on the CPU provider, without times.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import faulthandler
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
+from tests import cuda_operator_references as references
+
+try:
+    import torch  # first: ONNX Runtime finds CUDA's libraries where torch has loaded them
+except ImportError:
+    torch = None  # type: ignore[assignment]
+import onnx
+import onnxruntime
+from onnx import TensorProto, helper
+
+Array = NDArray[Any]
+
+EPSILON = 1e-5
+PATCHES, IMAGES = 1297, 32
+TYPES: dict[type, int] = {np.float16: TensorProto.FLOAT16, np.float32: TensorProto.FLOAT, np.int32: TensorProto.INT32}
+
+
+@dataclass
+class Case:
+    """An operator with its inputs. The first `row_inputs` of them are repeated `repeats` times along their rows."""
+
+    operator: str
+    title: str
+    inputs: list[Array]
+    outputs: list[tuple[tuple[int, ...], type]]  # of one repeat
+    reference: Callable[[], list[Array]]  # of one repeat
+    error: Callable[[Array], Array | float]  # of float32 arithmetic, absolute, from the reference
+    attributes: dict[str, Any] = field(default_factory=dict)
+    row_inputs: tuple[int, ...] = (0,)
+    repeats: int = 1
+    flops: float = 0.0
+    exact_repeats: bool = True
+
+    def repeated(self, index: int) -> Array:
+        x = self.inputs[index]
+        if index not in self.row_inputs or self.repeats == 1:
+            return x
+        return np.concatenate([x] * self.repeats)
+
+    def output_shape(self, index: int) -> tuple[int, ...]:
+        shape = self.outputs[index][0]
+        return (shape[0] * self.repeats, *shape[1:])
+
+    def moved_bytes(self) -> int:
+        """Each input read once, each output written once."""
+        read = sum(x.nbytes * (self.repeats if i in self.row_inputs else 1) for i, x in enumerate(self.inputs))
+        written = sum(
+            int(np.prod(self.output_shape(i))) * np.dtype(kind).itemsize for i, (_, kind) in enumerate(self.outputs)
+        )
+        return read + written
+
+
+def normal(rng: np.random.Generator, *shape: int) -> Array:
+    return rng.standard_normal(shape, np.float32).astype(np.float16)
+
+
+def norm_error(expected: Array) -> Array:
+    return 2e-5 * (1 + np.abs(expected))
+
+
+def gain_and_bias(rng: np.random.Generator, width: int) -> tuple[Array, Array]:
+    return rng.normal(1, 0.5, width).astype(np.float32), rng.normal(0, 0.5, width).astype(np.float32)
+
+
+def layer_norm_case(rows: int, width: int, dtype: type, repeats: int = 1) -> Case:
+    rng = np.random.default_rng(rows + width)
+    x: Array = (normal(rng, rows, width) * 3 + 1).astype(dtype)
+    gain, bias = gain_and_bias(rng, width)
+    return Case(
+        "LayerNorm",
+        f"{rows * repeats} x {width} {np.dtype(dtype).name}",
+        [x, gain, bias],
+        [((rows, width), np.float16)],
+        lambda: [references.layer_norm(x, gain, bias, EPSILON)],
+        norm_error,
+        {"epsilon": EPSILON},
+        repeats=repeats,
+    )
+
+
+def add_layer_norm_case(rows: int, width: int, keep_norm: int, repeats: int = 1) -> Case:
+    rng = np.random.default_rng(rows + width)
+    residual, delta = rng.standard_normal((rows, width), np.float32) * 5, normal(rng, rows, width)
+    gain, bias = gain_and_bias(rng, width)
+    return Case(
+        "AddLayerNorm",
+        f"{rows * repeats} x {width} keep_norm {keep_norm}",
+        [residual, delta, gain, bias],
+        [((rows, width), np.float32), ((rows, width), np.float16)],
+        lambda: list(references.add_layer_norm(residual, delta, gain, bias, EPSILON, bool(keep_norm))),
+        norm_error,
+        {"epsilon": EPSILON, "keep_norm": keep_norm},
+        row_inputs=(0, 1),
+        repeats=repeats,
+    )
+
+
+def split_rotary_case(
+    length: int, heads: int, head_width: int, interleaved: int, given: bool, repeats: int = 1
+) -> Case:
+    rng = np.random.default_rng(length + head_width)
+    width = heads * head_width
+    qkv = normal(rng, 1, length, 3 * width)
+    angles = rng.uniform(0, 7, (length, head_width // 2))
+    cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+    positions = rng.integers(0, length, (1, length)).astype(np.int32) if given else None
+    return Case(
+        "SplitRotary",
+        f"{length * repeats} x {heads} heads of {head_width}"
+        + (" interleaved" if interleaved else "")
+        + (" positions" if given else ""),
+        [qkv, cos, sin] + ([] if positions is None else [positions]),
+        [((1, length, width), np.float16)] * 3,
+        lambda: list(references.split_rotary(qkv, cos, sin, positions, heads, bool(interleaved))),
+        lambda expected: 2e-6,
+        {"num_heads": heads, "interleaved": interleaved},
+        row_inputs=(0, 3),
+        repeats=repeats,
+    )
+
+
+def swiglu_norm_case(rows: int, width: int, padded: int, repeats: int = 1) -> Case:
+    rng = np.random.default_rng(rows + width)
+    gate_up, (gain, bias) = normal(rng, rows, 2 * padded) * np.float16(2), gain_and_bias(rng, width)
+    gate_up[0] *= 200  # products beyond 65504
+    return Case(
+        "SwigluNorm",
+        f"{rows * repeats} x {width} of {padded}",
+        [gate_up, gain, bias],
+        [((rows, padded), np.float16)],
+        lambda: [references.swiglu_norm(gate_up, gain, bias, EPSILON)],
+        norm_error,
+        {"epsilon": EPSILON},
+        repeats=repeats,
+    )
+
+
+def gelu_case(rows: int, width: int) -> Case:
+    x = normal(np.random.default_rng(rows + width), rows, width) * np.float16(3)
+    return Case(
+        "Gelu",
+        f"{rows} x {width}",
+        [x],
+        [((rows, width), np.float16)],
+        lambda: [references.gelu(x)],
+        lambda expected: 2**-17 * np.abs(expected),
+    )
+
+
+def linear_case(rows: int, k: int, n: int, biased: bool = True, repeats: int = 1) -> Case:
+    rng = np.random.default_rng(rows + k + n)
+    x, weight = normal(rng, rows, k), (rng.standard_normal((k, n), np.float32) / np.sqrt(k)).astype(np.float16)
+    bias = normal(rng, n)
+    return Case(
+        "Linear",
+        f"{rows * repeats} x {k} x {n}" + ("" if biased else " no bias"),
+        [x, weight, bias] if biased else [x, weight],
+        [((rows, n), np.float16)],
+        lambda: [references.linear(x, weight, bias if biased else None)],
+        lambda expected: 2e-5,  # sums of k products of order 1 / sqrt(k)
+        repeats=repeats,
+        flops=2.0 * rows * repeats * k * n,
+        exact_repeats=False,
+    )
+
+
+def mean_pool_case(texts: int, length: int, width: int) -> Case:
+    rng = np.random.default_rng(texts + width)
+    x = rng.standard_normal((texts * length, width), np.float32)
+    offsets = (np.arange(texts + 1) * length).astype(np.int32)
+    if texts > 2:
+        offsets[1] -= length // 2
+    return Case(
+        "MeanPool",
+        f"{texts} texts of {length} x {width}",
+        [x, offsets],
+        [((texts, width), np.float32)],
+        lambda: [references.mean_pool(x, offsets)],
+        lambda expected: 1e-6,
+    )
+
+
+def l2_normalize_case(rows: int, width: int) -> Case:
+    x = np.random.default_rng(rows + width).standard_normal((rows, width), np.float32)
+    return Case(
+        "L2Normalize",
+        f"{rows} x {width}",
+        [x],
+        [((rows, width), np.float32)],
+        lambda: [references.l2_normalize(x)],
+        lambda expected: 1e-6,
+    )
+
+
+def small_cases() -> list[Case]:
+    """Each path of each kernel: warps, blocks, and rows without vector accesses."""
+    cases = []
+    for width in (7, 24, 120, 1000, 1024, 2730, 2736, 4096):
+        for rows in (1, 33):
+            cases += [layer_norm_case(rows, width, kind) for kind in (np.float16, np.float32)]
+            cases += [add_layer_norm_case(rows, width, keep) for keep in (0, 1)]
+            cases += [gelu_case(rows, width), l2_normalize_case(rows, width)]
+    for heads, head_width in ((16, 64), (5, 24), (3, 40), (2, 6)):
+        for interleaved in (0, 1):
+            cases += [split_rotary_case(33, heads, head_width, interleaved, given) for given in (False, True)]
+    for width, padded in ((2730, 2736), (341, 352), (24, 32), (7, 7), (3074, 3088)):
+        cases += [swiglu_norm_case(rows, width, padded) for rows in (1, 33)]
+    for k, n in ((128, 384), (120, 360), (1024, 72)):
+        cases += [linear_case(rows, k, n, biased) for rows in (1, 33) for biased in (True, False)]
+    cases += [mean_pool_case(texts, 17, width) for texts, width in ((1, 1024), (5, 120), (3, 7))]
+    return cases
+
+
+def model_cases() -> list[Case]:
+    """The shapes of the model: 32 images, texts of 32 and 4096 tokens."""
+    image = PATCHES
+    cases = [
+        layer_norm_case(image, 1024, np.float32, IMAGES),
+        layer_norm_case(image, 1024, np.float16, IMAGES),
+        add_layer_norm_case(image, 1024, 0, IMAGES),
+        split_rotary_case(image, 16, 64, 1, False, IMAGES),
+        split_rotary_case(image, 16, 64, 0, False, IMAGES),
+        swiglu_norm_case(image, 2730, 2736, IMAGES),
+    ]
+    for tokens in (4096, 32):
+        cases += [
+            add_layer_norm_case(tokens, 1024, 1),
+            split_rotary_case(tokens, 16, 64, 0, True),
+            gelu_case(tokens, 4096),
+            mean_pool_case(max(1, tokens // 128), min(tokens, 128), 1024),
+        ]
+    cases += [layer_norm_case(rows, 1024, np.float32) for rows in (32, image)]
+    cases += [add_layer_norm_case(image, 1024, 0), swiglu_norm_case(image, 2730, 2736)]
+    cases += [split_rotary_case(image, 16, 64, 1, False), l2_normalize_case(32, 1024)]
+    return cases
+
+
+def product_cases() -> list[Case]:
+    cases = []
+    for k, n in ((1024, 3072), (1024, 1024), (1024, 5472), (2736, 1024)):
+        cases += [linear_case(PATCHES, k, n, repeats=IMAGES), linear_case(PATCHES, k, n)]
+    for k, n in ((1024, 3072), (1024, 1024), (1024, 4096), (4096, 1024)):
+        cases += [linear_case(rows, k, n) for rows in (4096, 32)]
+    return cases
+
+
+class Cuda:
+    """The CUDA runtime's streams and events."""
+
+    def __init__(self) -> None:
+        self.library = ctypes.CDLL("libcudart.so.13")
+        self.stream = self.create("cudaStreamCreate")
+
+    def call(self, name: str, *arguments: Any) -> None:
+        status = getattr(self.library, name)(*arguments)
+        if status != 0:
+            raise RuntimeError(f"{name} failed with error {status}")
+
+    def create(self, name: str) -> ctypes.c_void_p:
+        handle = ctypes.c_void_p()
+        self.call(name, ctypes.byref(handle))
+        return handle
+
+    def milliseconds(self, work: Callable[[], None]) -> float:
+        """Device time of what `work` queues on the stream."""
+        begin, end = self.create("cudaEventCreate"), self.create("cudaEventCreate")
+        self.call("cudaEventRecord", begin, self.stream)
+        work()
+        self.call("cudaEventRecord", end, self.stream)
+        self.call("cudaEventSynchronize", end)
+        elapsed = ctypes.c_float()
+        self.call("cudaEventElapsedTime", ctypes.byref(elapsed), begin, end)
+        for event in (begin, end):
+            self.call("cudaEventDestroy", event)
+        return elapsed.value
+
+
+class Runner:
+    """Sessions with one operator, or several nodes of it."""
+
+    def __init__(self, library: Path, host: bool) -> None:
+        self.library = str(library)
+        self.device = "cpu" if host else "cuda"
+        self.cuda = None if host else Cuda()
+
+    def session(self, model: onnx.ModelProto, graph: bool = False) -> onnxruntime.InferenceSession:
+        options = onnxruntime.SessionOptions()
+        options.register_custom_ops_library(self.library)
+        # identical nodes would become one
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.log_severity_level = 3
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "0" if self.cuda is None else "1")
+        providers: list[Any] = ["CPUExecutionProvider"]
+        if self.cuda is not None:
+            settings = {"user_compute_stream": str(self.cuda.stream.value), "enable_cuda_graph": "1" if graph else "0"}
+            providers = [("CUDAExecutionProvider", settings)]
+        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=providers)
+
+    def value(self, array: Array) -> onnxruntime.OrtValue:
+        return onnxruntime.OrtValue.ortvalue_from_numpy(array, self.device, 0)
+
+    def empty(self, shape: tuple[int, ...], kind: type) -> onnxruntime.OrtValue:
+        return onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, kind, self.device, 0)
+
+    def run(self, case: Case) -> list[Array]:
+        session = self.session(one_operator(case, 1))
+        binding = session.io_binding()
+        for index in range(len(case.inputs)):
+            binding.bind_ortvalue_input(f"input_{index}", self.value(case.repeated(index)))
+        outputs = [self.empty(case.output_shape(i), kind) for i, (_, kind) in enumerate(case.outputs)]
+        for index, output in enumerate(outputs):
+            binding.bind_ortvalue_output(f"output_0_{index}", output)
+        session.run_with_iobinding(binding)
+        return [output.numpy() for output in outputs]
+
+    def microseconds(self, case: Case, repeats: int = 50) -> float:
+        """Mean device time of one node: nodes of a captured graph, replayed."""
+        assert self.cuda is not None
+        nodes = 4 if case.moved_bytes() > 2e8 else 16
+        session = self.session(one_operator(case, nodes), graph=True)
+        binding = session.io_binding()
+        kept = [self.value(case.repeated(index)) for index in range(len(case.inputs))]
+        for index, value in enumerate(kept):
+            binding.bind_ortvalue_input(f"input_{index}", value)
+        for node in range(nodes):
+            for index, (_, kind) in enumerate(case.outputs):
+                kept.append(self.empty(case.output_shape(index), kind))
+                binding.bind_ortvalue_output(f"output_{node}_{index}", kept[-1])
+        options = onnxruntime.RunOptions()
+        options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        for _ in range(4):  # two plain runs, the capture, a replay
+            session.run_with_iobinding(binding, options)
+        runs = max(3, repeats // nodes)
+
+        def replay() -> None:
+            for _ in range(runs):
+                session.run_with_iobinding(binding, options)
+
+        return self.cuda.milliseconds(replay) * 1e3 / (runs * nodes)
+
+
+def one_operator(case: Case, nodes: int) -> onnx.ModelProto:
+    names = [f"input_{index}" for index in range(len(case.inputs))]
+    outputs = [[f"output_{node}_{index}" for index in range(len(case.outputs))] for node in range(nodes)]
+    return model_of(
+        [helper.make_node(case.operator, names, results, domain="jinaclip", **case.attributes) for results in outputs],
+        {name: x.dtype.type for name, x in zip(names, case.inputs, strict=True)},
+        {name: case.outputs[index][1] for results in outputs for index, name in enumerate(results)},
+        {name: x.ndim for name, x in zip(names, case.inputs, strict=True)},
+    )
+
+
+def model_of(
+    nodes: list[onnx.NodeProto], inputs: dict[str, type], outputs: dict[str, type], ranks: dict[str, int]
+) -> onnx.ModelProto:
+    graph = helper.make_graph(
+        nodes,
+        "operators",
+        [helper.make_tensor_value_info(name, TYPES[kind], [None] * ranks[name]) for name, kind in inputs.items()],
+        [helper.make_tensor_value_info(name, TYPES[kind], None) for name, kind in outputs.items()],
+    )
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("jinaclip", 1)]
+    model: onnx.ModelProto = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    return model
+
+
+def excess(actual: Array, expected: Array, error: Array | float) -> float:
+    """How far the worst value lies outside half a unit in the last place plus `error`; at most 0 if all are right."""
+    limits = np.finfo(actual.dtype)
+    exponent = np.where(expected == 0, limits.minexp, np.frexp(expected)[1] - 1)
+    half_unit = np.exp2(np.maximum(exponent, limits.minexp) - limits.nmant - 1.0)
+    difference = np.abs(actual.astype(np.float64) - expected) - half_unit - error
+    return float(np.where(np.isnan(difference), np.inf, difference).max(initial=-np.inf))
+
+
+def check_case(runner: Runner, case: Case) -> dict[str, Any]:
+    """The first repeat against the reference, the others against the first."""
+    worst = -np.inf
+    for actual, expected in zip(runner.run(case), case.reference(), strict=True):
+        parts = actual.reshape(case.repeats, *expected.shape)
+        worst = max(worst, excess(parts[0], expected, case.error(expected)))
+        for part in parts[1:]:
+            if case.exact_repeats:
+                if not np.array_equal(part, parts[0]):
+                    raise AssertionError("equal rows have different results")
+            else:
+                worst = max(worst, excess(part, expected, case.error(expected)))
+    if worst > 0:
+        raise AssertionError(f"outside the tolerance by {worst:.3g}")
+    return {"margin": -worst}
+
+
+def check_nan(runner: Runner, case: Case) -> dict[str, Any]:
+    """NaN in row 7 of the first input changes row 7 alone."""
+    before = runner.run(case)
+    x = case.inputs[0].copy()
+    rows = x.reshape(-1, x.shape[-1])
+    rows[7, 3] = np.nan
+    after = runner.run(Case(**{**case.__dict__, "inputs": [x, *case.inputs[1:]]}))
+    if not any(np.isnan(part.reshape(len(rows), -1)[7]).any() for part in after):
+        raise AssertionError("NaN disappeared")
+    others = np.arange(len(rows)) != 7
+    for part, whole in zip(after, before, strict=True):
+        if not np.array_equal(part.reshape(len(rows), -1)[others], whole.reshape(len(rows), -1)[others]):
+            raise AssertionError("NaN in a row changed another one")
+    return {}
+
+
+def check_graph(runner: Runner) -> dict[str, Any]:
+    """A chain in a captured graph, replayed with new inputs, against a session that is not captured."""
+    rng = np.random.default_rng(0)
+    rows, width = 200, 1024
+    gain, bias = gain_and_bias(rng, width)
+    angles = rng.uniform(0, 7, (rows, 32))
+    constants: dict[str, Array] = {
+        "gain": gain,
+        "bias": bias,
+        "qkv_weight": (normal(rng, width, 3 * width) / np.float16(32)),
+        "qkv_bias": normal(rng, 3 * width),
+        "out_weight": (normal(rng, width, width) / np.float16(32)),
+        "cos": np.cos(angles).astype(np.float32),
+        "sin": np.sin(angles).astype(np.float32),
+    }
+
+    def node(operator: str, inputs: list[str], outputs: list[str], **attributes: Any) -> onnx.NodeProto:
+        made: onnx.NodeProto = helper.make_node(operator, inputs, outputs, domain="jinaclip", **attributes)
+        return made
+
+    model = model_of(
+        [
+            node("LayerNorm", ["x", "gain", "bias"], ["normed"], epsilon=EPSILON),
+            node("Linear", ["normed", "qkv_weight", "qkv_bias"], ["qkv"]),
+            node("SplitRotary", ["qkv", "cos", "sin"], ["q", "k", "v"], num_heads=16, interleaved=0),
+            node("Gelu", ["q"], ["activated"]),
+            node("Linear", ["activated", "out_weight"], ["delta"]),
+            node("AddLayerNorm", ["x", "delta", "gain", "bias"], ["s", "y"], epsilon=EPSILON, keep_norm=0),
+            node("L2Normalize", ["s"], ["unit"]),
+        ],
+        {"x": np.float32},
+        {"y": np.float16, "unit": np.float32, "k": np.float16, "v": np.float16},
+        {"x": 2},
+    )
+    model.graph.initializer.extend([onnx.numpy_helper.from_array(value, name) for name, value in constants.items()])
+    shapes = {"y": np.float16, "unit": np.float32, "k": np.float16, "v": np.float16}
+    sessions = [runner.session(model), runner.session(model, graph=True)]
+    x = runner.value(rng.standard_normal((rows, width), np.float32))
+    bound = []
+    for session in sessions:
+        binding = session.io_binding()
+        binding.bind_ortvalue_input("x", x)
+        outputs = {name: runner.empty((rows, width), kind) for name, kind in shapes.items()}
+        for name, output in outputs.items():
+            binding.bind_ortvalue_output(name, output)
+        bound.append((session, binding, outputs))
+    for replay in range(8):
+        x.update_inplace(rng.standard_normal((rows, width), np.float32))
+        answers = []
+        for session, binding, outputs in bound:
+            session.run_with_iobinding(binding)
+            answers.append({name: output.numpy() for name, output in outputs.items()})
+        for name in shapes:
+            if not np.array_equal(answers[0][name], answers[1][name]):
+                raise AssertionError(f"run {replay}: {name} of the captured graph differs")
+    return {"runs": 8}
+
+
+def torch_microseconds(case: Case, repeats: int = 20) -> float | None:
+    """torch.addmm of the same shape (bias in cublasLt's epilogue), or None without torch."""
+    if torch is None or not torch.cuda.is_available():
+        return None
+    x = torch.from_numpy(case.repeated(0)).cuda()
+    weight, bias = torch.from_numpy(case.inputs[1]).cuda(), torch.from_numpy(case.inputs[2]).cuda()
+    graph = torch.cuda.CUDAGraph()
+    for _ in range(2):
+        torch.addmm(bias, x, weight)
+    with torch.cuda.graph(graph):
+        for _ in range(4):
+            torch.addmm(bias, x, weight)
+    graph.replay()
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    begin.record()
+    for _ in range(repeats // 4):
+        graph.replay()
+    end.record()
+    end.synchronize()
+    return float(begin.elapsed_time(end)) * 1e3 / (repeats // 4 * 4)
+
+
+def measure(runner: Runner, case: Case) -> dict[str, Any]:
+    microseconds = runner.microseconds(case)
+    result = {"us": round(microseconds, 2), "gb_s": round(case.moved_bytes() / microseconds / 1e3, 1)}
+    if case.flops:
+        result["tflop_s"] = round(case.flops / microseconds / 1e6, 1)
+        other = torch_microseconds(case)
+        if other is not None:
+            result["torch_us"] = round(other, 2)
+            result["torch_tflop_s"] = round(case.flops / other / 1e6, 1)
+    return result
+
+
+class Report:
+    def __init__(self, output: Path | None, seconds: float) -> None:
+        self.file = output.open("w", encoding="utf-8") if output is not None else None
+        self.deadline = time.monotonic() + seconds
+        self.passed = self.failed = self.skipped = 0
+
+    def record(self, check: str, name: str, work: Callable[[], dict[str, Any]], quiet: bool = False) -> None:
+        """Run one check; what it throws is reported and hides no other check."""
+        began = time.monotonic()
+        entry: dict[str, Any] = {"check": check, "name": name}
+        if began > self.deadline:
+            self.skipped += 1
+            entry["status"] = "skipped: out of time"
+        else:
+            try:
+                entry |= {"status": "ok", **work()}
+                self.passed += 1
+            except Exception as error:
+                self.failed += 1
+                entry |= {"status": f"FAILED: {type(error).__name__}: {str(error)[:300]}"}
+                if not isinstance(error, AssertionError):
+                    traceback.print_exc()
+        entry["seconds"] = round(time.monotonic() - began, 2)
+        if self.file is not None:
+            self.file.write(json.dumps(entry) + "\n")
+            self.file.flush()
+        if not quiet or entry["status"] != "ok":
+            facts = " ".join(f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in entry.items())
+            print(facts, flush=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--library", type=Path, default=os.environ.get("JINACLIP_CUDA_OPERATORS"))
+    parser.add_argument("--output", type=Path, help="file of JSON lines")
+    parser.add_argument("--seconds", type=float, default=38, help="start no check after this")
+    parser.add_argument("--host", action="store_true", help="check the host build on the CPU provider")
+    args = parser.parse_args()
+    if args.library is None:
+        parser.error("--library or $JINACLIP_CUDA_OPERATORS is needed")
+    faulthandler.dump_traceback_later(args.seconds + 20, exit=True)
+    report = Report(args.output, args.seconds)
+    runner = Runner(args.library.resolve(), args.host)
+    small = small_cases()
+    for case in small:
+        name = f"{case.operator} {case.title}"
+        report.record("right", name, lambda case=case: check_case(runner, case), quiet=True)  # type: ignore[misc]
+    print(f"small shapes: {report.passed} passed, {report.failed} failed", flush=True)
+    for case in small:
+        if case.operator != "MeanPool" and case.inputs[0].shape[-2] == 33:
+            name = f"{case.operator} {case.title}"
+            report.record("nan", name, lambda case=case: check_nan(runner, case), quiet=True)  # type: ignore[misc]
+    print(f"and with NaN in a row: {report.passed} passed, {report.failed} failed", flush=True)
+    if not args.host:
+        report.record("graph", "chain", lambda: check_graph(runner))
+    for case in [*model_cases(), *product_cases()] if not args.host else []:
+        name = f"{case.operator} {case.title}"
+        report.record("right", name, lambda case=case: check_case(runner, case), quiet=True)  # type: ignore[misc]
+        report.record("time", name, lambda case=case: measure(runner, case))  # type: ignore[misc]
+    print(f"{report.passed} passed, {report.failed} failed, {report.skipped} skipped")
+    return 1 if report.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

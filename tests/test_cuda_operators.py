@@ -1,0 +1,423 @@
+"""The CUDA operators' sources, built for the host, in ONNX Runtime's CPU provider against numpy.
+
+Tolerances are those of the operators' arithmetic: float32 inside, then one rounding to the output's type. A result may
+differ from the float64 reference by half a unit in the last place of float16, plus what float32 loses before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument, RuntimeException
+
+from tests import cuda_operator_references as references
+
+Array = NDArray[Any]
+Run = Callable[..., list[Array]]
+
+EPSILON = 1e-5
+# One warp a row (up to 1024), one block a row (to 3072), and what has no fast path: odd widths and wider rows.
+WIDTHS = [1, 7, 24, 120, 128, 1000, 1024, 1032, 2730, 2736, 3072, 3080, 4096]
+ROWS = [1, 2, 33]
+TYPES: dict[type, int] = {np.float16: TensorProto.FLOAT16, np.float32: TensorProto.FLOAT, np.int32: TensorProto.INT32}
+
+
+@pytest.fixture(scope="module")
+def run(host_operators: Path) -> Run:
+    """run(operator, inputs, output types, **attributes): one node in a session; an input of None is left out."""
+
+    def run_node(operator: str, inputs: list[Array | None], outputs: list[type], **attributes: Any) -> list[Array]:
+        names = ["" if value is None else f"input_{index}" for index, value in enumerate(inputs)]
+        given = {name: value for name, value in zip(names, inputs, strict=True) if value is not None}
+        results = [f"output_{index}" for index in range(len(outputs))]
+        node = helper.make_node(operator, names, results, domain="jinaclip", **attributes)
+        graph = helper.make_graph(
+            [node],
+            "one node",
+            [
+                helper.make_tensor_value_info(name, TYPES[value.dtype.type], [None] * value.ndim)
+                for name, value in given.items()
+            ],
+            [
+                helper.make_tensor_value_info(name, TYPES[kind], None)
+                for name, kind in zip(results, outputs, strict=True)
+            ],
+        )
+        model = helper.make_model(
+            graph, opset_imports=[helper.make_opsetid("", 17), helper.make_opsetid("jinaclip", 1)], ir_version=10
+        )
+        options = onnxruntime.SessionOptions()
+        options.register_custom_ops_library(str(host_operators))
+        options.intra_op_num_threads = 1
+        options.log_severity_level = 4
+        session = onnxruntime.InferenceSession(
+            onnx.ModelProto.SerializeToString(model), options, providers=["CPUExecutionProvider"]
+        )
+        answers: list[Array] = session.run(None, given)
+        for answer, kind in zip(answers, outputs, strict=True):
+            assert answer.dtype == kind
+        return answers
+
+    return run_node
+
+
+def assert_close(actual: Array, expected: Array, float32_error: Array | float) -> None:
+    """Equal but for the rounding to the type of `actual` and an absolute error of the arithmetic before it."""
+    assert actual.shape == expected.shape
+    limits = np.finfo(actual.dtype)
+    exponent = np.where(expected == 0, limits.minexp, np.frexp(expected)[1] - 1)
+    half_unit = np.exp2(np.maximum(exponent, limits.minexp) - limits.nmant - 1.0)
+    difference = np.abs(actual.astype(np.float64) - expected)
+    assert np.all(difference <= half_unit + float32_error), (difference - half_unit - float32_error).max()
+
+
+def rows_of(rng: np.random.Generator, rows: int, width: int, dtype: type = np.float16) -> Array:
+    """Rows of different scales and offsets, with outliers of 6e4 and 1e-7."""
+    scales = 10.0 ** rng.uniform(-2, 2, (rows, 1))
+    x = rng.normal(size=(rows, width)) * scales + rng.normal(size=(rows, 1)) * scales
+    if rows > 1:
+        x[1, rng.integers(width)] = 6e4
+        x[1, rng.integers(width)] = 1e-7
+    return x.astype(dtype)
+
+
+def gain_and_bias(rng: np.random.Generator, width: int) -> tuple[Array, Array]:
+    return rng.normal(1, 0.5, width).astype(np.float32), rng.normal(0, 0.5, width).astype(np.float32)
+
+
+def misaligned(x: Array) -> Array:
+    """The same array at an address that is no multiple of 16."""
+    memory = np.empty(x.size + 9, x.dtype)
+    start = next(i for i in range(1, 9) if memory[i:].ctypes.data % 16 != 0)
+    moved = memory[start : start + x.size].reshape(x.shape)
+    moved[...] = x
+    return moved
+
+
+# float32 sums of up to 4096 terms, relative to values of order 1 after the normalisation
+NORM_ERROR = 1e-5
+
+
+def norm_error(expected: Array) -> Array:
+    return NORM_ERROR * (1 + np.abs(expected))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_layer_norm(run: Run, width: int, dtype: type) -> None:
+    rng = np.random.default_rng(width)
+    gain, bias = gain_and_bias(rng, width)
+    for rows in ROWS:
+        x = rows_of(rng, rows, width, dtype)
+        (y,) = run("LayerNorm", [x, gain, bias], [np.float16], epsilon=EPSILON)
+        expected = references.layer_norm(x, gain, bias, EPSILON)
+        assert_close(y, expected, norm_error(expected))
+
+
+@pytest.mark.parametrize("keep_norm", [False, True])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_add_layer_norm(run: Run, width: int, keep_norm: bool) -> None:
+    rng = np.random.default_rng(width)
+    gain, bias = gain_and_bias(rng, width)
+    for rows in ROWS:
+        residual, delta = rows_of(rng, rows, width, np.float32), rows_of(rng, rows, width)
+        s, y = run(
+            "AddLayerNorm",
+            [residual, delta, gain, bias],
+            [np.float32, np.float16],
+            epsilon=EPSILON,
+            keep_norm=int(keep_norm),
+        )
+        expected_s, expected_y = references.add_layer_norm(residual, delta, gain, bias, EPSILON, keep_norm)
+        assert_close(y, expected_y, norm_error(expected_y))
+        if keep_norm:
+            assert_close(s, expected_s, norm_error(expected_s))
+            np.testing.assert_array_equal(y, s.astype(np.float16))
+        else:
+            np.testing.assert_array_equal(s, expected_s.astype(np.float32))
+
+
+# heads of the model (64), of the small and odd configurations, and with an odd number of pairs
+@pytest.mark.parametrize("given", [True, False], ids=["positions", "no positions"])
+@pytest.mark.parametrize("interleaved", [False, True], ids=["half", "interleaved"])
+@pytest.mark.parametrize(("heads", "head_width"), [(16, 64), (2, 64), (5, 24), (3, 40), (2, 6), (1, 2), (4, 8)])
+def test_split_rotary(run: Run, heads: int, head_width: int, interleaved: bool, given: bool) -> None:
+    rng = np.random.default_rng(head_width)
+    width, table = heads * head_width, 50
+    angles = rng.uniform(0, 7, (table, head_width // 2))
+    cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+    for shape in [(1, 1), (1, 33), (3, 11), (33,)]:
+        if not given and len(shape) == 1:
+            shape = (1, *shape)
+        qkv = rows_of(rng, int(np.prod(shape)), 3 * width).clip(-4e4, 4e4).reshape(*shape, 3 * width)
+        positions = rng.integers(0, table, shape).astype(np.int32) if given else None
+        outputs = run(
+            "SplitRotary",
+            [qkv, cos, sin, positions],
+            [np.float16] * 3,
+            num_heads=heads,
+            interleaved=int(interleaved),
+        )
+        expected = references.split_rotary(qkv, cos, sin, positions, heads, interleaved)
+        largest = np.abs(qkv).max(axis=-1, keepdims=True).astype(np.float64)
+        for actual, reference in zip(outputs, expected, strict=True):
+            assert_close(actual, reference, 2**-22 * largest)
+        np.testing.assert_array_equal(outputs[2], qkv[..., 2 * width :])
+
+
+def test_a_position_outside_the_tables_gives_nan_in_its_row(run: Run) -> None:
+    qkv = np.ones((4, 3 * 64), np.float16)
+    tables = np.ones((5, 32), np.float32)
+    positions = np.array([0, 5, -1, 4], np.int32)
+    q, k, v = run("SplitRotary", [qkv, tables, tables, positions], [np.float16] * 3, num_heads=1, interleaved=0)
+    for turned in (q, k):
+        np.testing.assert_array_equal(np.isnan(turned).all(axis=1), [False, True, True, False])
+        assert np.isfinite(turned[[0, 3]]).all()
+    np.testing.assert_array_equal(v, qkv[:, 128:])
+
+
+@pytest.mark.parametrize(
+    ("width", "padded"),
+    [(2730, 2736), (2736, 2736), (341, 352), (320, 320), (24, 32), (1, 16), (7, 7), (1001, 1001), (3074, 3088)],
+)
+def test_swiglu_norm(run: Run, width: int, padded: int) -> None:
+    rng = np.random.default_rng(width)
+    gain, bias = gain_and_bias(rng, width)
+    for rows in ROWS:
+        gate_up = rng.normal(size=(rows, 2 * padded)) * 10.0 ** rng.uniform(-1, 1, (rows, 1))
+        gate_up[0, :width] *= 400  # products beyond 65504, gates below -88 whose exponential overflows
+        gate_up[0, padded : padded + width] *= 400
+        gate_up = gate_up.astype(np.float16)  # the padding is not zero: it must not count
+        (y,) = run("SwigluNorm", [gate_up, gain, bias], [np.float16], epsilon=1e-6)
+        expected = references.swiglu_norm(gate_up, gain, bias, 1e-6)
+        assert_close(y, expected, norm_error(expected))
+        assert not y[:, width:].any()
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 9, 2048, 2049, 33 * 4096])
+def test_gelu(run: Run, count: int) -> None:
+    x = (np.random.default_rng(count).normal(size=(1, count)) * 4).astype(np.float16)
+    x[0, : min(4, count)] = [6e4, -6e4, 1e-7, -0.0][: min(4, count)]
+    (y,) = run("Gelu", [x], [np.float16])
+    expected = references.gelu(x)
+    assert_close(y, expected, 2**-18 * np.abs(expected))
+
+
+def test_gelu_of_every_float16(run: Run) -> None:
+    x = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    x = x[np.isfinite(x)]
+    (y,) = run("Gelu", [x], [np.float16])
+    expected = references.gelu(x)
+    assert_close(y, expected, 2**-18 * np.abs(expected))
+
+
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize(("k", "n"), [(128, 384), (120, 360), (1024, 72), (24, 8), (7, 65)])
+def test_linear(run: Run, k: int, n: int, biased: bool) -> None:
+    rng = np.random.default_rng(k)
+    weight = (rng.normal(size=(k, n)) / np.sqrt(k)).astype(np.float16)
+    bias = rng.normal(size=n).astype(np.float16) if biased else None
+    for rows in ROWS:
+        x = rows_of(rng, rows, k)
+        (y,) = run("Linear", [x, weight, bias], [np.float16])
+        sums = references.linear(np.abs(x), np.abs(weight), None if bias is None else np.abs(bias))
+        assert_close(y, references.linear(x, weight, bias), 1e-6 * sums)
+
+
+def test_linear_adds_the_bias_before_it_rounds(run: Run) -> None:
+    x, weight = np.full((1, 8), 2048, np.float16), np.ones((8, 8), np.float16)
+    bias = np.full(8, 7.0, np.float16)
+    (y,) = run("Linear", [x, weight, bias], [np.float16])  # 16391: 16384 if the sum is rounded first
+    np.testing.assert_array_equal(y, np.full((1, 8), 16391, np.float16))
+    overflowing, negative = np.full((1, 8), 8200, np.float16), np.full(8, -200, np.float16)
+    (y,) = run("Linear", [overflowing, weight, negative], [np.float16])  # 65600 - 200
+    np.testing.assert_array_equal(y, np.full((1, 8), 65400, np.float16))
+
+
+@pytest.mark.parametrize("width", [1, 7, 24, 120, 128, 1000, 1024])
+def test_mean_pool(run: Run, width: int) -> None:
+    rng = np.random.default_rng(width)
+    x = rows_of(rng, 150, width, np.float32)
+    for offsets in ([0, 150], [0, 1, 3, 36, 36, 150], [5, 20], [0, 0], [0]):
+        (y,) = run("MeanPool", [x, np.array(offsets, np.int32)], [np.float32])
+        expected = references.mean_pool(x, np.array(offsets))
+        empty = np.isnan(expected)
+        np.testing.assert_array_equal(np.isnan(y), empty)
+        assert_close(np.where(empty, 0, y), np.where(empty, 0, expected), 1e-6 * np.abs(x).max())
+
+
+@pytest.mark.parametrize("width", [1, 7, 24, 64, 120, 1000, 1024, 2736, 4096])
+def test_l2_normalize(run: Run, width: int) -> None:
+    rng = np.random.default_rng(width)
+    for rows in ROWS:
+        x = rows_of(rng, rows, width, np.float32)
+        x[0] = 0
+        if rows > 2:
+            x[2] *= 1e-15  # a norm below 1e-12
+        (y,) = run("L2Normalize", [x], [np.float32])
+        assert_close(y, references.l2_normalize(x), 1e-6)
+
+
+def operands(operator: str, rows: int, width: int) -> tuple[list[Array | None], list[type], dict[str, Any]]:
+    """Inputs whose first one has `rows` rows, output types and attributes of any operator but MeanPool."""
+    rng = np.random.default_rng(rows + width)
+    gain, bias = gain_and_bias(rng, width)
+    x = rng.normal(size=(rows, width)).astype(np.float16)
+    half: list[type] = [np.float16]
+    full: list[type] = [np.float32]
+    match operator:
+        case "LayerNorm":
+            return [x, gain, bias], half, {"epsilon": EPSILON}
+        case "AddLayerNorm":
+            return [x.astype(np.float32), x, gain, bias], full + half, {"epsilon": EPSILON, "keep_norm": 0}
+        case "SplitRotary":
+            qkv = np.concatenate([x, x, x], axis=1)
+            tables = rng.uniform(-1, 1, (64, 4)).astype(np.float32)
+            positions = (np.arange(rows) % 64).astype(np.int32)
+            attributes = {"num_heads": width // 8, "interleaved": 1}
+            return [qkv, tables, tables[::-1].copy(), positions], half * 3, attributes
+        case "SwigluNorm":
+            return [np.concatenate([x, x], axis=1), gain, bias], half, {"epsilon": EPSILON}
+        case "Gelu":
+            return [x], half, {}
+        case "Linear":
+            return [x, rng.normal(size=(width, 16)).astype(np.float16), None], half, {}
+        case "L2Normalize":
+            return [x.astype(np.float32)], full, {}
+    raise AssertionError(operator)
+
+
+ROW_OPERATORS = ["LayerNorm", "AddLayerNorm", "SplitRotary", "SwigluNorm", "Gelu", "Linear", "L2Normalize"]
+# inputs with one row for each row of the output
+PER_ROW = {"AddLayerNorm": [0, 1], "SplitRotary": [0, 3]}
+
+
+@pytest.mark.parametrize("operator", ROW_OPERATORS)
+@pytest.mark.parametrize("width", [120, 1024, 2736])
+def test_a_row_depends_on_no_other(run: Run, operator: str, width: int) -> None:
+    """Each row is bit for bit what it is alone, and NaN stays in its row."""
+    inputs, outputs, attributes = operands(operator, 33, width)
+    first = inputs[0]
+    assert first is not None
+    whole = run(operator, inputs, outputs, **attributes)
+    for row in (0, 7, 32):
+        alone = list(inputs)
+        for index in PER_ROW.get(operator, [0]):
+            source = inputs[index]
+            assert source is not None
+            alone[index] = source[row : row + 1]
+        for part, single in zip(whole, run(operator, alone, outputs, **attributes), strict=True):
+            np.testing.assert_array_equal(part[row : row + 1], single)
+    for poison in (np.nan, np.inf):
+        changed = first.copy()
+        changed[7, 3] = poison
+        poisoned = [changed, *inputs[1:]]
+        for part, before in zip(run(operator, poisoned, outputs, **attributes), whole, strict=True):
+            others = np.arange(33) != 7
+            np.testing.assert_array_equal(part[others], before[others])
+        if np.isnan(poison):
+            assert np.isnan(run(operator, poisoned, outputs, **attributes)[0][7]).any()
+
+
+@pytest.mark.parametrize("operator", ["LayerNorm", "AddLayerNorm", "SwigluNorm", "L2Normalize"])
+def test_nan_fills_the_row_that_is_normalised(run: Run, operator: str) -> None:
+    inputs, outputs, attributes = operands(operator, 3, 1024)
+    assert inputs[0] is not None
+    inputs[0][1, 1000] = np.nan
+    y = run(operator, inputs, outputs, **attributes)[-1]
+    np.testing.assert_array_equal(np.isnan(y).all(axis=1), [False, True, False])
+
+
+@pytest.mark.parametrize("operator", ROW_OPERATORS)
+def test_leading_dimensions_are_rows(run: Run, operator: str) -> None:
+    inputs, outputs, attributes = operands(operator, 6, 120)
+    shaped = list(inputs)
+    for index in PER_ROW.get(operator, [0]):
+        source = inputs[index]
+        assert source is not None
+        shaped[index] = source.reshape(2, 3, *source.shape[1:])
+    for flat, deep in zip(
+        run(operator, inputs, outputs, **attributes), run(operator, shaped, outputs, **attributes), strict=True
+    ):
+        np.testing.assert_array_equal(flat.reshape(2, 3, -1), deep)
+
+
+@pytest.mark.parametrize("operator", ROW_OPERATORS)
+def test_many_rows(run: Run, operator: str) -> None:
+    """4096 rows of few different ones."""
+    inputs, outputs, attributes = operands(operator, 64, 128)
+    many = list(inputs)
+    for index in PER_ROW.get(operator, [0]):
+        source = inputs[index]
+        assert source is not None
+        many[index] = np.tile(source, (64, *[1] * (source.ndim - 1)))
+    few = run(operator, inputs, outputs, **attributes)
+    for part, whole in zip(few, run(operator, many, outputs, **attributes), strict=True):
+        np.testing.assert_array_equal(whole, np.tile(part, (64, 1)))
+
+
+@pytest.mark.parametrize("operator", ROW_OPERATORS)
+def test_no_rows(run: Run, operator: str) -> None:
+    inputs, outputs, attributes = operands(operator, 0, 128)
+    for answer in run(operator, inputs, outputs, **attributes):
+        assert answer.size == 0
+        assert answer.shape[0] == 0
+
+
+@pytest.mark.parametrize("operator", ROW_OPERATORS)
+@pytest.mark.parametrize("width", [120, 1024, 2736])
+def test_misaligned_memory(run: Run, operator: str, width: int) -> None:
+    """The path without vector accesses computes the same but for the order of its sums."""
+    inputs, outputs, attributes = operands(operator, 5, width)
+    moved = [None if x is None else misaligned(x) for x in inputs]
+    for aligned, other in zip(
+        run(operator, inputs, outputs, **attributes), run(operator, moved, outputs, **attributes), strict=True
+    ):
+        np.testing.assert_allclose(other.astype(np.float64), aligned.astype(np.float64), rtol=2e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("operator", "inputs", "outputs", "attributes", "text"),
+    [
+        ("LayerNorm", [(2, 8), (7,), (8,)], 1, {"epsilon": 1e-5}, "vector"),
+        ("AddLayerNorm", [(2, 8), (1, 8), (8,), (8,)], 2, {"epsilon": 1e-5, "keep_norm": 0}, "shapes"),
+        ("SplitRotary", [(2, 25), (4, 4), (4, 4)], 3, {"num_heads": 1, "interleaved": 0}, "heads"),
+        ("SplitRotary", [(2, 24), (4, 3), (4, 3)], 3, {"num_heads": 1, "interleaved": 0}, "cos and sin"),
+        ("SplitRotary", [(5, 24), (4, 4), (4, 4)], 3, {"num_heads": 1, "interleaved": 0}, "positions"),
+        ("SwigluNorm", [(2, 8), (5,), (5,)], 1, {"epsilon": 1e-5}, "half"),
+        ("SwigluNorm", [(2, 7), (3,), (3,)], 1, {"epsilon": 1e-5}, "odd"),
+        ("Linear", [(2, 8), (7, 8)], 1, {}, "weight"),
+        ("MeanPool", [(2, 8), (0,)], 1, {}, "offsets"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused(
+    run: Run, operator: str, inputs: list[tuple[int, ...]], outputs: int, attributes: dict[str, Any], text: str
+) -> None:
+    types = {
+        "LayerNorm": "efff",
+        "AddLayerNorm": "feff",
+        "SplitRotary": "efff",
+        "SwigluNorm": "eff",
+        "Linear": "ee",
+        "MeanPool": "fi",
+    }[operator]
+    arrays: list[Array | None] = [np.ones(shape, kind) for shape, kind in zip(inputs, types, strict=False)]
+    kinds: list[type] = [np.float32, np.float16] if operator == "AddLayerNorm" else [np.float16] * outputs
+    if operator == "MeanPool":
+        kinds = [np.float32]
+    with pytest.raises(InvalidArgument, match=text):
+        run(operator, arrays, kinds, **attributes)
+
+
+def test_a_missing_attribute_is_named(run: Run) -> None:
+    x, vector = np.ones((2, 8), np.float16), np.ones(8, np.float32)
+    with pytest.raises(RuntimeException, match="epsilon"):
+        run("LayerNorm", [x, vector, vector], [np.float16])
