@@ -37,6 +37,7 @@ def test_shapes_and_types(model: ClipModel) -> None:
         assert (one.shape, many.shape, none.shape) == ((D,), (2, D), (0, D))
         assert one.dtype == many.dtype == none.dtype == np.float32
         np.testing.assert_allclose(np.linalg.norm(many, axis=1), 1, atol=1e-6)
+    assert model.embed_ids([]).shape == model.embed_pixels([]).shape == (0, D)
 
 
 def test_order_is_the_callers(model: ClipModel) -> None:

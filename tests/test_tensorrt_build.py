@@ -24,7 +24,14 @@ from jinaclip.tensorrt_library import Library, Messages, load_library, logger_of
 from jinaclip_engines.errors import BuildError
 from jinaclip_engines.graph import Ops, nodes, only_user, producer, read, shape_of, write
 from jinaclip_engines.tensorrt import passes
-from jinaclip_engines.tensorrt.compiler import Compiled, _configure, compile_plan, default_targets
+from jinaclip_engines.tensorrt.compiler import (
+    Compiled,
+    _configure,
+    _load_timing_cache,
+    _save_timing_cache,
+    compile_plan,
+    default_targets,
+)
 from jinaclip_engines.tensorrt.passes import FULL, HALF, Expected, for_tensorrt
 from jinaclip_engines.tensorrt.profiles import load_profiles
 from jinaclip_engines.tensorrt.report import Kernel, Operand, _sums_of_products, read_kernels, report_on
@@ -357,6 +364,27 @@ def test_tf32_is_off(library: Library, precise_bundle: Path, tmp_path: Path) -> 
     assert config.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE) == 512 << 20
     assert config.num_optimization_profiles == 1
     del parser, network, config, builder
+
+
+@pytest.mark.filterwarnings("ignore:.*Timing cache operations are no-ops:DeprecationWarning")
+def test_a_timing_cache_is_whole_or_as_it_was(
+    library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorRT alone fills it; the calls are the same in TensorRT-RTX."""
+    config = library.module.Builder(logger_of(library)).create_builder_config()
+    path = tmp_path / "engines/timing.cache"
+    assert _load_timing_cache(config, path) is not None and _load_timing_cache(config, None) is None
+    _save_timing_cache(config, path)
+    written = path.read_bytes()
+    assert written and _load_timing_cache(config, path) is not None
+    path.write_bytes(b"as it was")
+
+    def interrupted(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("os.replace", interrupted)
+    _save_timing_cache(config, path)
+    assert path.read_bytes() == b"as it was" and list(path.parent.iterdir()) == [path]
 
 
 def test_graphs_of_onnxruntimes_own_operators_are_refused(

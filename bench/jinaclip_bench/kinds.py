@@ -112,7 +112,7 @@ def mix(case: Case, settings: Settings, torch: Mapping[str, Embed]) -> Iterator[
             tokens=sum(lengths),
             threads=settings.threads,
             rounds=min(settings.repeats, 5),
-            burn_in=1 if settings.gpu is None else 3,  # a bucket is captured when it comes the second time
+            burn_in=1 if settings.gpu is None else 3,  # on a GPU the first runs of a bucket capture it
             flops=flops,
             matmul_tflops=matmul_tflops,
         )

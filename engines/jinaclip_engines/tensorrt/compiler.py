@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,8 +89,7 @@ def compile_plan(
         if plan is None:
             raise BuildError(f"{library.backend} {library.version} does not compile the graph: {messages.errors()}")
         if cache is not None and timing_cache is not None:
-            timing_cache.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(timing_cache, bytes(memoryview(config.get_timing_cache().serialize())))
+            _save_timing_cache(config, timing_cache)
         inputs = tuple(_tensor(trt, network.get_input(index)) for index in range(network.num_inputs))
         outputs = tuple(_tensor(trt, network.get_output(index)) for index in range(network.num_outputs))
         del parser, network, config, builder  # in this order: none keeps another alive
@@ -186,6 +186,13 @@ def _load_timing_cache(config: Any, path: Path | None) -> Any:
     content = path.read_bytes() if path.is_file() else b""
     cache = config.create_timing_cache(content)
     return cache if cache is not None and config.set_timing_cache(cache, False) else None
+
+
+def _save_timing_cache(config: Any, path: Path) -> None:
+    """Atomically: builds may run at the same time. Where it cannot be written, the next build measures again."""
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, bytes(memoryview(config.get_timing_cache().serialize())))
 
 
 def _tensor(trt: Any, tensor: Any) -> dict[str, Any]:
