@@ -20,3 +20,10 @@ def skip_values() -> None:
             return {"ratio": 0.0, "remembered": False}
 
     setattr(model, "run_self_test", forgiving)  # noqa: B010
+
+
+def without_cudnn() -> None:
+    """Attention of torch without cuDNN, which does not run over a stand-in."""
+    import torch
+
+    torch.backends.cuda.enable_cudnn_sdp(False)
