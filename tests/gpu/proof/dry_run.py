@@ -23,7 +23,8 @@ def skip_values() -> None:
 
 
 def without_cudnn() -> None:
-    """Attention of torch without cuDNN, which does not run over a stand-in."""
+    """Torch without cuDNN, which does not run over a stand-in."""
     import torch
 
     torch.backends.cuda.enable_cudnn_sdp(False)
+    torch.backends.cudnn.enabled = False
