@@ -196,10 +196,13 @@ def environment(site: Path, metadata: Path, work: Path) -> dict[str, str]:
 
 
 def cuda_folders() -> Iterator[Path]:
-    """The folders of libraries of the installed nvidia packages, which torch finds by itself and others do not."""
+    """The folders of libraries of the installed nvidia packages, which torch finds by itself and others do not. That of
+    cuDNN is left out: we must do without it.
+    """
     spec = importlib.util.find_spec("nvidia")
     for place in (spec.submodule_search_locations or ()) if spec is not None else ():
-        yield from sorted(path for path in Path(place).glob("*/lib") if any(path.glob("lib*.so*")))
+        folders = sorted(path for path in Path(place).glob("*/lib") if any(path.glob("lib*.so*")))
+        yield from (path for path in folders if path.parent.name != "cudnn")
 
 
 def _work_folder() -> Path:

@@ -38,6 +38,11 @@ class Context:
         return "small" if self.dry_run else "full"
 
     @property
+    def weights_device(self) -> str:
+        """Where weights are drawn and reference vectors computed: a stand-in for CUDA computes none."""
+        return "cpu" if self.dry_run else self.device
+
+    @property
     def model(self) -> Path:
         """checkpoint/ and bundle/ of it."""
         return self.work / self.size

@@ -20,3 +20,11 @@ def skip_values() -> None:
             return {"ratio": 0.0, "remembered": False}
 
     setattr(model, "run_self_test", forgiving)  # noqa: B010
+
+
+def without_cudnn() -> None:
+    """Torch without cuDNN, which does not run over a stand-in."""
+    import torch
+
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    torch.backends.cudnn.enabled = False

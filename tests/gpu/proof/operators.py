@@ -39,5 +39,5 @@ def _check(context: Context, before: list[str]) -> None:
     command += ["--seconds", seconds]
     code = subprocess.run(command, cwd=ROOT, timeout=max(1.0, context.left() - 1)).returncode
     context.record("result", state="ok" if code == 0 else f"exit {code}")
-    if code:
+    if code and not context.dry_run:
         raise SystemExit(f"{SCRIPT.name} ended with {code}; see the log")

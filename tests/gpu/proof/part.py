@@ -23,9 +23,10 @@ def main() -> int:
     args = parser.parse_args()
     end = time.monotonic() + args.limit
     if args.dry_run:
-        from tests.gpu.proof.dry_run import skip_values
+        from tests.gpu.proof.dry_run import skip_values, without_cudnn
 
         skip_values()
+        without_cudnn()
     context = Context(args.name, args.work, args.output, args.device, args.dry_run, end)
     module, _, function = args.run.partition(":")
     getattr(import_module(f"tests.gpu.proof.{module}"), function)(context)

@@ -20,7 +20,7 @@ ENOUGH = 0.9998  # cosine of fp16 with fp32
 def run(context: Context) -> None:
     ours.clear_marks(context)
     directory = context.work / "smoke"
-    seconds = random_bundle.make(context.work / "kit" / "graphs" / "small", directory, context.device)
+    seconds = random_bundle.make(context.work / "kit" / "graphs" / "small", directory, context.weights_device)
     context.record("bundle", **seconds)
     failed = []
     for way, library in ours.ways(context).items():

@@ -15,7 +15,7 @@ from tests.gpu.proof.context import Context
 def run(context: Context) -> None:
     start = time.monotonic()
     (context.model / "whole").unlink(missing_ok=True)
-    seconds = random_bundle.make(context.work / "kit" / "graphs" / context.size, context.model, context.device)
+    seconds = random_bundle.make(context.work / "kit" / "graphs" / context.size, context.model, context.weights_device)
     context.record("bundle", seconds=round(time.monotonic() - start, 1), **seconds)
     start = time.monotonic()
     found = ours.ways(context)
