@@ -137,10 +137,15 @@ class Stream:
         """Until all of it is done; other Python threads go on."""
         self._cuda(self._cuda.api.cudaStreamSynchronize, self.handle)
 
-    def capture(self, work: Callable[[], None]) -> Graph:
-        """What `work` puts into the stream, as a graph; nothing of it runs."""
+    def capture(self, work: Callable[[], None], *, relaxed: bool = False) -> Graph:
+        """What `work` puts into the stream, as a graph; nothing of it runs.
+
+        Args:
+            relaxed: `work` may allocate memory. Calls in other threads are never affected.
+        """
         api = self._cuda.api
-        mode = api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        modes = api.cudaStreamCaptureMode
+        mode = modes.cudaStreamCaptureModeRelaxed if relaxed else modes.cudaStreamCaptureModeThreadLocal
         self._cuda(api.cudaStreamBeginCapture, self.handle, mode)
         try:
             work()

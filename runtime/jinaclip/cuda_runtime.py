@@ -7,7 +7,7 @@ works over either. ctypes releases Python's lock during a call.
 from __future__ import annotations
 
 import ctypes
-from ctypes import c_char_p, c_int, c_size_t, c_uint, c_void_p
+from ctypes import c_char_p, c_int, c_size_t, c_uint, c_ulonglong, c_void_p
 from typing import Any
 
 
@@ -21,6 +21,10 @@ class CudaRuntime:
     # Values of enumerations in driver_types.h.
     cudaStreamNonBlocking = 1
     cudaEventDisableTiming = 2
+
+    class cudaStreamCaptureMode:
+        cudaStreamCaptureModeThreadLocal = 1
+        cudaStreamCaptureModeRelaxed = 2
 
     class cudaMemcpyKind:
         cudaMemcpyHostToDevice = 1
@@ -76,6 +80,28 @@ class CudaRuntime:
     def cudaEventDestroy(self, event: int) -> tuple[int]:
         return (self._library.cudaEventDestroy(event),)
 
+    def cudaStreamBeginCapture(self, stream: int, mode: int) -> tuple[int]:
+        return (self._library.cudaStreamBeginCapture(stream, mode),)
+
+    def cudaStreamEndCapture(self, stream: int) -> tuple[int, int]:
+        found = c_void_p()
+        error = self._library.cudaStreamEndCapture(stream, ctypes.byref(found))
+        return error, found.value or 0
+
+    def cudaGraphInstantiate(self, graph: int, flags: int) -> tuple[int, int]:
+        found = c_void_p()
+        error = self._library.cudaGraphInstantiate(ctypes.byref(found), graph, flags)
+        return error, found.value or 0
+
+    def cudaGraphLaunch(self, executable: int, stream: int) -> tuple[int]:
+        return (self._library.cudaGraphLaunch(executable, stream),)
+
+    def cudaGraphExecDestroy(self, executable: int) -> tuple[int]:
+        return (self._library.cudaGraphExecDestroy(executable),)
+
+    def cudaGraphDestroy(self, graph: int) -> tuple[int]:
+        return (self._library.cudaGraphDestroy(graph),)
+
     def cudaGetErrorString(self, error: int) -> tuple[int, bytes]:
         return 0, self._library.cudaGetErrorString(error) or b"unknown error"
 
@@ -104,6 +130,12 @@ _ARGUMENTS: dict[str, list[Any]] = {
     "cudaEventRecord": [c_void_p, c_void_p],
     "cudaEventSynchronize": [c_void_p],
     "cudaEventDestroy": [c_void_p],
+    "cudaStreamBeginCapture": [c_void_p, c_int],
+    "cudaStreamEndCapture": [c_void_p, c_void_p],
+    "cudaGraphInstantiate": [c_void_p, c_void_p, c_ulonglong],
+    "cudaGraphLaunch": [c_void_p, c_void_p],
+    "cudaGraphExecDestroy": [c_void_p],
+    "cudaGraphDestroy": [c_void_p],
     "cudaGetErrorString": [c_int],
     "cudaGetLastError": [],
 }

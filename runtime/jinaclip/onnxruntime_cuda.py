@@ -1,12 +1,13 @@
 """A session of ONNX Runtime on a GPU: its CUDA provider and no other.
 
-All calls of CUDA are made by one thread a GPU (jinaclip.gpu_thread). A run copies its inputs from pinned memory in one
-copy, launches the graph and copies the outputs back, all in one stream; it waits once, for its end. Two runs may be in
-that stream at the same time, so that the GPU does not wait for the host between them.
+A run copies its inputs from pinned memory in one copy, launches the graph and copies the outputs back, all in one
+stream; it waits once, for its end. Two runs may be in that stream at the same time, so that the GPU does not wait for
+the host between them.
 
-Small batches are padded to one of few shapes. A shape that comes a second time is captured as a CUDA graph, which costs
-one launch instead of hundreds; at most MOST_GRAPHS are held, the shapes that come later run without. Larger batches run
-as they are.
+Batches are padded to one of few shapes. A shape that comes a second time is captured as a CUDA graph, which costs one
+launch instead of hundreds and is launched by the calling thread; the shapes that come after MOST_GRAPHS run without.
+Whatever is not a captured graph runs in one thread for all sessions of the GPU (jinaclip.gpu_thread), for ONNX Runtime
+keeps memory and library handles for every thread that runs it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import numpy as np
 
 from jinaclip import packed_texts
 from jinaclip.buckets import Profile, bucket_for, pad_into
-from jinaclip.cuda import Cuda, DeviceMemory, Stream
+from jinaclip.cuda import Cuda, Graph, Stream
 from jinaclip.cuda_libraries import CUDNN, load, load_libraries
 from jinaclip.cuda_runtime import CudaRuntime
 from jinaclip.errors import BackendError, BackendMissing, BundleError
@@ -63,9 +64,10 @@ NEEDS_CUDNN = {
 }  # fmt: skip
 # Up to so many tokens, or images, launching kernels takes about as long as running them: there a graph is worth its
 # padding.
-GRAPH_TOKENS, GRAPH_IMAGES, MOST_GRAPHS = 2048, 4, 64
+GRAPH_TOKENS, GRAPH_IMAGES = 2048, 4
+# Graphs of a session: of shapes up to those sizes, and of larger ones.
+MOST_SMALL_GRAPHS, MOST_LARGE_GRAPHS = 64, 32
 RUNS_AT_ONCE = 2
-_WITHOUT_GRAPH = "-1"
 
 Key = tuple[int, ...]
 
@@ -137,10 +139,13 @@ class OnnxRuntimeCudaSession:
         self._closed = False
         self._session: Any = None
         self._slots: queue.LifoQueue[Slot] = queue.LifoQueue()
-        self._graphs: dict[Key, _Captured] = {}
-        self._seen: set[Key] = set()
-        self._without_graph: set[Key] = set()  # could not be captured
-        self._thread.call(self._open, graphs)
+        self._captures = graphs
+        self._graphs: dict[Key, Graph] = {}
+        self._seen: set[Key] = set()  # shapes that ran, captured or not
+        self._held = {True: 0, False: 0}  # graphs of small shapes and of larger ones
+        self._bindings: list[Any] = []  # of the graphs
+        self._in_stream = threading.Lock()  # one thread at a time puts work into the stream
+        self._thread.call(self._open)
 
     def run(
         self, inputs: Arrays, *, interruptible: bool = False, release_memory: bool = False
@@ -149,8 +154,6 @@ class OnnxRuntimeCudaSession:
         (batch,) = inputs.values()
         if set(inputs) != {self._input}:
             raise BackendError(f"the graph's input is {self._input}, found {', '.join(inputs)}")
-        if release_memory and self._graphs:
-            raise BackendError("release_memory is not possible on a GPU: captured CUDA graphs use the memory")
         if len(batch) == 0:
             return {name: np.empty((0, width), np.float32) for name, width in self._outputs.items()}
         work = self._plan(batch)
@@ -160,6 +163,9 @@ class OnnxRuntimeCudaSession:
             if slot.input.size < work.inputs.copied or slot.output.size < work.outputs.size:
                 self._thread.call(slot.reserve, work.inputs.copied, work.outputs.size)
             self._fill(work.inputs.views(slot.input.array), batch)
+            if work.key in self._graphs and (found := self._replay(slot, work)) is not None:
+                self._slots.put(slot)
+                return found
             started = self._thread.submit(self._start, slot, work, release_memory)
         except BaseException:
             self._slots.put(slot)
@@ -200,7 +206,7 @@ class OnnxRuntimeCudaSession:
         require_open(self._process, None if self._closed else self._session)
 
     def _plan(self, batch: np.ndarray) -> _Work:
-        """How a batch is run: the shape, and whether as a CUDA graph."""
+        """How a batch is run: its shape, and whether it is a small one."""
         if self._packed:
             shape = packed_texts.shape_of((batch != self._pad).sum(1))
             return self._work(shape, packed_texts.is_small(shape, GRAPH_TOKENS), len(batch))
@@ -217,7 +223,8 @@ class OnnxRuntimeCudaSession:
         else:
             texts, unset, shapes = shape[0], None, {self._input: shape}
         return _Work(
-            key=shape if small and self._captures else None,
+            key=shape,
+            small=small,
             inputs=Layout({name: (shapes[name], self._inputs[name]) for name in shapes}, unset),
             outputs=Layout({name: ((texts, width), np.dtype(np.float32)) for name, width in self._outputs.items()}),
             rows=rows,
@@ -229,9 +236,37 @@ class OnnxRuntimeCudaSession:
         else:
             pad_into(views[self._input], batch, self._pad)
 
+    def _replay(self, slot: Slot, work: _Work) -> dict[str, np.ndarray] | None:
+        """Run a captured graph from the calling thread; None if it was dropped meanwhile."""
+        try:
+            self._cuda.enter()
+            with self._in_stream:
+                graph = self._graphs.get(work.key)
+                if graph is None:
+                    return None
+                self._put(slot, work, lambda: graph.launch(self._stream))
+            return self._results(slot, work)
+        except BaseException as error:
+            with suppress(BackendError):
+                self._stream.wait()  # nothing may use the slot any more
+            if isinstance(error, BackendError):
+                raise self._failed(error) from error
+            raise
+
+    def _put(self, slot: Slot, work: _Work, launch: Callable[[], object]) -> None:
+        """Copy in, launch, copy out and the mark behind them, all without waiting."""
+        self._stream.upload(self._input_block.reserved, slot.input, work.inputs.copied)
+        launch()
+        self._stream.download(slot.output, self._output_block.reserved, work.outputs.size)
+        slot.done.record(self._stream)
+
+    def _results(self, slot: Slot, work: _Work) -> dict[str, np.ndarray]:
+        slot.done.wait()
+        return {name: view[: work.rows].copy() for name, view in work.outputs.views(slot.output.array).items()}
+
     # What follows runs in the GPU's thread.
 
-    def _open(self, graphs: bool) -> None:
+    def _open(self) -> None:
         ort = self._ort = import_onnxruntime()
         self._cuda = Cuda(self._gpu.index, CudaRuntime(load_libraries(_cuda_major(ort))))
         self._stream = Stream(self._cuda)
@@ -239,7 +274,7 @@ class OnnxRuntimeCudaSession:
             # At its default level the library's own logger writes to stderr what is also raised, and a warning at each
             # session (no level of the session's own reaches it).
             ort.set_default_logger_severity(4)
-            self._session, self._captures = self._inference_session(ort, graphs)
+            self._session = self._inference_session(ort)
             _require_on_device(self._session)
             _require_no_cudnn(self._session, self._path)
         except BaseException:
@@ -260,149 +295,135 @@ class OnnxRuntimeCudaSession:
         self._most = GRAPH_TOKENS if is_text else GRAPH_IMAGES
         most = (1, 1, self._most)
         self._buckets = (Profile("graphs", most, most if is_text else None),)
+        # What runs read and write, graphs too: one piece for all, for the stream runs them one after the other.
         self._input_block, self._output_block = Block(self._cuda), Block(self._cuda)
-        # What captured graphs read and write: fixed, and the same for all, for they run one after the other.
-        self._graph_inputs, self._graph_outputs = Block(self._cuda), Block(self._cuda)
         for _ in range(RUNS_AT_ONCE):
             self._slots.put(Slot(self._cuda))
 
-    def _inference_session(self, ort: Any, graphs: bool) -> tuple[Any, bool]:
-        """The session, and whether it captures: not where this graph's placement does not allow it."""
-        problem: Exception | None = None
-        for captures in (True, False) if graphs else (False,):
-            options = session_options(ort)
-            options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-            # Weights outside the arena, and an arena that grows by what is asked for: it would double otherwise.
-            options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
-            if self._operators is not None:
-                options.register_custom_ops_library(str(self._operators))
-            provider = {
-                "device_id": self._gpu.index,
-                "use_tf32": 0,  # rounds float32 operands to 10 bits, on by default
-                "enable_cuda_graph": int(captures),
-                "user_compute_stream": str(int(self._stream.handle)),
-                "arena_extend_strategy": "kSameAsRequested",
-            }
-            try:
-                session = ort.InferenceSession(
-                    str(self._path), options, providers=[(PROVIDER, provider), "CPUExecutionProvider"],
-                    enable_fallback=0,
-                )  # fmt: skip
-            except Exception as error:
-                if _is_out_of_memory(error):
-                    raise self._out_of_memory(error) from error
-                problem = error
-                continue
-            if session.get_providers()[0] != PROVIDER:
-                raise BackendMissing(
-                    f"onnxruntime {ort.__version__} opened the graph on {session.get_providers()[0]} instead of "
-                    f"{PROVIDER}: its CUDA libraries do not load here; run: pip install 'jinaclip[cuda]'"
-                )
-            return session, captures
-        assert problem is not None
-        raise BundleError(
-            f"onnxruntime {ort.__version__} cannot open {self._path} on {self._gpu}: {first_line(problem)}; "
-            "check the bundle with `jinaclip verify`, or export it again"
-        ) from problem
+    def _inference_session(self, ort: Any) -> Any:
+        options = session_options(ort)
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        # Weights outside the arena, and an arena that grows by what is asked for: it would double otherwise.
+        options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
+        if self._operators is not None:
+            options.register_custom_ops_library(str(self._operators))
+        provider = {
+            "device_id": self._gpu.index,
+            "use_tf32": 0,  # rounds float32 operands to 10 bits, on by default
+            "user_compute_stream": str(int(self._stream.handle)),
+            "arena_extend_strategy": "kSameAsRequested",
+        }
+        try:
+            session = ort.InferenceSession(
+                str(self._path), options, providers=[(PROVIDER, provider), "CPUExecutionProvider"], enable_fallback=0
+            )
+        except Exception as error:
+            if _is_out_of_memory(error):
+                raise self._out_of_memory(error) from error
+            raise BundleError(
+                f"onnxruntime {ort.__version__} cannot open {self._path} on {self._gpu}: {first_line(error)}; "
+                "check the bundle with `jinaclip verify`, or export it again"
+            ) from error
+        if session.get_providers()[0] != PROVIDER:
+            raise BackendMissing(
+                f"onnxruntime {ort.__version__} opened the graph on {session.get_providers()[0]} instead of "
+                f"{PROVIDER}: its CUDA libraries do not load here; run: pip install 'jinaclip[cuda]'"
+            )
+        return session
 
     def _start(self, slot: Slot, work: _Work, release_memory: bool) -> Future[dict[str, np.ndarray]]:
         """Put a run into the stream. What it returns waits for its end, after what was submitted meanwhile."""
         try:
-            captured = None if work.key is None else self._graphs.get(work.key)
-            if captured is not None:
-                self._launch(slot, work, captured)
-            elif work.key is None or not self._capture(slot, work):
-                self._launch_without_graph(slot, work, release_memory)
-            slot.done.record(self._stream)
-            return self._thread.submit(self._finish, slot, work)
+            with self._in_stream:
+                self._reserve(work)
+                binding, options = self._binding(work), self._options()
+                if release_memory:
+                    if self._graphs:
+                        raise BackendError("release_memory is not possible: captured CUDA graphs use the memory")
+                    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", f"gpu:{self._gpu.index}")
+                self._put(slot, work, lambda: self._session.run_with_iobinding(binding, options))
+            finished = self._thread.submit(self._finish, slot, work)
         except Exception as error:
-            self._give_back(slot)
+            with suppress(BackendError):
+                self._stream.wait()
+            self._slots.put(slot)
             raise self._failed(error) from error
+        if self._captures and work.key not in self._graphs:
+            if work.key in self._seen and self._has_room(work):
+                self._thread.submit(self._capture, work)
+            self._seen.add(work.key)
+        return finished
 
     def _finish(self, slot: Slot, work: _Work) -> dict[str, np.ndarray]:
         try:
-            slot.done.wait()
-            return {name: view[: work.rows].copy() for name, view in work.outputs.views(slot.output.array).items()}
+            return self._results(slot, work)
         except Exception as error:
             raise self._failed(error) from error
         finally:
-            self._give_back(slot)
+            self._slots.put(slot)
 
-    def _give_back(self, slot: Slot) -> None:
-        self._slots.put(slot)
+    def _has_room(self, work: _Work) -> bool:
+        """Whether a shape's graph can be held; those that were captured stay."""
+        return self._held[work.small] < (MOST_SMALL_GRAPHS if work.small else MOST_LARGE_GRAPHS)
 
-    def _launch(self, slot: Slot, work: _Work, how: _Captured) -> None:
-        self._stream.upload(how.inputs, slot.input, work.inputs.copied)
-        self._session.run_with_iobinding(how.binding, how.options)
-        self._stream.download(slot.output, how.outputs, work.outputs.size)
-
-    def _launch_without_graph(self, slot: Slot, work: _Work, release_memory: bool) -> None:
-        inputs = self._input_block.reserve(work.inputs.size)
-        outputs = self._output_block.reserve(work.outputs.size)
-        options = self._options(_WITHOUT_GRAPH)
-        if release_memory:
-            options.add_run_config_entry("memory.enable_memory_arena_shrinkage", f"gpu:{self._gpu.index}")
-        self._launch(slot, work, _Captured(self._binding(work, inputs, outputs), options, inputs, outputs))
-
-    def _capture(self, slot: Slot, work: _Work) -> bool:
-        """Run a shape and capture it, if it came before and there is room for its graph."""
-        key = work.key
-        assert key is not None
-        if key not in self._seen or key in self._without_graph or len(self._graphs) >= MOST_GRAPHS:
-            self._seen.add(key)
-            return False
-        inputs, outputs = self._graph_blocks(work)
-        number = str(1 + len(self._graphs) + len(self._without_graph))
-        captured = _Captured(self._binding(work, inputs, outputs), self._options(number), inputs, outputs)
+    def _capture(self, work: _Work) -> None:
+        """Capture a shape that has just run, so that all of its memory is there. Nothing runs."""
+        if self._closed or work.key in self._graphs or not self._has_room(work):
+            return
+        self._held[work.small] += 1  # also where it fails: it is not tried again
+        binding, options = self._binding(work), self._options()
         try:
-            self._launch(slot, work, captured)
+            with self._in_stream:
+                graph = self._stream.capture(lambda: self._session.run_with_iobinding(binding, options), relaxed=True)
+            self._bindings.append(binding)
+            self._graphs[work.key] = graph
         except Exception as error:
-            self._without_graph.add(key)
             self._cuda(self._cuda.api.cudaGetLastError)
-            logger.warning("%s: shape %s is run without a CUDA graph: %s", self.device, list(key), first_line(error))
-            return False
-        self._graphs[key] = captured
-        return True
+            logger.warning(
+                "%s: shape %s is run without a CUDA graph: %s", self.device, list(work.key), first_line(error)
+            )
 
-    def _graph_blocks(self, work: _Work) -> tuple[DeviceMemory, DeviceMemory]:
-        """Memory for inputs and outputs that stays where it is. The first capture takes it, for the largest shape."""
-        if not self._graphs:
-            largest: Key
-            if self._packed:
-                largest = packed_texts.largest_small(GRAPH_TOKENS)
-            elif self._input_row:
-                largest = (GRAPH_IMAGES, *self._input_row)
-            else:
-                largest = (GRAPH_TOKENS, 1)
-            room = self._work(largest, True, 0)
-            self._graph_inputs.reserve(room.inputs.size)
-            self._graph_outputs.reserve(room.outputs.size)
-        return self._graph_inputs.reserve(work.inputs.size), self._graph_outputs.reserve(work.outputs.size)
+    def _reserve(self, work: _Work) -> None:
+        """Memory for a run's inputs and outputs. Graphs read and write where the memory was: it is not moved under
+        them, but they are dropped, and captured again.
+        """
+        if self._input_block.size >= work.inputs.size and self._output_block.size >= work.outputs.size:
+            return
+        self._drop_graphs()
+        self._input_block.reserve(work.inputs.size)
+        self._output_block.reserve(work.outputs.size)
 
-    def _binding(self, work: _Work, inputs: DeviceMemory, outputs: DeviceMemory) -> Any:
+    def _drop_graphs(self) -> None:
+        graphs, self._graphs = self._graphs, {}
+        self._stream.wait()
+        for graph in graphs.values():
+            graph.close()
+        self._bindings.clear()
+        self._held = {True: 0, False: 0}
+
+    def _binding(self, work: _Work) -> Any:
         binding = self._session.io_binding()
+        device = ("cuda", self._gpu.index)
+        inputs, outputs = self._input_block.reserved.pointer, self._output_block.reserved.pointer
         for name, (offset, shape, dtype) in work.inputs.parts.items():
-            binding.bind_input(name, "cuda", self._gpu.index, dtype.type, list(shape), inputs.pointer + offset)
+            binding.bind_input(name, *device, dtype.type, list(shape), inputs + offset)
         for name, (offset, shape, dtype) in work.outputs.parts.items():
-            binding.bind_output(name, "cuda", self._gpu.index, dtype.type, list(shape), outputs.pointer + offset)
+            binding.bind_output(name, *device, dtype.type, list(shape), outputs + offset)
         return binding
 
-    def _options(self, graph: str) -> Any:
+    def _options(self) -> Any:
         options = self._ort.RunOptions()
-        options.add_run_config_entry("disable_synchronize_execution_providers", "1")  # `_finish` waits
-        if self._captures:
-            options.add_run_config_entry("gpu_graph_id", graph)
+        options.add_run_config_entry("disable_synchronize_execution_providers", "1")  # `_results` waits
         return options
 
     def _free(self, slots: list[Slot]) -> None:
         with suppress(BackendError):
-            self._stream.wait()
-        self._graphs.clear()
+            self._drop_graphs()
         self._session = None
         for slot in slots:
             slot.close()
-        for block in (self._input_block, self._output_block, self._graph_inputs, self._graph_outputs):
-            block.close()
+        self._input_block.close()
+        self._output_block.close()
         self._stream.close()
 
     def _failed(self, error: Exception) -> BackendError:
@@ -422,26 +443,18 @@ class OnnxRuntimeCudaSession:
         )
 
 
-@dataclass
-class _Captured:
-    """What a graph is launched with again: its binding, and the memory that it reads and writes."""
-
-    binding: Any
-    options: Any
-    inputs: DeviceMemory
-    outputs: DeviceMemory
-
-
 @dataclass(frozen=True)
 class _Work:
     """A run.
 
     Attributes:
-        key: of its CUDA graph; None for one that runs without.
+        key: its shape.
+        small: whether it is one of those that are padded for the sake of a CUDA graph.
         rows: of the batch; the outputs may have more.
     """
 
-    key: Key | None
+    key: Key
+    small: bool
     inputs: Layout
     outputs: Layout
     rows: int

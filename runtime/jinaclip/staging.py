@@ -11,6 +11,7 @@ import numpy as np
 from jinaclip.cuda import Cuda, DeviceMemory, Event, PinnedArray
 
 _ALIGNMENT = 256  # bytes, of every array in a block
+_LEAST = 4 << 20  # bytes of a block of the device
 
 
 class Layout:
@@ -56,11 +57,19 @@ class Block:
     def size(self) -> int:
         return 0 if self.memory is None else self.memory.size
 
-    def reserve(self, size: int) -> DeviceMemory:
-        if self.memory is None or self.memory.size < size:
-            self.close()  # waits for the runs that use it: cudaFree does
-            self.memory = DeviceMemory(self._cuda, size)
+    @property
+    def reserved(self) -> DeviceMemory:
+        """What `reserve` made."""
+        assert self.memory is not None
         return self.memory
+
+    def reserve(self, size: int) -> None:
+        """At least so many bytes, and so many more that it is seldom asked for. Nothing may be running on the memory
+        that is there.
+        """
+        if self.size < size:
+            self.close()
+            self.memory = DeviceMemory(self._cuda, max(_LEAST, 1 << (size - 1).bit_length()))
 
     def close(self) -> None:
         if self.memory is not None:
