@@ -186,7 +186,7 @@ def test_torch_compile_sees_through_both_towers(
 
 def count_compiles(monkeypatch: pytest.MonkeyPatch) -> tuple[CompileCounterWithBackend, list[str | None]]:
     """Graphs that torch.compile makes from now on, by a backend that needs no C compiler; and the modes asked for."""
-    backend, modes, compile_ = CompileCounterWithBackend("aot_eager"), list[str | None](), torch.compile  # type: ignore[no-untyped-call]
+    backend, modes, compile_ = CompileCounterWithBackend("aot_eager"), list[str | None](), torch.compile
 
     def counting(forward: torch.nn.Module, *, mode: str | None, **options: Any) -> Any:
         modes.append(mode)
