@@ -34,8 +34,9 @@ from jinaclip_engines.graph import (
 )
 from jinaclip_engines.ranges import channel_ranges
 from jinaclip_export.checkpoint import Checkpoint
+from jinaclip_export.manifest import Identity
 from jinaclip_export.random_checkpoint import SIZES
-from jinaclip_export.write import Identity, export_bundle
+from jinaclip_export.write import export_bundle
 from tests.conftest import PHOTOS, MakeCheckpoint
 from tests.cuda_operator_graphs import packed, run_operators
 from tests.parity import CONFIGURATIONS

@@ -6,6 +6,9 @@ differ from the float64 reference by half a unit in the last place of float16, p
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -421,3 +424,18 @@ def test_a_missing_attribute_is_named(run: Run) -> None:
     x, vector = np.ones((2, 8), np.float16), np.ones(8, np.float32)
     with pytest.raises(RuntimeException, match="epsilon"):
         run("LayerNorm", [x, vector, vector], [np.float16])
+
+
+@pytest.mark.slow
+def test_the_cuda_library_builds(tmp_path: Path) -> None:
+    if shutil.which("nvcc") is None:
+        pytest.skip("no nvcc")
+    build = Path(__file__).parent.parent / "runtime/c-library/cuda/build.py"
+    command = [sys.executable, str(build), "--arch", "90", "--output", str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    if "cublasLt.h" in result.stderr and "is not found" in result.stderr:
+        pytest.skip("no header of cuBLAS")
+    assert result.returncode == 0, result.stderr
+    content = Path(result.stdout.strip()).read_bytes()
+    for name in (b"RegisterCustomOps", b"jinaclip_cuda_device_error", b"libcublasLt.so.13", b"libcudart.so.13"):
+        assert name in content

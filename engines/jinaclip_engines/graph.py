@@ -227,7 +227,8 @@ def initializer(model: ir.Model, values: np.ndarray, name: str | None = None) ->
     while (full := base if name and base not in taken else f"{base}_{number}") in taken:
         number += 1
     value = ir.Value(name=full, shape=ir.Shape(values.shape), type=ir.TensorType(ir.DataType.from_numpy(values.dtype)))
-    value.const_value = ir.tensor(np.ascontiguousarray(values), name=full)
+    # ascontiguousarray makes a vector of a scalar.
+    value.const_value = ir.tensor(np.ascontiguousarray(values).reshape(values.shape), name=full)
     model.graph.register_initializer(value)
     return value
 

@@ -6,16 +6,24 @@ ONNX Runtime's alone (docs/gpu.md).
 
 from __future__ import annotations
 
+import ctypes
+import logging
 import os
+from functools import cache
 from pathlib import Path
 
+from jinaclip.cuda_libraries import load_libraries
 from jinaclip.errors import BackendError
 from jinaclip.gpu import Gpu
+from jinaclip.gpu_thread import gpu_thread
+
+logger = logging.getLogger(__name__)
 
 VARIABLE = "JINACLIP_CUDA_OPERATORS"
 LIBRARY = "libjinaclip_cuda.so"
 # Of the operators' inputs, outputs and attributes; a graph that was made for another is left aside.
 VERSION = 1
+_CUDA_MAJOR = 13  # that the library is linked with
 _LEAST_CAPABILITY = (8, 0)  # what flash attention needs
 
 
@@ -37,7 +45,33 @@ def operators_library() -> Path | None:
 
 
 def operators_for(gpu: Gpu | None) -> Path | None:
-    """The library where this GPU can use it, else None."""
-    if gpu is None or tuple(int(part) for part in gpu.capability.split(".")) < _LEAST_CAPABILITY:
-        return None
-    return operators_library()
+    """The library where this GPU can use it, else None; says once why one that is here cannot be used."""
+    library = None if gpu is None else operators_library()
+    if gpu is None or library is None or (problem := _problem(library, gpu)) is None:
+        return library
+    _warn(f"{library.name} is not used on {gpu}: {problem}")
+    return None
+
+
+@cache
+def _problem(library: Path, gpu: Gpu) -> str | None:
+    if tuple(int(part) for part in gpu.capability.split(".")) < _LEAST_CAPABILITY:
+        return f"its capability is {gpu.capability}, at least 8.0 is needed"
+    return gpu_thread(gpu.index).call(_ask_library, library, gpu.index)
+
+
+def _ask_library(library: Path, index: int) -> str | None:
+    """What the library says of a device."""
+    try:
+        load_libraries(_CUDA_MAJOR)
+        ask = ctypes.CDLL(str(library)).jinaclip_cuda_device_error
+    except (BackendError, OSError, AttributeError) as error:
+        return str(error)
+    ask.restype = ctypes.c_char_p
+    said = ask(index)
+    return None if said is None else said.decode()
+
+
+@cache
+def _warn(text: str) -> None:
+    logger.warning(text)

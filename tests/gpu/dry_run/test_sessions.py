@@ -23,7 +23,9 @@ from tests.gpu.dry_run.journal import Journal, Record, launches_per_block
 
 DOCS = Path(__file__).resolve().parents[3] / "docs/gpu.md"
 TOWERS = ("text", "image")
+PREPARED = ("prepared", "operators")
 OUTPUTS = 2  # of each graph: embeddings as they are and of length 1
+NOT_THERE_YET = 0xFBFBFBFB  # what pinned memory holds until the copy to it has run
 MakeBatch = Callable[..., dict[str, np.ndarray]]
 # A shape that is captured, and one that is too large for it.
 SMALL: dict[str, tuple[int, ...]] = {"text": (3, 12), "image": (2,)}
@@ -54,6 +56,7 @@ def check_answer(found: dict[str, np.ndarray], rows: int) -> None:
     assert len(found) == OUTPUTS
     for value in found.values():
         assert value.dtype == np.float32 and value.shape[0] == rows and value.ndim == 2
+        assert not (value.view(np.uint32) == NOT_THERE_YET).any()
 
 
 def check_traffic(record: Record) -> None:
@@ -71,8 +74,12 @@ def check_traffic(record: Record) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("tower", TOWERS)
 def test_all_work_is_placed_on_the_device(
-    open_session: Open, journal: Journal, capfd: pytest.CaptureFixture[str], tower: str, kind: str
-) -> None:
+    open_session: Open, journal: Journal, capfd: pytest.CaptureFixture[str], request: pytest.FixtureRequest,
+    tower: str, kind: str,
+) -> None:  # fmt: skip
+    if kind == "operators":
+        request.getfixturevalue("operators_bundle")  # the build tells what it does
+    capfd.readouterr()
     mark = journal.mark()
     session = open_session(tower, kind)
     assert session.describe()["providers"][0] == PROVIDER
@@ -93,7 +100,7 @@ def test_a_shape_is_captured_once_and_then_replayed(
         check_answer(session.run(batch), SMALL[tower][0])
     warm = journal.since(mark)
     assert warm.faults == [] and session.graphs() == 1
-    (captured,) = warm.captured().values()
+    captured = max(warm.captured().values(), key=len)  # jinaclip's operators capture products to time them
     mark = journal.mark()
     check_answer(session.run(batch), SMALL[tower][0])
     replay = journal.since(mark)
@@ -138,11 +145,12 @@ def test_only_the_batch_crosses_the_bus(
     assert vectors <= returned <= vectors + 1024
 
 
+@pytest.mark.parametrize("kind", PREPARED)
 @pytest.mark.parametrize("tower", TOWERS)
 def test_every_bucket_in_bounded_memory(
-    open_session: Open, journal: Journal, make_batch: MakeBatch, tower: str
+    open_session: Open, journal: Journal, make_batch: MakeBatch, tower: str, kind: str
 ) -> None:
-    session = open_session(tower)
+    session = open_session(tower, kind)
     shapes = small_shapes(tower)
     mark = journal.mark()
     for _ in range(2):  # the second of a shape is captured
@@ -150,7 +158,7 @@ def test_every_bucket_in_bounded_memory(
             check_answer(session.run(make_batch(tower, *shape)), shape[0])
     first = journal.since(mark)
     assert first.faults == []
-    assert session.graphs() == len(first.captured()) == first.growth("graph") <= MOST_GRAPHS
+    assert 0 < session.graphs() == first.growth("graph") <= MOST_GRAPHS
     used, order = used_bytes(), random.Random(0)
     mark = journal.mark()
     for _ in range(2):
@@ -162,9 +170,10 @@ def test_every_bucket_in_bounded_memory(
     assert used_bytes() == used
 
 
-def test_both_towers_from_many_threads(open_session: Open, journal: Journal, make_batch: MakeBatch) -> None:
+@pytest.mark.parametrize("kind", PREPARED)
+def test_both_towers_from_many_threads(open_session: Open, journal: Journal, make_batch: MakeBatch, kind: str) -> None:
     mark = journal.mark()
-    sessions = {tower: open_session(tower) for tower in TOWERS}
+    sessions = {tower: open_session(tower, kind) for tower in TOWERS}
 
     def run(number: int) -> None:
         tower = TOWERS[number % 2]
@@ -178,13 +187,16 @@ def test_both_towers_from_many_threads(open_session: Open, journal: Journal, mak
     record = journal.since(mark)
     assert record.faults == []
     graphs = {tower: session.graphs() for tower, session in sessions.items()}
-    assert len(record.captured()) == sum(graphs.values())
+    assert record.growth("graph") == sum(graphs.values())
     assert graphs["image"] == len(small_shapes("image")) and graphs["text"] >= 10
     assert len(record.threads) == 1
 
 
-def test_ten_thousand_runs_leave_nothing_behind(open_session: Open, journal: Journal, make_batch: MakeBatch) -> None:
-    sessions = {tower: open_session(tower) for tower in TOWERS}
+@pytest.mark.parametrize("kind", PREPARED)
+def test_ten_thousand_runs_leave_nothing_behind(
+    open_session: Open, journal: Journal, make_batch: MakeBatch, kind: str
+) -> None:
+    sessions = {tower: open_session(tower, kind) for tower in TOWERS}
     shapes: dict[str, list[tuple[int, ...]]] = {"text": [(1, 7), (1, 20), (4, 30), (2, 60)], "image": [(1,), (2,)]}
     batches = [(tower, make_batch(tower, *shape)) for tower in TOWERS for shape in shapes[tower]]
 
@@ -205,14 +217,15 @@ def test_ten_thousand_runs_leave_nothing_behind(open_session: Open, journal: Jou
     assert len(record.of("graph launch")) == len(record.of("synchronise")) == 10_000
 
 
+@pytest.mark.parametrize("kind", PREPARED)
 @pytest.mark.parametrize("tower", TOWERS)
-def test_closing_while_busy(open_session: Open, journal: Journal, make_batch: MakeBatch, tower: str) -> None:
+def test_closing_while_busy(open_session: Open, journal: Journal, make_batch: MakeBatch, tower: str, kind: str) -> None:
     """Runs under way end, those that wait are told; nothing is left on the device."""
-    keep = open_session("image" if tower == "text" else "text")  # what the libraries take once for the process
+    keep = open_session("image" if tower == "text" else "text", kind)  # what the libraries take once for the process
     keep.run(make_batch("image" if tower == "text" else "text", 1))
     gc.collect()
     used, mark = used_bytes(), journal.mark()
-    session = open_session(tower)
+    session = open_session(tower, kind)
     small, large = make_batch(tower, *SMALL[tower]), make_batch(tower, *LARGE[tower])
     answered, refused, running = [0], list[BackendError](), threading.Event()
 
@@ -244,10 +257,13 @@ def test_closing_while_busy(open_session: Open, journal: Journal, make_batch: Ma
     assert used_bytes() <= used and record.growth("graph") == 0
 
 
-def test_opening_and_closing_leaves_nothing_behind(open_session: Open, journal: Journal, make_batch: MakeBatch) -> None:
+@pytest.mark.parametrize("kind", PREPARED)
+def test_opening_and_closing_leaves_nothing_behind(
+    open_session: Open, journal: Journal, make_batch: MakeBatch, kind: str
+) -> None:
     def once() -> None:
         for tower in TOWERS:
-            session = open_session(tower)
+            session = open_session(tower, kind)
             for _ in range(3):
                 session.run(make_batch(tower, *SMALL[tower]))
             session.close()

@@ -12,7 +12,7 @@ import pytest
 from tests.gpu.dry_run.journal import Journal
 
 GLOBAL, THREAD_LOCAL, RELAXED = 0, 1, 2
-INVALID_VALUE, OUT_OF_MEMORY, UNSUPPORTED, INVALIDATED, WRONG_THREAD = 1, 2, 900, 901, 908
+INVALID_VALUE, OUT_OF_MEMORY, ILLEGAL_ADDRESS, UNSUPPORTED, INVALIDATED, WRONG_THREAD = 1, 2, 700, 900, 901, 908
 TO_DEVICE, TO_HOST = 1, 2
 
 
@@ -105,10 +105,10 @@ def test_captured_copies_are_made_by_the_graph_alone(cudart: Any, stream: Any) -
     assert cudart.cudaGraphInstantiate(ctypes.byref(executable), graph, ctypes.c_ulonglong(0)) == 0
     for letter in (b"a", b"b"):
         host.raw = letter * 64
-        assert cudart.cudaGraphLaunch(executable, stream) == 0
+        assert cudart.cudaGraphLaunch(executable, stream) == cudart.cudaStreamSynchronize(stream) == 0
         assert back.raw == letter * 64
-    assert cudart.cudaFree(pointer) == 0
-    assert cudart.cudaGraphLaunch(executable, stream) != 0  # its memory is gone
+    assert cudart.cudaFree(pointer) == cudart.cudaGraphLaunch(executable, stream) == 0
+    assert cudart.cudaStreamSynchronize(stream) == ILLEGAL_ADDRESS  # its memory is gone
     assert cudart.cudaGraphExecDestroy(executable) == 0 and cudart.cudaGraphDestroy(graph) == 0
     cudart.cudaGetLastError()
 
@@ -122,6 +122,35 @@ def test_copies_to_freed_memory_are_refused(cudart: Any, journal: Journal) -> No
     assert cudart.cudaMemcpy(pointer, host, ctypes.c_size_t(4096), TO_DEVICE) == INVALID_VALUE
     assert cudart.cudaFree(pointer) == INVALID_VALUE
     assert len(journal.since(mark).faults) == 2
+
+
+def test_pinned_memory_belongs_to_a_copy_until_it_has_run(cudart: Any, stream: Any, journal: Journal) -> None:
+    pointer, size = memory(cudart), ctypes.c_size_t(64)
+    source, target = (ctypes.create_string_buffer(letter * 64, 64) for letter in (b"a", b"b"))
+    for host in (source, target):
+        assert cudart.cudaHostRegister(host, size, 0) == 0
+    event = ctypes.c_void_p()
+    assert cudart.cudaEventCreateWithFlags(ctypes.byref(event), 2) == 0
+    waits: list[Callable[[], int]] = [
+        lambda: int(cudart.cudaStreamSynchronize(stream)),
+        lambda: int(cudart.cudaEventSynchronize(event)),
+        lambda: int(cudart.cudaDeviceSynchronize()),
+    ]
+    for wait in waits:
+        mark = journal.mark()
+        assert cudart.cudaMemcpyAsync(pointer, source, size, TO_DEVICE, stream) == 0
+        assert cudart.cudaMemcpyAsync(target, pointer, size, TO_HOST, stream) == 0
+        assert cudart.cudaEventRecord(event, stream) == 0
+        assert target.raw != source.raw
+        assert wait() == 0
+        assert target.raw == source.raw and journal.since(mark).faults == []
+    assert cudart.cudaMemcpyAsync(pointer, source, size, TO_DEVICE, stream) == 0
+    source.raw = b"c" * 64
+    assert cudart.cudaStreamSynchronize(stream) == 0
+    assert len(journal.since(mark).faults) == 1
+    for host in (source, target):
+        assert cudart.cudaHostUnregister(host) == 0
+    assert cudart.cudaEventDestroy(event) == cudart.cudaFree(pointer) == 0
 
 
 def test_pinned_memory_is_told_from_pageable(cudart: Any, stream: Any, journal: Journal) -> None:

@@ -88,19 +88,25 @@ class _Run:
 
     def parts(self, parts: Sequence[Part]) -> None:
         for number, part in enumerate(parts):
-            for name in part.after:
-                self._finish(name, wait=part.least)
-            kept = sum(later.least for later in parts[number + 1 :] if not later.beside)
-            left = self._end - time.monotonic()
-            limit = min(part.limit, left if part.beside else max(part.least, left - kept))
-            if limit > left or limit < part.least:
-                self._state(part, "skipped", 0.0, f"{left:.0f} s were left")
-                continue
-            process, begun = self._start_part(part, limit), time.monotonic()
-            if part.beside:
-                self._beside[part.name] = (part, process, begun)
-            else:
-                self._wait(part, process, begun, limit)
+            try:
+                self._one(part, parts[number + 1 :])
+            except Exception as error:  # the next part is run all the same
+                self._say(f"{part.name}: {type(error).__name__}: {error}")
+
+    def _one(self, part: Part, later: Sequence[Part]) -> None:
+        for name in part.after:
+            self._finish(name, wait=part.least)
+        kept = sum(other.least for other in later if not other.beside)
+        left = self._end - time.monotonic()
+        limit = min(part.limit, left if part.beside else max(part.least, left - kept))
+        if limit > left or limit < part.least:
+            self._state(part, "skipped", 0.0, f"{left:.0f} s were left")
+            return
+        process, begun = self._start_part(part, limit), time.monotonic()
+        if part.beside:
+            self._beside[part.name] = (part, process, begun)
+        else:
+            self._wait(part, process, begun, limit)
 
     def close(self) -> None:
         """Stop what still runs."""
@@ -133,9 +139,13 @@ class _Run:
             state = "stopped"
         finally:
             _stop(process)
-        lines = self._log_of(part).read_text("utf-8", "replace").splitlines()
-        reason = next((line.strip() for line in reversed(lines) if line.strip()), "") if state != "ok" else ""
-        self._state(part, state, time.monotonic() - begun, reason[:300])
+        try:
+            lines = self._log_of(part).read_text("utf-8", "replace").splitlines()
+        except OSError as error:
+            lines = [str(error)]
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+        reason = {"ok": "", "failed": last[:300], "stopped": "at its limit"}[state]
+        self._state(part, state, time.monotonic() - begun, reason)
         self._log.write("\n".join(f"  {line}" for line in lines[-200:]) + "\n")
 
     def _state(self, part: Part, state: str, seconds: float, reason: str) -> None:

@@ -6,11 +6,13 @@
 #include <sys/mman.h>
 
 #include <chrono>
+#include <deque>
 #include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <set>
+#include <string_view>
 #include <unordered_map>
 
 #include "cuda_runtime_api.h"
@@ -28,11 +30,13 @@ namespace {
 
 enum class Kind { kernel, product, copy, set, host_function };
 
-// One piece of work. `run` is what a graph's launch repeats of it: copies are made, products look at their memory
-// again.
+using Run = std::function<cudaError_t()>;
+
+// One piece of work. `start` is called when it is put on a stream, or when a graph that holds it is launched; what it
+// returns runs when the host waits for the stream. Kernels have none.
 struct Work {
     Kind kind;
-    std::function<cudaError_t()> run;
+    std::function<Run()> start;
 };
 
 struct Graph {
@@ -56,12 +60,18 @@ struct Capture {
 struct Stream {
     bool blocking;  // waits for the legacy stream, and that one for it
     std::shared_ptr<Capture> capture;
+    std::deque<Run> waiting;  // in order, to run when the host waits
+    long done = 0;            // of what was put on it
+
+    long end() const { return done + static_cast<long>(waiting.size()); }
 };
 
 struct Event {
     bool recorded = false;
     double milliseconds = 0;
     std::shared_ptr<Capture> capture;  // that it was recorded in
+    cudaStream_t stream = nullptr;
+    long position = 0;  // in its stream
 };
 
 struct State {
@@ -265,9 +275,45 @@ cudaError_t allocate(void** pointer, size_t bytes) {
     return cudaSuccess;
 }
 
+// Run what waits in a stream, up to a position. Its first error, as CUDA tells it: with the call that waits.
+cudaError_t finish(Stream& stream, long position) {
+    cudaError_t first = cudaSuccess;
+    while (!stream.waiting.empty() && stream.done < position) {
+        const Run run = std::move(stream.waiting.front());
+        stream.waiting.pop_front();
+        ++stream.done;
+        const cudaError_t error = run();
+        if (first == cudaSuccess) first = error;
+    }
+    return first;
+}
+
+cudaError_t finish_all() {
+    Locked guard(state().lock);
+    cudaError_t first = cudaSuccess;
+    for (auto& [handle, stream] : state().streams) {
+        const cudaError_t error = finish(stream, stream.end());
+        if (first == cudaSuccess) first = error;
+    }
+    return first;
+}
+
+cudaError_t finish(cudaStream_t handle) {
+    Locked guard(state().lock);
+    const auto found = state().streams.find(handle);
+    return found == state().streams.end() ? finish_all() : finish(found->second, found->second.end());
+}
+
+cudaError_t finish(const Event& event) {
+    const auto found = state().streams.find(event.stream);
+    return found == state().streams.end() ? cudaSuccess : finish(found->second, event.position);
+}
+
+// Waits for all work, as cudaFree does.
 cudaError_t release(const char* function, void* pointer) {
     if (!pointer) return cudaSuccess;
     Locked guard(state().lock);
+    if (const cudaError_t error = finish_all()) return failed(error);
     const auto found = state().device_memory.find(reinterpret_cast<uintptr_t>(pointer));
     if (found == state().device_memory.end())
         return fault(function, cudaErrorInvalidValue, "no live allocation starts there");
@@ -327,7 +373,23 @@ std::shared_ptr<Capture> capture_of(cudaStream_t stream) {
     return found == state().streams.end() ? nullptr : found->second.capture;
 }
 
-// Put work on a stream: it is done now, or by the graph that captures it. `line` is journaled with the stream.
+// Start work, to run when the host waits for its stream. In the built-in streams it runs at once, behind the work of
+// blocking streams.
+cudaError_t start(cudaStream_t stream, const Work& work) {
+    const Run run = work.start ? work.start() : nullptr;
+    if (!run) return cudaSuccess;
+    const auto found = state().streams.find(stream);
+    if (found != state().streams.end()) {
+        found->second.waiting.push_back(run);
+        return cudaSuccess;
+    }
+    for (auto& [handle, other] : state().streams)
+        if (other.blocking)
+            if (const cudaError_t error = finish(other, other.end())) return failed(error);
+    return run();
+}
+
+// Put work on a stream, or into the graph that captures it. `line` is journaled with the stream.
 cudaError_t put(const char* function, cudaStream_t stream, Work work, Line line) {
     NEEDS_CONTEXT();
     if (const cudaError_t error = injected_error(function)) return error;
@@ -348,7 +410,7 @@ cudaError_t put(const char* function, cudaStream_t stream, Work work, Line line)
     if (capture)
         if (const cudaError_t error = injected_error((std::string("captured ") + function).c_str())) return error;
     line.handle("stream", stream).number("capture", capture ? capture->id : 0).write();
-    if (!capture) return work.run ? work.run() : cudaSuccess;
+    if (!capture) return start(stream, work);
     if (capture->invalid) return failed(cudaErrorStreamCaptureInvalidated);
     capture->work.push_back(std::move(work));
     return cudaSuccess;
@@ -393,6 +455,15 @@ struct Extent {
     size_t span(size_t pitch) const { return height ? (height - 1) * pitch + width : 0; }
 };
 
+size_t hash_of(const void* memory, size_t bytes) {
+    return std::hash<std::string_view>()({static_cast<const char*>(memory), bytes});
+}
+
+void poison(void* to, const Extent& extent) {
+    for (size_t row = 0; row < extent.height; ++row)
+        std::memset(static_cast<char*>(to) + row * extent.to_pitch, 0xFB, extent.width);
+}
+
 cudaError_t copy(
     const char* function, void* to, const void* from, Extent extent, cudaMemcpyKind kind, cudaStream_t stream,
     bool waits
@@ -415,23 +486,33 @@ cudaError_t copy(
             function, cudaErrorInvalidValue,
             wants_from ? "from memory that is not live on the device" : "from the device, as if it were the host"
         );
+    const bool crosses = to_device != from_device;
+    const bool pinned = crosses && is_pinned(to_device ? from : to, to_device ? from_bytes : to_bytes);
     Line line("copy");
     line.text("direction", to_device ? (from_device ? "device" : "in") : (from_device ? "out" : "host"))
         .number("bytes", static_cast<long long>(extent.width * extent.height))
         .number("waits", waits);
-    if (to_device != from_device)
-        line.text("host", is_pinned(to_device ? from : to, to_device ? from_bytes : to_bytes) ? "pinned" : "pageable");
-    auto run = [=]() -> cudaError_t {
-        if (on_device(to, to_bytes) != to_device || on_device(from, from_bytes) != from_device)
-            return fault(function, cudaErrorIllegalAddress, "a graph copies memory that was freed");
-        for (size_t row = 0; row < extent.height; ++row)
-            std::memmove(
-                static_cast<char*>(to) + row * extent.to_pitch,
-                static_cast<const char*>(from) + row * extent.from_pitch, extent.width
-            );
-        return cudaSuccess;
+    if (crosses) line.text("host", pinned ? "pinned" : "pageable");
+    // Until a copy has run, the host must leave pinned memory alone: what it copies from must not change, and what it
+    // copies to is not there yet.
+    const auto begin = [=]() -> Run {
+        const size_t before = pinned && to_device ? hash_of(from, from_bytes) : 0;
+        if (pinned && from_device) poison(to, extent);
+        return [=]() -> cudaError_t {
+            if (on_device(to, to_bytes) != to_device || on_device(from, from_bytes) != from_device)
+                return fault(function, cudaErrorIllegalAddress, "a copy of memory that was freed");
+            if (pinned && to_device && hash_of(from, from_bytes) != before)
+                fault(function, cudaSuccess, "the host changed pinned memory before the copy from it had run");
+            for (size_t row = 0; row < extent.height; ++row)
+                std::memmove(
+                    static_cast<char*>(to) + row * extent.to_pitch,
+                    static_cast<const char*>(from) + row * extent.from_pitch, extent.width
+                );
+            return cudaSuccess;
+        };
     };
-    return put(function, stream, {Kind::copy, run}, line);
+    const cudaError_t error = put(function, stream, {Kind::copy, begin}, line);
+    return error == cudaSuccess && crosses && !pinned && !capture_of(stream) ? finish(stream) : error;
 }
 
 Extent flat(size_t bytes) { return {bytes, 1, bytes, bytes}; }
@@ -442,13 +523,12 @@ cudaError_t set(const char* function, void* to, int value, size_t bytes, cudaStr
     if (!on_device(to, bytes)) return fault(function, cudaErrorInvalidValue, "memory that is not live on the device");
     Line line("set");
     line.number("bytes", static_cast<long long>(bytes));
-    auto run = [=]() -> cudaError_t {
-        if (!on_device(to, bytes))
-            return fault(function, cudaErrorIllegalAddress, "a graph sets memory that was freed");
+    const Run run = [=]() -> cudaError_t {
+        if (!on_device(to, bytes)) return fault(function, cudaErrorIllegalAddress, "memory that was freed is set");
         std::memset(to, value, bytes);
         return cudaSuccess;
     };
-    return put(function, stream, {Kind::set, run}, line);
+    return put(function, stream, {Kind::set, [run] { return run; }}, line);
 }
 
 cudaError_t synchronise(const char* function, const char* what, const void* handle) {

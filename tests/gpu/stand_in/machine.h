@@ -6,7 +6,8 @@
 //   STAND_IN_CAPABILITY   compute capability ("9.0"); below 7.5 no kernel starts
 //   STAND_IN_DRIVER       CUDA version of the driver, as cuDriverGetVersion gives it (13000)
 //   STAND_IN_CUINIT       error of cuInit (0): 100 no device, 803 driver and kernel module differ, 999 unknown
-//   STAND_IN_FAIL         what fails, with error 719: "product", the name of a function of the runtime, or "captured " and
+//   STAND_IN_FAIL         what fails, with error 719: "product", the name of a function of the runtime, or "captured "
+//   and
 //                         one of these, which then fails within captures alone
 //   STAND_IN_EXCLUSIVE    1: another process holds the GPUs in exclusive mode, no context can be made (error 46)
 #pragma once

@@ -1,8 +1,9 @@
 // libcudart.so.13: memory, streams, events, captures and graphs, kept track of as CUDA defines them. No kernel runs.
 //
-// Memory of the device is memory of the host that nothing backs until it is written, so copies copy. Work is over as
-// soon as it is on its stream. Every call that matters is journaled (journal.h); what CUDA forbids returns CUDA's error
-// and is journaled as a "fault". State and rules are in device.h, the functions here.
+// Memory of the device is memory of the host that nothing backs until it is written, so copies copy: when the host
+// waits for their stream, and not before, so that what is used too early shows. Every call that matters is journaled
+// (journal.h); what CUDA forbids returns CUDA's error and is journaled as a "fault". State and rules are in device.h,
+// the functions here.
 
 #include <dlfcn.h>
 
@@ -12,8 +13,8 @@ cudaError_t stand_in::enqueue(cudaStream_t stream, const Product& product) {
     NEEDS_CONTEXT();
     const std::string shape = product.library + " " + std::to_string(product.m) + "x" + std::to_string(product.n) +
                               "x" + std::to_string(product.k);
-    auto operands = product.operands;
-    auto check = [operands, shape](cudaError_t error, const char* of) -> cudaError_t {
+    const auto operands = product.operands;
+    const auto check = [operands, shape](cudaError_t error, const char* of) -> cudaError_t {
         for (const auto& one : operands)
             if (one.bytes && !on_device(one.pointer, one.bytes))
                 return fault(
@@ -34,9 +35,8 @@ cudaError_t stand_in::enqueue(cudaStream_t stream, const Product& product) {
         .text("c", product.c)
         .text("compute", product.compute)
         .text("epilogue", product.epilogue);
-    return put(
-        "product", stream, {Kind::product, [check] { return check(cudaErrorIllegalAddress, "in a graph, "); }}, line
-    );
+    const Run run = [check] { return check(cudaErrorIllegalAddress, "as it ran, "); };
+    return put("product", stream, {Kind::product, [run] { return run; }}, line);
 }
 
 extern "C" {
@@ -96,11 +96,11 @@ cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* how, const void* stub,
     return launch(__func__, stub, how->gridDim, how->blockDim, how->dynamicSmemBytes, how->stream);
 }
 cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t function, void* data) {
-    auto run = [=] {
+    const Run run = [=] {
         function(data);
         return cudaSuccess;
     };
-    return put(__func__, stream, {Kind::host_function, run}, Line("host function"));
+    return put(__func__, stream, {Kind::host_function, [run] { return run; }}, Line("host function"));
 }
 
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* of, const void*) {
@@ -202,6 +202,7 @@ cudaError_t cudaFreeHost(void* pointer) {
     NEEDS_NO_CAPTURE();
     if (!pointer) return cudaSuccess;
     Locked guard(state().lock);
+    if (const cudaError_t error = finish_all()) return failed(error);
     const auto found = state().pinned_memory.find(reinterpret_cast<uintptr_t>(pointer));
     if (found == state().pinned_memory.end())
         return fault(__func__, cudaErrorInvalidValue, "no pinned memory starts there");
@@ -227,6 +228,7 @@ cudaError_t cudaHostUnregister(void* pointer) {
     NEEDS_CONTEXT();
     NEEDS_NO_CAPTURE();
     Locked guard(state().lock);
+    if (const cudaError_t error = finish_all()) return failed(error);
     if (!state().pinned_memory.erase(reinterpret_cast<uintptr_t>(pointer)))
         return failed(cudaErrorHostMemoryNotRegistered);
     Line("unregister").handle("address", pointer).write();
@@ -348,7 +350,10 @@ cudaError_t cudaDeviceGetStreamPriorityRange(int* least, int* greatest) {
     *least = 0, *greatest = -5;
     return cudaSuccess;
 }
-cudaError_t cudaDeviceSynchronize() { return synchronise(__func__, "device", nullptr); }
+cudaError_t cudaDeviceSynchronize() {
+    if (const cudaError_t error = synchronise(__func__, "device", nullptr)) return error;
+    return finish_all();
+}
 cudaError_t cudaDriverGetVersion(int* version) {
     *version = stand_in::driver_version();
     return cudaSuccess;
@@ -441,7 +446,7 @@ cudaError_t cudaStreamCreateWithPriority(cudaStream_t* stream, unsigned flags, i
     NEEDS_CONTEXT();
     Locked guard(state().lock);
     *stream = new_handle<cudaStream_t>();
-    state().streams[*stream] = {(flags & cudaStreamNonBlocking) == 0, nullptr};
+    state().streams[*stream].blocking = (flags & cudaStreamNonBlocking) == 0;
     Line("create").text("what", "stream").handle("handle", *stream).write();
     return cudaSuccess;
 }
@@ -453,6 +458,7 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
     NEEDS_CONTEXT();
     Locked guard(state().lock);
     if (const auto capture = capture_of(stream)) invalidate(*capture, __func__);
+    finish(stream);
     if (!state().streams.erase(stream)) return fault(__func__, cudaErrorInvalidResourceHandle, "no such stream");
     Line("destroy").text("what", "stream").handle("handle", stream).write();
     return cudaSuccess;
@@ -465,7 +471,8 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
         invalidate(*capture, __func__);
         return fault(__func__, cudaErrorStreamCaptureUnsupported, "the stream captures");
     }
-    return synchronise(__func__, "stream", stream);
+    if (const cudaError_t error = synchronise(__func__, "stream", stream)) return error;
+    return finish(stream);
 }
 cudaError_t cudaStreamQuery(cudaStream_t stream) {
     Locked guard(state().lock);
@@ -473,7 +480,8 @@ cudaError_t cudaStreamQuery(cudaStream_t stream) {
         invalidate(*capture, __func__);
         return fault(__func__, cudaErrorStreamCaptureUnsupported, "the stream captures");
     }
-    return unsafe_error(__func__);
+    if (const cudaError_t error = unsafe_error(__func__)) return error;
+    return finish(stream);
 }
 
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
@@ -498,16 +506,17 @@ cudaError_t cudaEventRecordWithFlags(cudaEvent_t event, cudaStream_t stream, uns
     if (found == state().events.end()) return fault(__func__, cudaErrorInvalidResourceHandle, "no such event");
     const auto capture = capture_of(stream);
     if (capture && (flags & cudaEventRecordExternal)) {
-        auto run = [event] {
-            Locked again(state().lock);
+        const Run run = [event] {
             const auto recorded = state().events.find(event);
             if (recorded != state().events.end()) recorded->second = {true, now_in_milliseconds(), nullptr};
             return cudaSuccess;
         };
-        capture->work.push_back({Kind::host_function, run});
+        capture->work.push_back({Kind::host_function, [run] { return run; }});
         return cudaSuccess;
     }
-    found->second = {true, now_in_milliseconds(), capture};
+    const auto in = state().streams.find(stream);
+    const long position = in == state().streams.end() ? 0 : in->second.end();
+    found->second = {true, now_in_milliseconds(), capture, stream, position};
     return cudaSuccess;
 }
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
@@ -521,7 +530,8 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event) {
         invalidate(*found->second.capture, __func__);
         return fault(__func__, cudaErrorCapturedEvent, "recorded in a capture");
     }
-    return synchronise(__func__, "event", event);
+    if (const cudaError_t error = synchronise(__func__, "event", event)) return error;
+    return finish(found->second);
 }
 cudaError_t cudaEventQuery(cudaEvent_t event) {
     Locked guard(state().lock);
@@ -531,7 +541,8 @@ cudaError_t cudaEventQuery(cudaEvent_t event) {
         invalidate(*found->second.capture, __func__);
         return fault(__func__, cudaErrorCapturedEvent, "recorded in a capture");
     }
-    return unsafe_error(__func__);
+    if (const cudaError_t error = unsafe_error(__func__)) return error;
+    return finish(found->second);
 }
 // The time between the calls that recorded them: work takes none.
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t from, cudaEvent_t to) {
@@ -553,6 +564,8 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
     if (found == state().events.end()) return fault(__func__, cudaErrorInvalidResourceHandle, "no such event");
     if (found->second.capture && state().captures.count(found->second.capture) && state().streams.count(stream))
         state().streams[stream].capture = found->second.capture;
+    else if (const cudaError_t error = finish(found->second))
+        return failed(error);
     return cudaSuccess;
 }
 
@@ -652,8 +665,7 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream) {
     }
     Line("graph launch").number("capture", found->second.id).handle("stream", stream).write();
     for (const Work& one : found->second.work)
-        if (one.run)
-            if (const cudaError_t error = one.run()) return failed(error);
+        if (const cudaError_t error = start(stream, one)) return failed(error);
     return cudaSuccess;
 }
 cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
