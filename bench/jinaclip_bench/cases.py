@@ -77,6 +77,7 @@ CASES = {
     )
 }  # fmt: skip
 
+AUTOTUNED_CASE = "image-32"  # the only case with torch's max-autotune
 ON_GPU = ("graph", "mix", "preprocess", "stages")  # the kinds that can measure a GPU; the others the CPU alone
 WITHOUT_TORCH = ("preprocess", "long", "serve", "stages")  # the kinds that torch has no part in
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jinaclip.bundle import PRECISION_CLASS, Bundle
-from jinaclip_bench.cases import CASES, ON_GPU, SUITES, WITHOUT_TORCH
+from jinaclip_bench.cases import AUTOTUNED_CASE, CASES, ON_GPU, SUITES, WITHOUT_TORCH
 from jinaclip_bench.places import BACKENDS
 from jinaclip_bench.tell import tell
 
@@ -53,6 +53,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run_parser.add_argument("--backend", choices=BACKENDS,
                             help="on a GPU, what our sides run on (default: every one that can; an engine is not built "
                                  "here but by `jinaclip build`)",
+                            )  # fmt: skip
+    run_parser.add_argument("--max-autotune", action="store_true",
+                            help="on a GPU, image-32 also beside torch.compile's max-autotune, which takes minutes to "
+                                 "compile",
                             )  # fmt: skip
     run_parser.add_argument("--repeats", type=_positive, default=20, metavar="R",
                             help="timed calls of each side; of a server at most 9, mixes and stages 5, new processes 3",
@@ -132,6 +136,7 @@ def _settings(args: argparse.Namespace) -> Settings:
     settings = Settings(
         bundle, checkpoint, threads=args.threads or available_threads(), repeats=args.repeats,
         precisions=args.precision or (("fp16",) if on_gpu else default), suite=suite,
+        max_autotune=args.max_autotune,
     )  # fmt: skip
     if not on_gpu:
         return settings
@@ -154,6 +159,8 @@ def _device(args: argparse.Namespace) -> str:
         args.wrong_usage("--suite gpu measures a GPU: --device cuda or cuda:N")
     if device == "cpu" and args.backend is not None:
         args.wrong_usage("--backend goes with a GPU: --device cuda or cuda:N")
+    if args.max_autotune and (device == "cpu" or AUTOTUNED_CASE not in (args.cases or SUITES[args.suite])):
+        args.wrong_usage(f"--max-autotune goes with {AUTOTUNED_CASE} on a GPU: --suite gpu, or --device cuda")
     for name in args.cases or SUITES[args.suite]:
         if device != "cpu" and CASES[name].kind not in ON_GPU:
             args.wrong_usage(f"{name} is measured on the CPU alone; leave it out, or leave --device out")

@@ -7,3 +7,7 @@ from jinaclip.errors import JinaClipError
 
 class BenchError(JinaClipError):
     """A measurement cannot be made, or would not measure what it says."""
+
+
+class NotCompiled(BenchError):
+    """torch.compile fails on a side, which cannot be measured."""

@@ -6,7 +6,8 @@ work that was asked for, whatever a side makes of it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from jinaclip.bundle import TowerManifest
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 FEED_FORWARD_MATRICES = {"text": 2, "image": 3}  # of width × hidden_size in a block; SwiGLU has three
 
 
-def work(settings: Settings, case: Case, lengths: Sequence[int]) -> tuple[int | None, float | None]:
-    """Operations of a call, and the TFLOP/s that the GPU reaches now with large matrices; None on a CPU.
+def work(settings: Settings, case: Case, lengths: Sequence[int]) -> tuple[int | None, Callable[[], float] | None]:
+    """Operations of a call, and what measures the TFLOP/s that the GPU reaches with large matrices; None on a CPU.
 
     Args:
         lengths: of the texts, in tokens.
@@ -34,7 +35,7 @@ def work(settings: Settings, case: Case, lengths: Sequence[int]) -> tuple[int | 
         flops = flops_of_texts(manifest, lengths)
     elif settings.checkpoint is not None:  # only it tells how large a patch is
         flops = flops_of_images(manifest, case.rows, settings.checkpoint.config.image)
-    return flops, matmul_tflops(settings.gpu.index)
+    return flops, partial(matmul_tflops, settings.gpu.index)
 
 
 def flops_of_texts(tower: TowerManifest, lengths: Sequence[int]) -> int:

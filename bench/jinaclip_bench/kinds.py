@@ -16,9 +16,9 @@ from jinaclip.image import preprocess
 from jinaclip.model import ClipModel
 from jinaclip.selftest import run_self_test
 from jinaclip.text import TextTokenizer
-from jinaclip_bench.cases import PHOTO_SIZE, QUERY, Case, photo_jpeg, random_ids
+from jinaclip_bench.cases import AUTOTUNED_CASE, PHOTO_SIZE, QUERY, Case, photo_jpeg, random_ids
 from jinaclip_bench.flops import work
-from jinaclip_bench.measure import CAPTURED, COMPILED, OURS, UNPADDED, Side, timed
+from jinaclip_bench.measure import AUTOTUNED, CAPTURED, COMPILED, OURS, UNPADDED, Side, timed
 from jinaclip_bench.processes import long_text, process
 from jinaclip_bench.served import serve
 from jinaclip_bench.settings import Embed, Kind, Opened, Settings, feed
@@ -44,8 +44,8 @@ def graph(case: Case, settings: Settings, torch: Mapping[str, Embed]) -> Iterato
             for name, place, precision in settings.ours(case.tower)
         }
         # A single row has its launches captured; many rows have no need of it.
-        unwanted = COMPILED if case.rows == 1 else CAPTURED
-        calls |= {name: embed for name, embed in torch.items() if not name.endswith(unwanted)}
+        unwanted = [COMPILED if case.rows == 1 else CAPTURED, *([] if case.name == AUTOTUNED_CASE else [AUTOTUNED])]
+        calls |= {name: embed for name, embed in torch.items() if not name.endswith(tuple(unwanted))}
         if case.name == "text-1x32":
             calls |= _fused(settings, stack)
         flops, matmul_tflops = work(settings, case, [inputs.shape[1]] * case.rows)
@@ -102,7 +102,7 @@ def mix(case: Case, settings: Settings, torch: Mapping[str, Embed]) -> Iterator[
         for name, embed in torch.items():
             if name.endswith(CAPTURED):  # a graph for every shape there is
                 continue
-            calls[name] = partial(without_padding if name == UNPADDED else theirs, embed)
+            calls[name] = partial(without_padding if name.startswith(UNPADDED) else theirs, embed)
             if name == "torch-fp32":
                 calls["torch-fp32-unsorted"] = partial(theirs, embed, by_characters=False)
         flops, matmul_tflops = work(settings, case, lengths)

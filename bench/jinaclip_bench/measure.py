@@ -16,9 +16,10 @@ import numpy as np
 from jinaclip_bench.errors import BenchError
 
 OURS = "jinaclip"  # then a blank and the precision; then a blank and the backend on a GPU, or "served"
-# Torch on a GPU, behind the dtype: by torch.compile; that and captured as a CUDA graph; and in full, texts one behind
-# the other without padding.
-COMPILED, CAPTURED, UNPADDED = "-compiled", "-compiled-graph", "torch-fp16-unpadded"
+# Torch on a GPU: texts one behind the other without padding; and what ends the name of a side that torch.compile made,
+# of one that is also captured as a CUDA graph, and of one whose products were chosen by timing.
+UNPADDED = "torch-fp16-unpadded"
+COMPILED, CAPTURED, AUTOTUNED = "-compiled", "-compiled-graph", "-max-autotune"
 # After a call, onnxruntime's threads spin on for about 20 ms each and torch's for 5 (2 cores), and would take the
 # cores from the side that comes next: without a pause, torch's barriers stalled for 200 ms.
 SETTLE_S = 0.1

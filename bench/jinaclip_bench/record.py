@@ -27,7 +27,7 @@ FIELDS = {
     "side": (
         "jinaclip and a precision, then a backend on a GPU, or served; ClipModel where what is ours is a server; "
         "torch-fp32, torch-fp32-unsorted, torch-bf16 or fused-onnx; "
-        "on a GPU torch-fp16 or torch-bf16, alone (eager), -flash, -compiled, -compiled-graph or -unpadded"
+        "on a GPU torch-fp16 alone (eager), -compiled, -compiled-graph, -max-autotune, -unpadded or -unpadded-compiled"
     ),
     "unit": "of samples, p50, p90, p99, min and max: ms",
     "samples": "every timed call in order; those of equal position on two sides are one round",
@@ -50,8 +50,8 @@ FIELDS = {
         "clients; runs by their number of items; null if none was asked"
     ),
     "tflops": "floating-point operations a second that were asked for, by the median, in 10^12; null if not counted",
-    "matmul_tflops": "what the GPU reached before the case with float16 matrices of 8192 × 8192; null on a CPU",
-    "matmul_share": "tflops ÷ matmul_tflops: p50, p10, p90",
+    "matmul_tflops": "what the GPU reached with float16 matrices of 8192 × 8192, median over rounds; null on a CPU",
+    "matmul_share": "tflops ÷ matmul_tflops of the same round: p50, p10, p90; null for other precisions than fp16",
     "shape": "of the input: [texts, longest's tokens], [images, height, width, 3] or one photo's [height, width, 3]",
     "threads": "cores a call may use",
     "repeats": "number of samples",
@@ -103,8 +103,14 @@ def records_of(
     samples: Mapping[str, Sequence[Sample]],
     cosines: Mapping[tuple[str, str], float],
     facts: Mapping[str, Any],
+    rates: Sequence[float] = (),
 ) -> list[dict[str, Any]]:
-    """One record for each side, in FIELDS' order."""
+    """One record for each side, in FIELDS' order.
+
+    Args:
+        samples: by side, one of each round.
+        rates: of the rounds, what the GPU reached with large matrices, TFLOP/s; () on a CPU.
+    """
     bundle = settings.bundle
     times = {side: [sample.seconds * 1e3 for sample in of_side] for side, of_side in samples.items()}
     records = []
@@ -137,8 +143,8 @@ def records_of(
             "first_call_ms": round(opened.first_calls[side] * 1e3, 4) if side in opened.first_calls else None,
             "served": _served([sample.requests for sample in samples[side] if sample.requests is not None]),
             "tflops": round(opened.flops / figures["p50"] / 1e9, 3) if opened.flops else None,
-            "matmul_tflops": None if opened.matmul_tflops is None else round(opened.matmul_tflops, 3),
-            "matmul_share": _share(opened, milliseconds),
+            "matmul_tflops": round(statistics.median(rates), 3) if rates else None,
+            "matmul_share": _share(opened.flops, milliseconds, rates) if rates and precision == "fp16" else None,
             "shape": list(opened.shape),
             "threads": opened.threads,
             "repeats": len(milliseconds),
@@ -193,11 +199,11 @@ def _served(samples: Sequence[Requests]) -> dict[str, Any] | None:
     }
 
 
-def _share(opened: Opened, milliseconds: Sequence[float]) -> dict[str, float] | None:
-    """The part of the GPU's rate that the calls reach."""
-    if opened.flops is None or opened.matmul_tflops is None:
+def _share(flops: int | None, milliseconds: Sequence[float], rates: Sequence[float]) -> dict[str, float] | None:
+    """The part of the GPU's rate that the calls reach, each of the rate of its round."""
+    if flops is None:
         return None
-    return _rounded(spread([opened.flops / ms / 1e9 / opened.matmul_tflops for ms in milliseconds]))
+    return _rounded(spread([flops / ms / 1e9 / rate for ms, rate in zip(milliseconds, rates, strict=True)]))
 
 
 def _median(values: Sequence[float | None]) -> float | None:

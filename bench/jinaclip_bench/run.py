@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from jinaclip.progress import Progress, say
 from jinaclip_bench.cases import CASES, Case
-from jinaclip_bench.errors import BenchError
+from jinaclip_bench.errors import BenchError, NotCompiled
 from jinaclip_bench.kinds import KINDS, USES_TORCH
-from jinaclip_bench.measure import agreement, interleave
+from jinaclip_bench.measure import Side, agreement, interleave
 from jinaclip_bench.record import records_of, run_facts
 from jinaclip_bench.settings import Embed, Settings
 from jinaclip_bench.tell import tell
@@ -69,18 +69,43 @@ def _open_torch(checkpoint: Checkpoint, tower: str, settings: Settings) -> Abstr
         return open_torch(checkpoint, settings.bundle, tower, threads=settings.threads)
     from jinaclip_bench.torch_cuda import open_torch_cuda
 
-    return open_torch_cuda(checkpoint, settings.bundle, tower, settings.gpu.index, tell=tell)
+    return open_torch_cuda(
+        checkpoint, settings.bundle, tower, settings.gpu.index, max_autotune=settings.max_autotune, tell=tell
+    )
 
 
 def measure(
     case: Case, settings: Settings, torch: Mapping[str, Embed], facts: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    """One case: burn in, compare what the sides return, then time them in turn."""
+    """One case: burn in, compare what the sides return, then time them in turn.
+
+    On a GPU the rate of large matrices is measured after each round, for that round's share of it.
+    """
     say(f"{case.name}: loading")
     with KINDS[case.kind](case, settings, torch) as opened:
-        for _ in range(opened.burn_in):
-            outputs = {name: side().output for name, side in opened.sides.items()}
+        sides, outputs = _burn_in(opened.sides, opened.burn_in)
         cosines = agreement(outputs)
         progress = Progress(f"{case.name} rounds", opened.rounds)
-        samples = interleave(opened.sides, opened.rounds, advance=progress.advance)
-        return records_of(case, opened, settings, samples, cosines, facts)
+        rates: list[float] = []
+
+        def advance() -> None:
+            if opened.matmul_tflops is not None:
+                rates.append(opened.matmul_tflops())
+            progress.advance()
+
+        samples = interleave(sides, opened.rounds, advance=advance)
+        return records_of(case, opened, settings, samples, cosines, facts, rates)
+
+
+def _burn_in(sides: Mapping[str, Side], calls: int) -> tuple[dict[str, Side], dict[str, Any]]:
+    """Call the sides untimed. Returns them, without those that do not compile, and what they return."""
+    kept, outputs = dict(sides), dict[str, Any]()
+    for _ in range(calls):
+        for name, side in list(kept.items()):
+            try:
+                outputs[name] = side().output
+            except NotCompiled as error:
+                tell(f"{error}; this side is left out")
+                del kept[name]
+                outputs.pop(name, None)
+    return kept, outputs

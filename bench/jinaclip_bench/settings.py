@@ -31,6 +31,7 @@ class Settings:
         fused: the graph of both towers, where it is measured (jinaclip_bench.fused).
         suite: for the records; None where cases were named one by one.
         places: where our sides run: the CPU, or one GPU with one backend or several.
+        max_autotune: on a GPU, torch also runs images with products that were chosen by timing.
     """
 
     bundle: Bundle
@@ -41,6 +42,7 @@ class Settings:
     fused: Path | None = None
     suite: str | None = None
     places: tuple[Place, ...] = (Place("onnxruntime"),)
+    max_autotune: bool = False
 
     @property
     def gpu(self) -> Gpu | None:
@@ -69,7 +71,7 @@ class Opened:
         rounds, burn_in: timed calls of each side, and calls before them.
         steady: whether items per second mean anything: not where a new process starts within the time.
         flops: floating-point operations that a call asks for; None where they are not counted.
-        matmul_tflops: what the GPU reached with a large product of float16 matrices just before; None on a CPU.
+        matmul_tflops: measures what the GPU reaches with a large product of float16 matrices; None on a CPU.
         first_calls: by side, seconds of the first call of its new session, where that was timed.
     """
 
@@ -81,7 +83,7 @@ class Opened:
     burn_in: int = 3
     steady: bool = True
     flops: int | None = None
-    matmul_tflops: float | None = None
+    matmul_tflops: Callable[[], float] | None = None
     first_calls: Mapping[str, float] = field(default_factory=dict)
 
 

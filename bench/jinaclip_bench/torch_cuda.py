@@ -1,7 +1,6 @@
-"""What jinaclip is compared with on a GPU: torch on the checkpoint's towers, in each way that it is used there.
+"""What jinaclip is compared with on a GPU: torch on the checkpoint's towers (jinaclip_bench.torch_forwards).
 
-Images in fp16 and bf16: eager, with flash attention alone, and compiled. Texts in fp16: padded, and without padding. A
-single row is also captured as a CUDA graph. "torch's best" of a case is the fastest of them in that run.
+A single row is also captured as a CUDA graph. "torch's best" of a case is the fastest of them in that run.
 """
 
 from __future__ import annotations
@@ -15,19 +14,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from jinaclip.bundle import Bundle
-from jinaclip_bench.errors import BenchError
-from jinaclip_bench.measure import CAPTURED, COMPILED, UNPADDED
+from jinaclip_bench.errors import BenchError, NotCompiled
+from jinaclip_bench.measure import CAPTURED, UNPADDED
 from jinaclip_bench.settings import Embed
-from jinaclip_bench.torch_towers import ImagesOfPixels, TextsOfIds, TextsWithoutPadding, without_padding
+from jinaclip_bench.torch_forwards import Forward, image_forwards, text_forwards
+from jinaclip_bench.torch_towers import ImagesOfPixels, without_padding
 from jinaclip_export.checkpoint import Checkpoint
 
-DTYPES = {"torch-fp16": torch.float16, "torch-bf16": torch.bfloat16}
 MATMUL_SIZE = 8192
-
-Forward = Callable[..., Tensor]
 
 
 def require_torch_cuda(index: int) -> None:
@@ -52,27 +48,41 @@ def compile_problem(device: torch.device) -> str | None:
     try:
         torch.compile(torch.sin)(torch.zeros(8, device=device))
     except torch._dynamo.exc.TorchDynamoException as error:
-        return str(error).strip().splitlines()[0][:200]
+        return _first_line(error)
     return None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:200]
 
 
 @contextmanager
 def open_torch_cuda(
-    checkpoint: Checkpoint, bundle: Bundle, tower: str, index: int, *, tell: Callable[[str], None]
+    checkpoint: Checkpoint,
+    bundle: Bundle,
+    tower: str,
+    index: int,
+    *,
+    max_autotune: bool = False,
+    tell: Callable[[str], None],
 ) -> Iterator[dict[str, Embed]]:
     """One tower on a GPU as every side, freed at the end.
 
     Args:
         index: of the device.
+        max_autotune: of images, add the side of that name.
         tell: called with a sentence where torch.compile does not work and its sides are left out.
     """
     device = torch.device("cuda", index)
     problem = compile_problem(device)
     if problem is not None:
         tell(f"torch.compile does not work here, its sides are left out: {problem}")
-    load = _text if tower == "text" else _image
+    compiles = problem is None
     with torch.cuda.device(device):
-        embedders: dict[str, Embed] = dict(load(checkpoint, bundle, device, compiles=problem is None))
+        if tower == "text":
+            embedders = _text(checkpoint, bundle, device, compiles=compiles)
+        else:
+            embedders = _image(checkpoint, bundle, device, compiles=compiles, max_autotune=max_autotune)
         try:
             yield embedders
         finally:
@@ -85,12 +95,13 @@ class CudaEmbed:
     """A side: arrays of the host to arrays of the host, and the device's time for the tower between them.
 
     Args:
+        name: of the side.
         place: arrays to what `forward` takes, on the device.
         forward: the tower.
     """
 
-    def __init__(self, place: Callable[[np.ndarray], tuple[Any, ...]], forward: Forward) -> None:
-        self._place, self._forward = place, forward
+    def __init__(self, name: str, place: Callable[[np.ndarray], tuple[Any, ...]], forward: Forward) -> None:
+        self._name, self._place, self._forward = name, place, forward
         self._begin, self._end = _events(2)
         self._seconds = 0.0
 
@@ -98,7 +109,10 @@ class CudaEmbed:
     def __call__(self, values: np.ndarray) -> np.ndarray:
         arguments = self._place(values)
         self._begin.record()
-        raw = self._forward(*arguments)
+        try:
+            raw = self._forward(*arguments)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            raise NotCompiled(f"torch.compile does not compile {self._name}: {_first_line(error)}") from error
         self._end.record()
         vectors: np.ndarray = F.normalize(raw, dim=-1).cpu().numpy()
         self._seconds += self._begin.elapsed_time(self._end) / 1e3
@@ -169,8 +183,8 @@ def unpadded(ids: np.ndarray, pad: int) -> tuple[np.ndarray, np.ndarray, np.ndar
 
 
 def _image(
-    checkpoint: Checkpoint, bundle: Bundle, device: torch.device, *, compiles: bool
-) -> Iterator[tuple[str, Embed]]:
+    checkpoint: Checkpoint, bundle: Bundle, device: torch.device, *, compiles: bool, max_autotune: bool
+) -> dict[str, Embed]:
     mean, std = (
         torch.tensor(values, device=device)[:, None, None]
         for values in (bundle.preprocessing.mean, bundle.preprocessing.std)
@@ -179,19 +193,12 @@ def _image(
     def place(pixels: np.ndarray) -> tuple[Any, ...]:
         return (_upload(pixels, device),)
 
-    for name, dtype in DTYPES.items():
-        forward = ImagesOfPixels(checkpoint.image_tower().to(device, dtype), mean, std)
-        yield name, CudaEmbed(place, forward)
-        yield f"{name}-flash", CudaEmbed(place, _flash_alone(forward))
-        if compiles:
-            compiled = torch.compile(forward, dynamic=False, fullgraph=True)
-            yield f"{name}{COMPILED}", CudaEmbed(place, compiled)
-            yield f"{name}{CAPTURED}", CudaEmbed(place, Captured(compiled))
+    forward = ImagesOfPixels(checkpoint.image_tower().to(device, torch.float16), mean, std)
+    forwards = image_forwards(forward, compiles=compiles, max_autotune=max_autotune)
+    return {name: _embed(name, place, forward) for name, forward in forwards.items()}
 
 
-def _text(
-    checkpoint: Checkpoint, bundle: Bundle, device: torch.device, *, compiles: bool
-) -> Iterator[tuple[str, Embed]]:
+def _text(checkpoint: Checkpoint, bundle: Bundle, device: torch.device, *, compiles: bool) -> dict[str, Embed]:
     pad = bundle.special_ids["pad"]
 
     def place(ids: np.ndarray) -> tuple[Any, ...]:
@@ -202,24 +209,18 @@ def _text(
         return (*(_upload(array, device) for array in arrays), longest)
 
     tower = checkpoint.text_tower().to(device, torch.float16)
-    forward = TextsOfIds(tower)
-    yield "torch-fp16", CudaEmbed(place, forward)
-    yield UNPADDED, CudaEmbed(place_unpadded, _flash_alone(TextsWithoutPadding(tower, without_padding())))
-    if compiles:
-        compiled = torch.compile(forward, dynamic=False, fullgraph=True)
-        yield f"torch-fp16{CAPTURED}", CudaEmbed(place, Captured(compiled))
+    return {
+        name: _embed(name, place_unpadded if name.startswith(UNPADDED) else place, forward)
+        for name, forward in text_forwards(tower, without_padding(), compiles=compiles).items()
+    }
+
+
+def _embed(name: str, place: Callable[[np.ndarray], tuple[Any, ...]], forward: Forward) -> CudaEmbed:
+    return CudaEmbed(name, place, Captured(forward) if name.endswith(CAPTURED) else forward)
 
 
 def _events(count: int) -> list[torch.cuda.Event]:
     return [torch.cuda.Event(enable_timing=True) for _ in range(count)]  # type: ignore[no-untyped-call]
-
-
-def _flash_alone(forward: Forward) -> Forward:
-    def flash(*arguments: Any) -> Tensor:
-        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
-            return forward(*arguments)
-
-    return flash
 
 
 def _upload(array: np.ndarray, device: torch.device) -> Tensor:
