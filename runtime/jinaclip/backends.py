@@ -7,9 +7,9 @@ the GPU that is here, ONNX Runtime on that GPU, ONNX Runtime on the CPU.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 from jinaclip.bundle import Bundle
@@ -138,13 +138,14 @@ def choose_place(
 
 def on_cpu(problem: str) -> Place:
     """The CPU in place of a GPU that "auto" cannot use; says so once for each reason."""
-    _warn_of_cpu(problem)
+    kind = re.sub(r"\d+", "", problem)  # free memory differs from time to time
+    if kind not in _told:
+        _told.add(kind)
+        logger.warning("device='auto' takes the CPU: %s", problem)
     return Place("onnxruntime", reason=problem)
 
 
-@cache
-def _warn_of_cpu(problem: str) -> None:
-    logger.warning("device='auto' takes the CPU: %s", problem)
+_told: set[str] = set()  # kinds of problem that were warned of
 
 
 def _engines(

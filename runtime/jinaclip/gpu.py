@@ -15,6 +15,7 @@ from typing import Any
 from jinaclip.errors import BackendMissing, InputError
 
 # CUdevice_attribute, from cuda.h.
+_NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE
 _MULTIPROCESSORS, _MAJOR, _MINOR = 16, 75, 76
 
 
@@ -89,12 +90,13 @@ def _ask_driver() -> tuple[tuple[Gpu, ...], str | None]:
         cuda = ctypes.CDLL("libcuda.so.1")
     except OSError:
         return (), "there is no NVIDIA driver here (libcuda.so.1 is not found)"
-    if error := cuda.cuInit(0):
+    error = cuda.cuInit(0)
+    if error and error != _NO_DEVICE:
         return (), f"the NVIDIA driver finds no usable GPU (cuInit says {error})"
     version, count = ctypes.c_int(), ctypes.c_int()
     cuda.cuDriverGetVersion(ctypes.byref(version))
     cuda.cuDeviceGetCount(ctypes.byref(count))
-    if count.value == 0:
+    if error == _NO_DEVICE or count.value == 0:
         return (), "the NVIDIA driver shows no GPU to this process; see CUDA_VISIBLE_DEVICES"
     driver = f"{version.value // 1000}.{version.value % 1000 // 10}"
     return tuple(_device(cuda, index, driver) for index in range(count.value)), None

@@ -68,6 +68,7 @@ GRAPH_TOKENS, GRAPH_IMAGES = 2048, 4
 # Graphs of a session: of shapes up to those sizes, and of larger ones.
 MOST_SMALL_GRAPHS, MOST_LARGE_GRAPHS = 64, 32
 RUNS_AT_ONCE = 2
+LEAST_CAPABILITY = (7, 5)
 
 Key = tuple[int, ...]
 
@@ -93,6 +94,10 @@ def cuda_problem(gpu: Gpu | None = None) -> str | None:
         return (
             f"the NVIDIA driver serves CUDA {gpu.driver}, onnxruntime {ort.__version__} needs CUDA "
             f"{_cuda_major(ort)}.0 or newer; update the driver"
+        )
+    if gpu is not None and _version(gpu.capability) < LEAST_CAPABILITY:
+        return (
+            f"{gpu.name} has capability {gpu.capability}, CUDA 13 needs {'.'.join(map(str, LEAST_CAPABILITY))} or newer"
         )
     try:
         library = load_libraries(_cuda_major(ort))

@@ -55,12 +55,13 @@ def fill(inputs: Mapping[str, np.ndarray], ids: np.ndarray, pad: int) -> None:
 
     Tokens beyond the texts are padding that belongs to no text; texts beyond `ids` are empty.
     """
-    rows, columns = np.nonzero(ids != pad)
-    count = len(rows)
-    inputs[IDS][:count], inputs[IDS][count:] = ids[rows, columns], pad
-    inputs[POSITIONS][:count], inputs[POSITIONS][count:] = columns, 0
+    kept = ids != pad  # [B, T]
+    count = int(kept.sum())
+    columns = np.broadcast_to(np.arange(ids.shape[1], dtype=np.int32), ids.shape)
+    inputs[IDS][:count], inputs[IDS][count:] = ids[kept], pad
+    inputs[POSITIONS][:count], inputs[POSITIONS][count:] = columns[kept], 0
     inputs[OFFSETS][0], inputs[OFFSETS][len(ids) + 1 :] = 0, count
-    np.cumsum(np.bincount(rows, minlength=len(ids)), out=inputs[OFFSETS][1 : len(ids) + 1])
+    np.cumsum(kept.sum(1), out=inputs[OFFSETS][1 : len(ids) + 1])
 
 
 def _rounded(tokens: int) -> int:
