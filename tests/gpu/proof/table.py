@@ -38,9 +38,8 @@ def _times(lines: Iterable[dict[str, Any]]) -> str:
     for line in lines:
         if "ms" not in line:
             continue
-        each = next(
-            (f"{line[unit]:>9} {unit[:-2]}" for unit in ("tokens_s", "images_s", "texts_s") if unit in line), ""
-        )
+        units = ("tokens_s", "images_s", "texts_s", "per_s")
+        each = next((f"{line[unit]:>9} {unit[:-2]}" for unit in units if unit in line), "")
         rows.append(
             f"{line['name']:<52} {line['ms']:>8} {line['p10']:>7} {line['p90']:>7} {line.get('device_ms', ''):>7} "
             f"{each:<17} {line.get('tflops', ''):>6} {_percent(line.get('share'))}"
