@@ -180,11 +180,17 @@ def test_cuda_attention_takes_lengths_and_no_mask(precise_bundle: Path, tmp_path
     for tower in ("text", "image"):
         graph = onnx.load(rewritten(precise_bundle, tower, "cuda", tmp_path))
         producers = {name: node for node in graph.graph.node for name in node.output}
+        types = {value.name: value.data_type for value in graph.graph.initializer}
         for node in (node for node in graph.graph.node if node.op_type == "Attention"):
             assert len(node.input) == (7 if tower == "text" else 3)
             assert not any(node.input[3:6])
-            for name in node.input[:3]:
-                assert producers[name].op_type == "Cast" and producers[name].attribute[0].i == HALF
+            *turned, values = (producers[name] for name in node.input[:3])
+            assert {producer.op_type for producer in turned} <= {
+                "RotaryEmbedding",
+                "Slice",
+            } and values.op_type == "Split"
+            for rotary in (producer for producer in turned if producer.op_type == "RotaryEmbedding"):
+                assert {types[name] for name in rotary.input[1:3]} == {HALF}
             heads = {a.name: a.i for a in node.attribute}
             assert heads["q_num_heads"] == heads["kv_num_heads"] == HEADS
         assert graph.opset_import[0].version == (24 if tower == "text" else 23)
