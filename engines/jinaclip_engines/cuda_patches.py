@@ -43,7 +43,7 @@ def embedded_patches(model: ir.Model, stream: ir.Value) -> tuple[ir.Value, ir.Va
     """The first residual stream as a sum.
 
     Args:
-        stream: what the first block reads, float32 [B, 1 + P, D]; changed are its users, by the caller.
+        stream: what the first block reads, float32 [B, 1 + P, D]; the caller changes its readers.
 
     Returns:
         residual float32 and delta float16, both [B, 1 + P, D]. None where the graph stays as it is: the
