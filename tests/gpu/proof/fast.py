@@ -85,7 +85,7 @@ def mix(context: Context) -> None:
 
 
 def in_mix(side: Side, rows: list[list[int]], manifest: TowerManifest, pad: int, *, unpadded: bool = False) -> Call:
-    """What makes the vectors of a mix: ours in the runs of ClipModel, torch's in runs for padding, or in larger ones."""
+    """The call for a mix: ours in the runs of ClipModel, torch's in runs for padding, or in larger ones."""
     cost = side.cost if isinstance(side, OurSide) else None if unpadded else GPU_COST
     batches, order = in_batches(rows, manifest, pad, cost)
     return lambda: side.many(batches)[order]
