@@ -1,9 +1,10 @@
 """A tower over the operators of the domain `jinaclip` (runtime/c-library/cuda): `fused_operators`.
 
-Products and attention read and write float16; the residual stream, every norm's arithmetic and pooling stay float32. A
-block of a picture is ten nodes: Linear (queries, keys and values), SplitRotary, Attention, LayerNorm, Linear,
-AddLayerNorm, Linear (gate and up), SwigluNorm, Linear, AddLayerNorm. A block of a text is nine. Blocks that the bundle
-keeps in float32 stay as they are; the stream passes through them.
+Products and attention read and write float16; every norm's arithmetic and pooling stay float32. A block of a picture is
+ten nodes: Linear (queries, keys and values), SplitRotary, Attention, LayerNorm, Linear, AddLayerNorm, Linear (gate and
+up), SwigluNorm, Linear, AddLayerNorm; the residual stream between them is float32. A block of a text is nine. Its stream
+is the output of a norm, so no sum grows along the blocks, and it is float16. Blocks that the bundle keeps in float32
+stay as they are; the stream passes through them.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from jinaclip_engines.cuda_patches import embedded_patches
 from jinaclip_engines.errors import PassError
 from jinaclip_engines.graph import JINACLIP, Linear, Ops, array, attributes, constant, producer
 
-HALF = ir.DataType.FLOAT16
+HALF, FULL = ir.DataType.FLOAT16, ir.DataType.FLOAT
 # Rows of the SwiGLU layer are padded to a multiple of this: 32 bytes, which float16 products are fast with.
 SWIGLU_MULTIPLE = 16
 
@@ -101,7 +102,7 @@ def _end_before(model: ir.Model, norm: ir.Node, pending: tuple[ir.Value, ir.Valu
     """The stream as one float32 value, before the norm of a block that is not fused."""
     residual, delta, replaced = pending
     with Ops(model, before=norm) as op:
-        op.replace(replaced, op("Add", [residual, op("Cast", [delta], to=ir.DataType.FLOAT)]))
+        op.replace(replaced, op("Add", [residual, op("Cast", [delta], to=FULL)]))
 
 
 def _final_norm(model: ir.Model, pending: tuple[ir.Value, ir.Value, ir.Value]) -> None:
@@ -117,35 +118,35 @@ def _final_norm(model: ir.Model, pending: tuple[ir.Value, ir.Value, ir.Value]) -
 
 
 def _text(model: ir.Model, heads: int, blocks: Sequence[TextBlock | None]) -> None:
-    # Between blocks: the stream and the same in float16; None behind a block that is not fused.
-    state: tuple[ir.Value, ir.Value] | None = None
+    # Between blocks: the stream in float16; None behind a block that is not fused.
+    stream: ir.Value | None = None
     if blocks[0] is not None:
-        state = _embeddings(model, blocks[0].stream)
+        stream = _embeddings(model, blocks[0].stream)
     for block in blocks:
         if block is None:
-            state = None
+            stream = None
             continue
         with Ops(model, before=block.norm2) as op:
-            if state is None:
-                state = block.stream, op("Cast", [block.stream], to=HALF)
-            state = _text_block(op, heads, block, *state)
-            op.replace(block.norm2.outputs[0], state[0])
+            if stream is None:
+                stream = op("Cast", [block.stream], to=HALF)
+            stream = _text_block(op, heads, block, stream)
+            op.replace(block.norm2.outputs[0], op("Cast", [stream], to=FULL))
 
 
-def _text_block(op: Ops, heads: int, block: TextBlock, stream: ir.Value, y: ir.Value) -> tuple[ir.Value, ir.Value]:
+def _text_block(op: Ops, heads: int, block: TextBlock, stream: ir.Value) -> ir.Value:
     name = block.out.block
-    q, k, v = _split_rotary(op, linear(op, y, [block.qkv], f"{name}.qkv"), block.tables, heads, interleaved=0)
+    qkv = linear(op, stream, [block.qkv], f"{name}.qkv")
+    q, k, v = _split_rotary(op, qkv, block.tables, heads, interleaved=0)
     lengths = [None, None, None, block.lengths]
     y = op("Attention", [q, k, v, *lengths], q_num_heads=heads, kv_num_heads=heads)
     y = linear(op, y, [block.out], f"{name}.out")
-    stream, y = add_layer_norm(op, stream, y, block.norm1, keep_norm=1)
-    y = op("Gelu", [linear(op, y, [block.fc1], f"{name}.fc1")], JINACLIP)
-    y = linear(op, y, [block.fc2], f"{name}.fc2")
-    return add_layer_norm(op, stream, y, block.norm2, keep_norm=1)
+    stream = add_post_norm(op, stream, y, block.norm1)
+    y = op("Gelu", [linear(op, stream, [block.fc1], f"{name}.fc1")], JINACLIP)
+    return add_post_norm(op, stream, linear(op, y, [block.fc2], f"{name}.fc2"), block.norm2)
 
 
-def _embeddings(model: ir.Model, stream: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """The norm of word and type embeddings, float32 and float16, from the float16 table."""
+def _embeddings(model: ir.Model, stream: ir.Value) -> ir.Value:
+    """The float16 norm of word and type embeddings, from the float16 table."""
     norm = stream.producer()
     add = producer(norm.inputs[0], "Add") if norm is not None and norm.op_type == "LayerNormalization" else None
     if norm is None or add is None:
@@ -155,12 +156,10 @@ def _embeddings(model: ir.Model, stream: ir.Value) -> tuple[ir.Value, ir.Value]:
     rows = producer(words, "Gather")
     if kind is None or words is None or rows is None or rows.inputs[1] is not model.graph.inputs[0]:
         raise unlike("the embedding of tokens")
-    width = constant(kind).size
     with Ops(model, before=norm) as op:
-        shape = op("Concat", [op("Shape", [rows.inputs[1]]), op.const(np.array([width]))], axis=0)
-        full, half = add_layer_norm(op, op("Expand", [kind, shape]), words, norm, keep_norm=1)
-        op.replace(stream, full)
-    return full, half
+        half = add_post_norm(op, op.const(constant(kind).astype(np.float32).ravel()), words, norm)
+        op.replace(stream, op("Cast", [half], to=FULL))
+    return half
 
 
 def _unit_vectors(model: ir.Model) -> None:
@@ -185,6 +184,11 @@ def add_layer_norm(
     inputs = [residual, delta, *norm.inputs[1:]]
     full, half = op.several("AddLayerNorm", inputs, 2, JINACLIP, epsilon=_epsilon(norm), keep_norm=keep_norm)
     return full, half
+
+
+def add_post_norm(op: Ops, residual: ir.Value, delta: ir.Value, norm: ir.Node) -> ir.Value:
+    """The float16 norm of residual + delta; the residual may be one row for all."""
+    return op("AddPostNorm", [residual, delta, *norm.inputs[1:]], JINACLIP, epsilon=_epsilon(norm))
 
 
 def linear(op: Ops, x: ir.Value, layers: Sequence[Linear], name: str, *, rows: int = 0, columns: int = 0) -> ir.Value:
