@@ -383,9 +383,12 @@ def test_leading_dimensions_are_rows(run: Run, operator: str) -> None:
 
 
 @pytest.mark.parametrize("operator", ROW_OPERATORS)
-def test_many_rows(run: Run, operator: str) -> None:
-    """4096 rows of few different ones."""
-    inputs, outputs, attributes = operands(operator, 64, 128)
+@pytest.mark.parametrize("width", [128, 1000, 1024, 2736])
+def test_many_rows(run: Run, operator: str, width: int) -> None:
+    """4096 rows of few different ones, for which other shapes of blocks are launched: the same bits."""
+    if operator == "Linear" and width > 128:
+        pytest.skip("one path for all numbers of rows")
+    inputs, outputs, attributes = operands(operator, 64, width)
     many = list(inputs)
     for index in PER_ROW.get(operator, [0]):
         source = inputs[index]

@@ -9,10 +9,11 @@ namespace {
 constexpr int kWidth = 8;
 
 template <typename Residual, int Threads, int Groups>
-__global__ void add_post_norm_kernel(const Residual* __restrict__ residual, int64_t residual_stride,
-                                     const __half* __restrict__ delta, const float* __restrict__ gain,
+__global__ void add_post_norm_kernel(const Residual* residual, int64_t residual_stride,
+                                     const __half* delta, const float* __restrict__ gain,
                                      const float* __restrict__ bias, __half* __restrict__ y, int64_t rows, int columns,
                                      float epsilon) {
+  begin_kernel();
   const int64_t row = row_index();
   if (row >= rows) {
     return;
@@ -31,6 +32,7 @@ __global__ void add_post_norm_kernel(const Residual* __restrict__ residual, int6
       load(delta + column, deltas[g]);
     }
   }
+  GainAndBias<Threads, Groups, kWidth> gain_and_bias(gain, bias, lane, columns);
 #pragma unroll
   for (int g = 0; g < Groups; ++g) {
 #pragma unroll
@@ -42,14 +44,7 @@ __global__ void add_post_norm_kernel(const Residual* __restrict__ residual, int6
 #pragma unroll
   for (int g = 0; g < Groups; ++g) {
     const int column = (g * Threads + lane) * kWidth;
-    const int at = column < columns ? column : 0;
-    float gains[kWidth], biases[kWidth];
-    load(gain + at, gains);
-    load(bias + at, biases);
-#pragma unroll
-    for (int i = 0; i < kWidth; ++i) {
-      values[g][i] = values[g][i] * gains[i] + biases[i];
-    }
+    gain_and_bias.apply(g, values[g]);
     if (column < columns) {
       store(y + column, values[g]);
     }
@@ -57,10 +52,11 @@ __global__ void add_post_norm_kernel(const Residual* __restrict__ residual, int6
 }
 
 template <typename Residual>
-__global__ void add_post_norm_wide_kernel(const Residual* __restrict__ residual, int64_t residual_stride,
-                                          const __half* __restrict__ delta, const float* __restrict__ gain,
+__global__ void add_post_norm_wide_kernel(const Residual* residual, int64_t residual_stride,
+                                          const __half* delta, const float* __restrict__ gain,
                                           const float* __restrict__ bias, __half* __restrict__ y, int columns,
                                           float epsilon) {
+  begin_kernel();
   residual += blockIdx.x * residual_stride;
   delta += static_cast<int64_t>(blockIdx.x) * columns;
   y += static_cast<int64_t>(blockIdx.x) * columns;
@@ -76,7 +72,7 @@ void add_post_norm_of(const Residual* residual, int64_t residual_stride, const _
   const bool vectors = columns % kWidth == 0 && aligned(residual) && aligned(delta) && aligned(gain) &&
                        aligned(bias) && aligned(y);
   choose_row_shape<kWidth>(
-      columns, vectors,
+      rows, columns, vectors,
       [&](auto shape) {
         constexpr int threads = decltype(shape)::Threads;
         const RowGrid g = row_grid<threads>(rows);

@@ -9,8 +9,9 @@ namespace {
 constexpr int kWarps = 8;
 
 template <typename In, int Width>
-__global__ void mean_pool_kernel(const In* __restrict__ x, const int32_t* __restrict__ offsets,
+__global__ void mean_pool_kernel(const In* x, const int32_t* offsets,
                                  float* __restrict__ y, int64_t rows, int columns) {
+  begin_kernel();
   __shared__ float of_warps[kWarps][kWarp * Width];
   const int column = (blockIdx.y * kWarp + threadIdx.x) * Width;
   const int64_t text = blockIdx.x;
