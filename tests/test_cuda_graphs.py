@@ -107,9 +107,12 @@ def test_what_is_in_the_graph(precise_bundle: Path, tmp_path: Path, tower: str) 
         assert weight.dtype == bias.dtype == np.float16 and weight.shape[1] == len(bias)
     operators = {
         "image": {"Linear": 4, "LayerNorm": 1, "AddLayerNorm": 2, "SplitRotary": 1, "SwigluNorm": 1},
-        "text": {"Linear": 4, "AddLayerNorm": 2, "SplitRotary": 1, "Gelu": 1},
+        "text": {"Linear": 4, "AddPostNorm": 2, "SplitRotary": 1, "Gelu": 1},
     }[tower]
-    beyond = {"AddLayerNorm": 1, "L2Normalize": 1} | ({"Linear": 1} if tower == "image" else {"MeanPool": 1})
+    beyond = {
+        "image": {"Linear": 1, "AddLayerNorm": 1, "L2Normalize": 1},
+        "text": {"AddPostNorm": 1, "MeanPool": 1, "L2Normalize": 1},
+    }[tower]
     expected = Counter(beyond)
     for name, count in operators.items():
         expected[name] += 3 * count

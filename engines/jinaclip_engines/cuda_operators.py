@@ -1,7 +1,8 @@
 """A tower over the operators of the domain `jinaclip` (runtime/c-library/cuda): `fused_operators`.
 
 A block of a picture is ten nodes: Linear (queries, keys and values), SplitRotary, Attention, LayerNorm, Linear,
-AddLayerNorm, Linear (gate and up), SwigluNorm, Linear, AddLayerNorm. A block of a text is nine.
+AddLayerNorm, Linear (gate and up), SwigluNorm, Linear, AddLayerNorm; the residual stream between them is float32. A
+block of a text is nine. Its stream is the output of a norm, so that no sum grows along the blocks, and it is float16.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from jinaclip_engines.cuda_blocks import (
     unlike,
 )
 from jinaclip_engines.cuda_patches import embedded_patches
-from jinaclip_engines.cuda_towers import Delta, epsilon, merged, write_image, write_text
+from jinaclip_engines.cuda_towers import FULL, HALF, Delta, TextStream, epsilon, merged, write_image, write_text
 from jinaclip_engines.errors import PassError
 from jinaclip_engines.graph import JINACLIP, Linear, Ops, array, constant, producer
 
@@ -69,6 +70,17 @@ class JinaclipOperators:
         inputs = [stream, delta[0], *norm.inputs[1:]]
         return op.several("AddLayerNorm", inputs, 2, JINACLIP, epsilon=epsilon(norm), keep_norm=int(keep))
 
+    def text_stream(self, op: Ops, full: ir.Value) -> TextStream:
+        half = op("Cast", [full], to=HALF)
+        return half, half
+
+    def post_norm(self, op: Ops, stream: TextStream, delta: Delta, norm: ir.Node) -> TextStream:
+        half = op("AddPostNorm", [stream[0], delta[0], *norm.inputs[1:]], JINACLIP, epsilon=epsilon(norm))
+        return half, half
+
+    def full(self, op: Ops, stream: TextStream) -> ir.Value:
+        return op("Cast", [stream[0]], to=FULL)
+
     def product(self, op: Ops, y: ir.Value, layers: Sequence[Linear], name: str) -> ir.Value:
         return _linear(op, y, *merged(layers), name)
 
@@ -98,8 +110,8 @@ def _patches(model: ir.Model, stream: ir.Value) -> tuple[ir.Value, Delta, ir.Val
     return None if found is None else (found[0], (found[1], None), stream)
 
 
-def _embeddings(model: ir.Model, stream: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """The norm of word and type embeddings, float32 and float16, from the float16 table."""
+def _embeddings(model: ir.Model, stream: ir.Value) -> TextStream:
+    """The float16 norm of word and type embeddings, from the float16 table."""
     norm = stream.producer()
     add = producer(norm.inputs[0], "Add") if norm is not None and norm.op_type == "LayerNormalization" else None
     if norm is None or add is None:
@@ -109,13 +121,12 @@ def _embeddings(model: ir.Model, stream: ir.Value) -> tuple[ir.Value, ir.Value]:
     rows = producer(words, "Gather")
     if kind is None or words is None or rows is None or rows.inputs[1] is not model.graph.inputs[0]:
         raise unlike("the embedding of tokens")
-    width = constant(kind).size
+    writer = JinaclipOperators()
     with Ops(model, before=norm) as op:
-        shape = op("Concat", [op("Shape", [rows.inputs[1]]), op.const(np.array([width]))], axis=0)
-        residual = op("Expand", [kind, shape])
-        full, half = JinaclipOperators().add_norm(op, residual, (words, None), norm, keep=True)
-        op.replace(stream, full)
-    return full, half
+        kinds = op.const(constant(kind).astype(np.float32).ravel())
+        found = writer.post_norm(op, (kinds, kinds), (words, None), norm)
+        op.replace(stream, writer.full(op, found))
+    return found
 
 
 def _unit_vectors(model: ir.Model) -> None:

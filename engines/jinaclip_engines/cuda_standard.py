@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from jinaclip_engines.cuda_blocks import ImageBlock, Rotary, image_blocks, text_blocks
-from jinaclip_engines.cuda_towers import FULL, HALF, Delta, epsilon, merged, write_image, write_text
+from jinaclip_engines.cuda_towers import FULL, HALF, Delta, TextStream, epsilon, merged, write_image, write_text
 from jinaclip_engines.graph import MICROSOFT, Linear, Ops, constant
 
 # Columns of the product of gate and up are padded to a multiple of this each, so that its rows are aligned.
@@ -52,6 +52,16 @@ class StandardOperators:
         inputs = [op("Cast", [delta[0]], to=FULL), stream, *norm.inputs[1:], delta[1]]
         found = op.several("SkipLayerNormalization", inputs, 4, MICROSOFT, epsilon=epsilon(norm))
         return found[0] if keep else found[3], op("Cast", [found[0]], to=HALF)
+
+    def text_stream(self, op: Ops, full: ir.Value) -> TextStream:
+        return full, op("Cast", [full], to=HALF)
+
+    def post_norm(self, op: Ops, stream: TextStream, delta: Delta, norm: ir.Node) -> TextStream:
+        full, half = self.add_norm(op, stream[0], delta, norm, keep=True)
+        return full, half
+
+    def full(self, op: Ops, stream: TextStream) -> ir.Value:
+        return stream[0]
 
     def product(self, op: Ops, y: ir.Value, layers: Sequence[Linear], name: str) -> ir.Value:
         return _product(op, y, *merged(layers), name)

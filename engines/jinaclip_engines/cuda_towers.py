@@ -1,7 +1,7 @@
 """The float16 blocks of a tower written anew for the CUDA provider, over one set of operators or another: `Writer`.
 
-Products and attention read and write float16; the residual stream and every norm's arithmetic stay float32. Blocks that
-the bundle keeps in float32 stay as they are; the stream passes through them.
+Products and attention read and write float16; every norm's arithmetic stays float32. Blocks that the bundle keeps in
+float32 stay as they are; the stream passes through them.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ HALF, FULL = ir.DataType.FLOAT16, ir.DataType.FLOAT
 Delta = tuple[ir.Value, ir.Value | None]
 # A stream as a sum: residual float32 and what is added, and the value of the graph that the sum replaces.
 Pending = tuple[ir.Value, Delta, ir.Value]
+# A text's stream: what a block's outputs are added to, float32 or float16, and the same in float16.
+TextStream = tuple[ir.Value, ir.Value]
 
 
 class Writer(Protocol):
@@ -30,6 +32,15 @@ class Writer(Protocol):
 
     def add_norm(self, op: Ops, stream: ir.Value, delta: Delta, norm: ir.Node, *, keep: bool) -> Sequence[ir.Value]:
         """The stream with delta added, or with `keep` its norm, float32; and its norm, float16."""
+
+    def text_stream(self, op: Ops, full: ir.Value) -> TextStream:
+        """A stream from a float32 value."""
+
+    def post_norm(self, op: Ops, stream: TextStream, delta: Delta, norm: ir.Node) -> TextStream:
+        """The norm of a text's stream with delta added."""
+
+    def full(self, op: Ops, stream: TextStream) -> ir.Value:
+        """A text's stream as a float32 value."""
 
     def product(self, op: Ops, y: ir.Value, layers: Sequence[Linear], name: str) -> ir.Value:
         """Layers that read the same y, side by side -> float16."""
@@ -114,42 +125,34 @@ def _final_norm(model: ir.Model, writer: Writer, pending: Pending) -> None:
 
 
 def write_text(
-    model: ir.Model,
-    heads: int,
-    blocks: Sequence[TextBlock | None],
-    writer: Writer,
-    start: tuple[ir.Value, ir.Value] | None,
+    model: ir.Model, heads: int, blocks: Sequence[TextBlock | None], writer: Writer, start: TextStream | None
 ) -> None:
     """Write the blocks of the text tower that are not None.
 
     Args:
-        start: what goes into the first block, float32 and float16, if that is written anew.
+        start: what goes into the first block, if that is written anew.
     """
-    state = start
+    stream = start
     for block in blocks:
         if block is None:
-            state = None
+            stream = None
             continue
         with Ops(model, before=block.norm2) as op:
-            if state is None:
-                state = block.stream, op("Cast", [block.stream], to=HALF)
-            state = _text_block(op, heads, block, writer, *state)
-            op.replace(block.norm2.outputs[0], state[0])
+            if stream is None:
+                stream = writer.text_stream(op, block.stream)
+            stream = _text_block(op, heads, block, writer, stream)
+            op.replace(block.norm2.outputs[0], writer.full(op, stream))
 
 
-def _text_block(
-    op: Ops, heads: int, block: TextBlock, writer: Writer, stream: ir.Value, y: ir.Value
-) -> tuple[ir.Value, ir.Value]:
+def _text_block(op: Ops, heads: int, block: TextBlock, writer: Writer, stream: TextStream) -> TextStream:
     name = block.out.block
-    qkv = writer.product(op, y, [block.qkv], f"{name}.qkv")
+    qkv = writer.product(op, stream[1], [block.qkv], f"{name}.qkv")
     q, k, v = writer.split_rotary(op, qkv, block.rotary, heads, interleaved=0)
     lengths = [None, None, None, block.lengths]
     y = op("Attention", [q, k, v, *lengths], q_num_heads=heads, kv_num_heads=heads)
-    delta = writer.delta(op, y, block.out, f"{name}.out")
-    stream, y = writer.add_norm(op, stream, delta, block.norm1, keep=True)
-    delta = writer.delta(op, writer.gelu(op, y, block.fc1, f"{name}.fc1"), block.fc2, f"{name}.fc2")
-    stream, y = writer.add_norm(op, stream, delta, block.norm2, keep=True)
-    return stream, y
+    stream = writer.post_norm(op, stream, writer.delta(op, y, block.out, f"{name}.out"), block.norm1)
+    y = writer.gelu(op, stream[1], block.fc1, f"{name}.fc1")
+    return writer.post_norm(op, stream, writer.delta(op, y, block.fc2, f"{name}.fc2"), block.norm2)
 
 
 def merged(layers: Sequence[Linear], *, rows: int = 0, columns: int = 0) -> tuple[np.ndarray, np.ndarray]:
