@@ -48,6 +48,17 @@ def kernels(context: Context) -> None:
             _wall(context, f"{name} alone", call, 1)
 
 
+def without_early_launch(context: Context) -> None:
+    """One text and one image, with kernels that begin only when the one before has ended."""
+    os.environ["JINACLIP_CUDA_PDL"] = "0"
+    bundle = Bundle(context.bundle)
+    _, library = next(iter(ours.ways(context).items()))
+    for tower, values in (("text", random_ids(bundle, 1, TOKENS)), ("image", _pixels(bundle, 1))):
+        with closing(ours.open_session(bundle, tower, library)) as session:
+            side = ours.OurSide(session, bundle.tower(tower))
+            _wall(context, f"{tower} 1 without early launch", partial(side, values), 1)
+
+
 def sizes(context: Context) -> None:
     """Items a second by the size of a run; several runs behind each other, as bulk encoding asks for them."""
     bundle = Bundle(context.bundle)
