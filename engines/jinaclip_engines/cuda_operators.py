@@ -2,9 +2,9 @@
 
 Products and attention read and write float16; every norm's arithmetic and pooling stay float32. A block of a picture is
 ten nodes: Linear (queries, keys and values), SplitRotary, Attention, LayerNorm, Linear, AddLayerNorm, Linear (gate and
-up), SwigluNorm, Linear, AddLayerNorm; the residual stream between them is float32. A block of a text is nine; its stream
-is the output of a norm, so no sum grows along the blocks, and it is float16. Blocks that the bundle keeps in float32
-stay as they are; the stream passes through them.
+up), SwigluNorm, Linear, AddLayerNorm; the residual stream between them is float32. A block of a text is nine. What its
+residual connections read is the output of a norm, which no sum along the blocks makes large, so it is float16. Blocks
+that the bundle keeps in float32 stay as they are; the stream passes through them.
 """
 
 from __future__ import annotations
