@@ -6,6 +6,7 @@ differ from the float64 reference by half a unit in the last place of float16, p
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from tests import cuda_operator_references as references
 Array = NDArray[Any]
 Run = Callable[..., list[Array]]
 
+SOURCES = Path(__file__).parent.parent / "runtime/c-library/cuda"
 EPSILON = 1e-5
 # One warp a row (up to 1024), one block a row (to 3072), and what has no fast path: odd widths and wider rows.
 WIDTHS = [1, 7, 24, 120, 128, 1000, 1024, 1032, 2730, 2736, 3072, 3080, 4096]
@@ -461,12 +463,20 @@ def test_a_missing_attribute_is_named(run: Run) -> None:
         run("LayerNorm", [x, vector, vector], [np.float16])
 
 
+def test_every_kernel_waits_for_the_one_in_front() -> None:
+    """A kernel that is launched early and does not wait reads what is not yet written; the host build cannot tell."""
+    kernels = []
+    for path in sorted(SOURCES.glob("*.cu")):
+        kernels += re.findall(r"__global__ void (\w+)\([^)]*\) \{\s*([^;]*;)?", path.read_text("utf-8"))
+    assert len(kernels) > 10
+    assert {name for name, first in kernels if first != "begin_kernel();"} == {"probe"}  # probe is never launched
+
+
 @pytest.mark.slow
 def test_the_cuda_library_builds(tmp_path: Path) -> None:
     if shutil.which("nvcc") is None:
         pytest.skip("no nvcc")
-    build = Path(__file__).parent.parent / "runtime/c-library/cuda/build.py"
-    command = [sys.executable, str(build), "--arch", "90", "--output", str(tmp_path)]
+    command = [sys.executable, str(SOURCES / "build.py"), "--arch", "90", "--output", str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True)
     if "cublasLt.h" in result.stderr and "is not found" in result.stderr:
         pytest.skip("no header of cuBLAS")
