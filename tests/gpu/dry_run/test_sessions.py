@@ -17,7 +17,7 @@ import pytest
 
 from jinaclip.buckets import LADDER, SHORTEST
 from jinaclip.errors import BackendError
-from jinaclip.onnxruntime_cuda import GRAPH_IMAGES, GRAPH_TOKENS, MOST_GRAPHS, PROVIDER, host_operators
+from jinaclip.onnxruntime_cuda import GRAPH_IMAGES, GRAPH_TOKENS, MOST_LARGE_GRAPHS, MOST_SMALL_GRAPHS, PROVIDER, host_operators
 from tests.gpu.dry_run.conftest import KINDS, Open
 from tests.gpu.dry_run.journal import Journal, Record, launches_per_block
 
@@ -158,7 +158,7 @@ def test_every_bucket_in_bounded_memory(
             check_answer(session.run(make_batch(tower, *shape)), shape[0])
     first = journal.since(mark)
     assert first.faults == []
-    assert 0 < session.graphs() == first.growth("graph") <= MOST_GRAPHS
+    assert 0 < session.graphs() == first.growth("graph") <= MOST_SMALL_GRAPHS
     used, order = used_bytes(), random.Random(0)
     mark = journal.mark()
     for _ in range(2):
