@@ -1,8 +1,8 @@
 """A pool of resources that threads borrow one at a time, and that can be closed while they are borrowed.
 
-A handler of a signal may raise anywhere in the main thread, as Ctrl-C does. So an item moves between the pool and a loan
-in one call of C code, in which no handler runs: it is always in one of them, and never in two. For the same reason there
-is no threading.Condition here: a handler that raises while it is entered leaves its lock locked.
+A handler of a signal may raise anywhere in the main thread, as Ctrl-C does. So an item moves between the pool and a
+loan in one call of C code, in which no handler runs: it is always in one of them, and never in two. For the same reason
+there is no threading.Condition here: a handler that raises while it is entered leaves its lock locked.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A handler of a signal that raises, as Ctrl-C does, at any point of a run: nothing is lost and nothing is used twice."""
+"""A handler of a signal that raises, as Ctrl-C does, at any point of a run: nothing is lost or used twice."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from tests.gpu.dry_run.journal import Journal
 from tests.gpu.dry_run.test_sessions import LARGE, PREPARED, SMALL, TOWERS, check_answer, used_bytes
 
 MakeBatch = Callable[..., dict[str, np.ndarray]]
+Interrupt = Callable[[float], object]
 INTERRUPTS = 400
 
 
@@ -29,10 +30,10 @@ def _raise(*_: object) -> None:
 
 
 @pytest.fixture
-def interrupt() -> Iterator[Callable[[float], None]]:
+def interrupt() -> Iterator[Interrupt]:
     """interrupt(seconds): raise Interrupted in the main thread after so long, unless it is asked again with 0."""
     before = signal.signal(signal.SIGALRM, _raise)
-    yield lambda seconds: signal.setitimer(signal.ITIMER_REAL, seconds)  # type: ignore[return-value]
+    yield lambda seconds: signal.setitimer(signal.ITIMER_REAL, seconds)
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGALRM, before)
 
@@ -42,7 +43,7 @@ def interrupt() -> Iterator[Callable[[float], None]]:
 @pytest.mark.parametrize("kind", PREPARED)
 @pytest.mark.parametrize("tower", TOWERS)
 def test_interrupted_runs_leave_every_slot_usable(
-    open_session: Open, journal: Journal, make_batch: MakeBatch, interrupt: Callable[[float], None],
+    open_session: Open, journal: Journal, make_batch: MakeBatch, interrupt: Interrupt,
     tower: str, kind: str,
 ) -> None:  # fmt: skip
     session = open_session(tower, kind)
@@ -79,7 +80,7 @@ def test_interrupted_runs_leave_every_slot_usable(
 
 
 def test_closing_that_is_interrupted_can_be_done_again(
-    open_session: Open, journal: Journal, make_batch: MakeBatch, interrupt: Callable[[float], None]
+    open_session: Open, journal: Journal, make_batch: MakeBatch, interrupt: Interrupt
 ) -> None:
     chance = random.Random(0)
     used, mark = 0, journal.mark()
