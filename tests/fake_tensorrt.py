@@ -89,6 +89,9 @@ class Device:
     def cudaGetErrorString(self, error: int) -> tuple[int, bytes]:
         return 0, {OUT_OF_MEMORY: b"out of memory"}.get(error, b"capture failed")
 
+    def cudaGetLastError(self) -> tuple[int]:
+        return (0,)
+
     def cudaSetDevice(self, device: int) -> tuple[int]:
         return (self._begin("cudaSetDevice", OUT_OF_MEMORY),)
 

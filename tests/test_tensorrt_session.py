@@ -324,8 +324,8 @@ def test_closing_while_threads_run(device: Device, open_session: Open, seed: int
 
 def test_a_thread_that_waits_for_a_worker_is_told(device: Device, open_session: Open) -> None:
     session = open_session(workers=1)
-    worker = session._pool.borrow()
-    assert worker is not None
+    loan = session._pool.borrow()
+    assert loan.item is not None
     told = []
 
     def wait() -> None:
@@ -341,8 +341,8 @@ def test_a_thread_that_waits_for_a_worker_is_told(device: Device, open_session: 
     for thread in waiting:
         thread.result(STALL_S)
     assert len(told) == 3 and not closing.done() and "device" in device.live()  # the run still has its memory
-    worker.run(texts(1, 16))
-    session._pool.give_back(worker)
+    loan.item.run(texts(1, 16))
+    loan.give_back()
     closing.result(STALL_S)
     gc.collect()
     assert device.live() == []
@@ -366,8 +366,8 @@ def test_closing_twice_and_dropping_without_closing(device: Device, open_session
 def test_a_forked_child_frees_nothing_and_is_told(device: Device, open_session: Open) -> None:
     """Forked while another thread is in the middle of a run, which in the child never ends."""
     session = open_session(workers=1)
-    worker = session._pool.borrow()
-    assert worker is not None
+    loan = session._pool.borrow()
+    assert loan.item is not None
     child = os.fork()
     if child == 0:
         status = 1
@@ -382,7 +382,7 @@ def test_a_forked_child_frees_nothing_and_is_told(device: Device, open_session: 
         finally:
             os._exit(status)
     assert os.waitpid(child, 0)[1] == 0
-    session._pool.give_back(worker)
+    loan.give_back()
     ask(session, texts(1, 16))
     session.close()
 

@@ -54,6 +54,7 @@ class Cuda:
         """
         error, *values = function(*arguments)
         if int(error):
+            self.api.cudaGetLastError()  # forgotten: the next who asks in this thread would take it for their own
             _, text = self.api.cudaGetErrorString(error)
             reason = text.decode() if isinstance(text, bytes) else str(text)
             raise BackendError(f"CUDA on device {self.device}: {getattr(function, '__name__', 'a call')}: {reason}")
@@ -105,11 +106,11 @@ class PinnedArray:
         return self.array[:size].view(dtype).reshape(shape)
 
     def close(self) -> None:
-        if self.pointer:
+        pointer, self.pointer = self.pointer, 0
+        if pointer:
             self.array = np.empty(0, np.uint8)
             with suppress(BackendError):
-                self._cuda(self._cuda.api.cudaFreeHost, self.pointer)
-            self.pointer = 0
+                self._cuda(self._cuda.api.cudaFreeHost, pointer)
 
 
 class Stream:

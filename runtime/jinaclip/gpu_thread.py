@@ -1,8 +1,7 @@
-"""One thread for each GPU, in which all ONNX Runtime sessions of the process call CUDA.
+"""One thread for each GPU, in which all of the process's sessions on it are opened, run and closed by ONNX Runtime.
 
-ONNX Runtime captures CUDA graphs in CUDA's global mode: while one thread captures, an allocation, a synchronous copy or
-a device-wide wait in any other thread fails, and breaks the capture. It also keeps captured graphs by thread, so each
-calling thread would capture every shape anew. With one thread neither can happen.
+ONNX Runtime keeps library handles and their memory for every thread that runs a session. With one thread they are there
+once, and an allocation or a wait of one session never meets the capture of another.
 """
 
 from __future__ import annotations
@@ -12,6 +11,8 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
+
+from jinaclip.errors import BackendError
 
 T = TypeVar("T")
 
@@ -27,8 +28,15 @@ class GpuThread:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix=f"jinaclip-cuda-{index}")
 
     def submit(self, work: Callable[..., T], *arguments: Any) -> Future[T]:
-        """Run `work` after everything that was submitted before."""
-        return self._pool.submit(work, *arguments)
+        """Run `work` after everything that was submitted before.
+
+        Raises:
+            BackendError: Python is shutting down.
+        """
+        try:
+            return self._pool.submit(work, *arguments)
+        except RuntimeError as error:
+            raise BackendError(f"nothing can be run on a GPU any more: {error}") from error
 
     def call(self, work: Callable[..., T], *arguments: Any) -> T:
         """Run `work` after everything that was submitted before, and wait for what it returns or raises."""

@@ -5,7 +5,8 @@ stream; it waits once, for its end. Two runs may be in that stream at the same t
 the host between them.
 
 Batches are padded to one of few shapes. A shape that comes a second time is captured as a CUDA graph, which costs one
-launch instead of hundreds and is launched by the calling thread; the shapes that come after MOST_GRAPHS run without.
+launch instead of hundreds and is launched by the calling thread; shapes that come when a session holds all the graphs
+that it may are run without.
 Whatever is not a captured graph runs in one thread for all sessions of the GPU (jinaclip.gpu_thread), for ONNX Runtime
 keeps memory and library handles for every thread that runs it.
 """
@@ -14,7 +15,6 @@ from __future__ import annotations
 
 import logging
 import os
-import queue
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
@@ -35,6 +35,7 @@ from jinaclip.errors import BackendError, BackendMissing, BundleError
 from jinaclip.gpu import Gpu
 from jinaclip.gpu_thread import gpu_thread
 from jinaclip.packing import GPU_COST, PACKED_GPU_COST
+from jinaclip.pool import Loan, Pool
 from jinaclip.sessions import (
     Arrays,
     available_threads,
@@ -67,6 +68,7 @@ NEEDS_CUDNN = {
 GRAPH_TOKENS, GRAPH_IMAGES = 2048, 4
 # Graphs of a session: of shapes up to those sizes, and of larger ones.
 MOST_SMALL_GRAPHS, MOST_LARGE_GRAPHS = 64, 32
+MOST_SHAPES_SEEN = 4096  # shapes that come first after so many are never captured
 RUNS_AT_ONCE = 2
 LEAST_CAPABILITY = (7, 5)
 
@@ -140,14 +142,15 @@ class OnnxRuntimeCudaSession:
         self._process = os.getpid()
         keep_after_fork(self)
         self._thread = gpu_thread(gpu.index)
-        self._closing = threading.Lock()
+        self._closing = threading.RLock()
         self._closed = False
         self._session: Any = None
-        self._slots: queue.LifoQueue[Slot] = queue.LifoQueue()
+        self._slots: list[Slot] = []
         self._captures = graphs
         self._graphs: dict[Key, Graph] = {}
         self._seen: set[Key] = set()  # shapes that ran, captured or not
-        self._held = {True: 0, False: 0}  # graphs of small shapes and of larger ones
+        self._plain: set[Key] = set()  # shapes whose capture failed
+        self._held = {True: 0, False: 0}  # graphs of small shapes and of larger ones, those that failed included
         self._bindings: list[Any] = []  # of the graphs
         self._in_stream = threading.Lock()  # one thread at a time puts work into the stream
         self._thread.call(self._open)
@@ -162,21 +165,20 @@ class OnnxRuntimeCudaSession:
         if len(batch) == 0:
             return {name: np.empty((0, width), np.float32) for name, width in self._outputs.items()}
         work = self._plan(batch)
-        slot = self._slots.get()
-        try:
-            self._require_open()
-            if slot.input.size < work.inputs.copied or slot.output.size < work.outputs.size:
-                self._thread.call(slot.reserve, work.inputs.copied, work.outputs.size)
-            self._fill(work.inputs.views(slot.input.array), batch)
-            if work.key in self._graphs and (found := self._replay(slot, work)) is not None:
-                self._slots.put(slot)
+        with self._pool.borrow() as loan:
+            slot = loan.item
+            require_open(self._process, slot)  # another thread may have closed it meanwhile
+            assert slot is not None
+            try:
+                self._make_ready(slot, work)
+                self._fill(work.inputs.views(slot.input.array), batch)
+                found = self._replay(slot, work) if work.key in self._graphs else None
+            except BackendError as error:
+                raise self._failed(error) from error
+            if found is not None:
                 return found
-            started = self._thread.submit(self._start, slot, work, release_memory)
-        except BaseException:
-            self._slots.put(slot)
-            raise
-        # From here on the GPU's thread gives the slot back, even if this thread is interrupted.
-        return started.result().result()
+            # The GPU's thread takes the loan over; where this one is interrupted before, there is nothing to run.
+            return self._thread.call(self._start, loan, work, release_memory).result()
 
     def describe(self) -> dict[str, Any]:
         self._require_open()
@@ -191,17 +193,25 @@ class OnnxRuntimeCudaSession:
         }
 
     def close(self) -> None:
-        """Free the graph after the runs that are under way; runs that wait are told that the model is closed."""
+        """Free the graph after the runs that are under way; runs that wait are told that the model is closed.
+
+        Raises:
+            BackendError: this thread is in a run itself, which a signal handler interrupted.
+        """
         if os.getpid() != self._process:
             return
         with self._closing:
-            if self._closed:
+            if self._closed and self._stream.handle is None:
                 return
+            self._pool.close()
             self._closed = True
-            slots = [self._slots.get() for _ in range(RUNS_AT_ONCE)]
-            self._thread.call(self._free, slots)
-            for slot in slots:
-                self._slots.put(slot)
+            with suppress(BackendError):  # while Python shuts down: all of it ends with the process
+                self._thread.call(self._free)
+
+    def __del__(self) -> None:
+        with suppress(Exception):  # also where __init__ failed
+            if os.getpid() == self._process and not self._closed:
+                self._thread.submit(self._free)  # not waited for: this may be the GPU's thread
 
     def graphs(self) -> int:
         """CUDA graphs that are held now."""
@@ -241,25 +251,27 @@ class OnnxRuntimeCudaSession:
         else:
             pad_into(views[self._input], batch, self._pad)
 
+    def _make_ready(self, slot: Slot, work: _Work) -> None:
+        """Room for a run in a slot that nothing uses."""
+        self._cuda.enter()
+        if slot.in_flight:  # the run before failed, or was interrupted
+            with self._in_stream:  # a stream that is being captured may not be waited for
+                self._stream.wait()
+            slot.in_flight = False
+        slot.reserve(work.inputs.copied, work.outputs.size)
+
     def _replay(self, slot: Slot, work: _Work) -> dict[str, np.ndarray] | None:
         """Run a captured graph from the calling thread; None if it was dropped meanwhile."""
-        try:
-            self._cuda.enter()
-            with self._in_stream:
-                graph = self._graphs.get(work.key)
-                if graph is None:
-                    return None
-                self._put(slot, work, lambda: graph.launch(self._stream))
-            return self._results(slot, work)
-        except BaseException as error:
-            with suppress(BackendError):
-                self._stream.wait()  # nothing may use the slot any more
-            if isinstance(error, BackendError):
-                raise self._failed(error) from error
-            raise
+        with self._in_stream:
+            graph = self._graphs.get(work.key)
+            if graph is None:
+                return None
+            self._put(slot, work, lambda: graph.launch(self._stream))
+        return self._results(slot, work)
 
     def _put(self, slot: Slot, work: _Work, launch: Callable[[], object]) -> None:
         """Copy in, launch, copy out and the mark behind them, all without waiting."""
+        slot.in_flight = True
         self._stream.upload(self._input_block.reserved, slot.input, work.inputs.copied)
         launch()
         self._stream.download(slot.output, self._output_block.reserved, work.outputs.size)
@@ -267,6 +279,7 @@ class OnnxRuntimeCudaSession:
 
     def _results(self, slot: Slot, work: _Work) -> dict[str, np.ndarray]:
         slot.done.wait()
+        slot.in_flight = False
         return {name: view[: work.rows].copy() for name, view in work.outputs.views(slot.output.array).items()}
 
     # What follows runs in the GPU's thread.
@@ -275,6 +288,8 @@ class OnnxRuntimeCudaSession:
         ort = self._ort = import_onnxruntime()
         self._cuda = Cuda(self._gpu.index, CudaRuntime(load_libraries(_cuda_major(ort))))
         self._stream = Stream(self._cuda)
+        # What runs read and write, graphs too: one piece for all, for the stream runs them one after the other.
+        self._input_block, self._output_block = Block(self._cuda), Block(self._cuda)
         try:
             # At its default level the library's own logger writes to stderr what is also raised, and a warning at each
             # session (no level of the session's own reaches it).
@@ -282,12 +297,18 @@ class OnnxRuntimeCudaSession:
             self._session = self._inference_session(ort)
             _require_on_device(self._session)
             _require_no_cudnn(self._session, self._path)
+            self._read_graph()
+            for _ in range(RUNS_AT_ONCE):
+                self._slots.append(Slot(self._cuda))
+            self._pool = Pool(self._slots)
         except BaseException:
-            self._session = None
-            self._stream.close()
+            self._free()
             raise
         finally:
             ort.set_default_logger_severity(2)
+
+    def _read_graph(self) -> None:
+        """What its inputs and outputs are."""
         types = {"tensor(uint8)": np.uint8, "tensor(int64)": np.int64, "tensor(int32)": np.int32}
         sources = self._session.get_inputs()
         self._inputs = {source.name: np.dtype(types.get(source.type, np.float32)) for source in sources}
@@ -300,10 +321,6 @@ class OnnxRuntimeCudaSession:
         self._most = GRAPH_TOKENS if is_text else GRAPH_IMAGES
         most = (1, 1, self._most)
         self._buckets = (Profile("graphs", most, most if is_text else None),)
-        # What runs read and write, graphs too: one piece for all, for the stream runs them one after the other.
-        self._input_block, self._output_block = Block(self._cuda), Block(self._cuda)
-        for _ in range(RUNS_AT_ONCE):
-            self._slots.put(Slot(self._cuda))
 
     def _inference_session(self, ort: Any) -> Any:
         options = session_options(ort)
@@ -336,8 +353,12 @@ class OnnxRuntimeCudaSession:
             )
         return session
 
-    def _start(self, slot: Slot, work: _Work, release_memory: bool) -> Future[dict[str, np.ndarray]]:
+    def _start(self, asked: Loan[Slot], work: _Work, release_memory: bool) -> Future[dict[str, np.ndarray]]:
         """Put a run into the stream. What it returns waits for its end, after what was submitted meanwhile."""
+        loan = asked.take_over()
+        slot = loan.item
+        if slot is None:
+            raise BackendError("the thread that asked for this run was interrupted")
         try:
             with self._in_stream:
                 self._reserve(work)
@@ -347,25 +368,27 @@ class OnnxRuntimeCudaSession:
                         raise BackendError("release_memory is not possible: captured CUDA graphs use the memory")
                     options.add_run_config_entry("memory.enable_memory_arena_shrinkage", f"gpu:{self._gpu.index}")
                 self._put(slot, work, lambda: self._session.run_with_iobinding(binding, options))
-            finished = self._thread.submit(self._finish, slot, work)
+            finished = self._thread.submit(self._finish, loan, slot, work)
         except Exception as error:
-            with suppress(BackendError):
-                self._stream.wait()
-            self._slots.put(slot)
+            loan.give_back()
             raise self._failed(error) from error
-        if self._captures and work.key not in self._graphs:
-            if work.key in self._seen and self._has_room(work):
+        if self._wants_graph(work):
+            if work.key in self._seen:
                 self._thread.submit(self._capture, work)
-            self._seen.add(work.key)
+            elif len(self._seen) < MOST_SHAPES_SEEN:
+                self._seen.add(work.key)
         return finished
 
-    def _finish(self, slot: Slot, work: _Work) -> dict[str, np.ndarray]:
+    def _finish(self, loan: Loan[Slot], slot: Slot, work: _Work) -> dict[str, np.ndarray]:
         try:
             return self._results(slot, work)
         except Exception as error:
             raise self._failed(error) from error
         finally:
-            self._slots.put(slot)
+            loan.give_back()
+
+    def _wants_graph(self, work: _Work) -> bool:
+        return self._captures and work.key not in self._graphs and work.key not in self._plain and self._has_room(work)
 
     def _has_room(self, work: _Work) -> bool:
         """Whether a shape's graph can be held; those that were captured stay."""
@@ -373,26 +396,31 @@ class OnnxRuntimeCudaSession:
 
     def _capture(self, work: _Work) -> None:
         """Capture a shape that has just run, so that all of its memory is there. Nothing runs."""
-        if self._closed or work.key in self._graphs or not self._has_room(work):
+        if self._closed or not self._wants_graph(work) or not self._fits(work):
             return
-        self._held[work.small] += 1  # also where it fails: it is not tried again
-        binding, options = self._binding(work), self._options()
+        self._held[work.small] += 1
         try:
+            binding, options = self._binding(work), self._options()
             with self._in_stream:
                 graph = self._stream.capture(lambda: self._session.run_with_iobinding(binding, options), relaxed=True)
             self._bindings.append(binding)
             self._graphs[work.key] = graph
         except Exception as error:
+            self._plain.add(work.key)
             self._cuda(self._cuda.api.cudaGetLastError)
             logger.warning(
                 "%s: shape %s is run without a CUDA graph: %s", self.device, list(work.key), first_line(error)
             )
 
+    def _fits(self, work: _Work) -> bool:
+        """Whether its inputs and outputs have room in the memory that is there."""
+        return self._input_block.size >= work.inputs.size and self._output_block.size >= work.outputs.size
+
     def _reserve(self, work: _Work) -> None:
         """Memory for a run's inputs and outputs. Graphs read and write where the memory was: it is not moved under
         them, but they are dropped, and captured again.
         """
-        if self._input_block.size >= work.inputs.size and self._output_block.size >= work.outputs.size:
+        if self._fits(work):
             return
         self._drop_graphs()
         self._input_block.reserve(work.inputs.size)
@@ -400,11 +428,13 @@ class OnnxRuntimeCudaSession:
 
     def _drop_graphs(self) -> None:
         graphs, self._graphs = self._graphs, {}
-        self._stream.wait()
-        for graph in graphs.values():
-            graph.close()
-        self._bindings.clear()
         self._held = {True: 0, False: 0}
+        try:
+            self._stream.wait()
+        finally:
+            for graph in graphs.values():
+                graph.close()
+            self._bindings.clear()
 
     def _binding(self, work: _Work) -> Any:
         binding = self._session.io_binding()
@@ -421,11 +451,13 @@ class OnnxRuntimeCudaSession:
         options.add_run_config_entry("disable_synchronize_execution_providers", "1")  # `_results` waits
         return options
 
-    def _free(self, slots: list[Slot]) -> None:
+    def _free(self) -> None:
+        if self._stream.handle is None:
+            return
         with suppress(BackendError):
             self._drop_graphs()
         self._session = None
-        for slot in slots:
+        for slot in self._slots:
             slot.close()
         self._input_block.close()
         self._output_block.close()

@@ -78,22 +78,27 @@ class Block:
 
 
 class Slot:
-    """Pinned memory of one run, and the mark of its end in the stream."""
+    """Pinned memory of one run, and the mark of its end in the stream.
+
+    Attributes:
+        in_flight: whether copies from or to it may still be in the stream.
+    """
 
     def __init__(self, cuda: Cuda) -> None:
         self._cuda = cuda
         self.input, self.output = _NOTHING, _NOTHING
         self.done = Event(cuda)
+        self.in_flight = False
 
     def reserve(self, inputs: int, outputs: int) -> None:
         """Memory for at least so many bytes. Nothing may be running on the slot."""
         if self.input.size < inputs:
-            self.input.close()
-            self.input = _NOTHING
+            old, self.input = self.input, _NOTHING
+            old.close()
             self.input = PinnedArray(self._cuda, inputs)
         if self.output.size < outputs:
-            self.output.close()
-            self.output = _NOTHING
+            old, self.output = self.output, _NOTHING
+            old.close()
             self.output = PinnedArray(self._cuda, outputs)
 
     def close(self) -> None:

@@ -101,13 +101,11 @@ class TensorRTSession:
             )
         parts = [{tensor.name: np.empty((0, *tensor.row), tensor.dtype) for tensor in engine.outputs}]
         for start in range(0, len(batch), most):
-            worker = self._pool.borrow()
-            require_open(self._process, worker)  # another thread may have closed it meanwhile
-            assert worker is not None
-            try:
+            with self._pool.borrow() as loan:
+                worker = loan.item
+                require_open(self._process, worker)  # another thread may have closed it meanwhile
+                assert worker is not None
                 parts.append(worker.run(np.ascontiguousarray(batch[start : start + most])))
-            finally:
-                self._pool.give_back(worker)
         found = {tensor.name: np.concatenate([part[tensor.name] for part in parts]) for tensor in engine.outputs}
         finite = found.pop(FINITE, None)
         if finite is not None and not finite.all():

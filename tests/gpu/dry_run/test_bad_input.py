@@ -51,7 +51,7 @@ MACHINES = {
     "no driver": Machine({}, ("no NVIDIA driver", DRIVER), lacks=DRIVER),
     "driver too old": Machine({"STAND_IN_DRIVER": "12080"}, ("driver", "12.8", "13.0", "update")),
     "missing library": Machine({}, (CUBLAS, "not found", "pip install"), lacks=CUBLAS),
-    "no device": Machine({"STAND_IN_DEVICES": "0"}, ("GPU", "cuInit says 100")),
+    "no device": Machine({"STAND_IN_DEVICES": "0"}, ("shows no GPU to this process", "CUDA_VISIBLE_DEVICES")),
     "hidden": Machine({"CUDA_VISIBLE_DEVICES": ""}, ("CUDA_VISIBLE_DEVICES",)),
     "driver and kernel module differ": Machine({"STAND_IN_CUINIT": "803"}, ("driver", "803")),
     "exclusive mode": Machine({"STAND_IN_EXCLUSIVE": "1"}, ("exclusive", "process")),

@@ -362,6 +362,14 @@ cudaError_t unsafe_error(const char* function) {
     return error;
 }
 
+// All captures are lost by a call that waits for the whole device.
+cudaError_t broken_captures(const char* function) {
+    Locked guard(state().lock);
+    if (state().captures.empty()) return cudaSuccess;
+    for (const auto& capture : state().captures) invalidate(*capture, function);
+    return fault(function, cudaErrorStreamCaptureUnsupported, "a stream of the device captures");
+}
+
 #define NEEDS_NO_CAPTURE() \
     if (const cudaError_t error = unsafe_error(__func__)) return error
 

@@ -350,7 +350,9 @@ cudaError_t cudaDeviceGetStreamPriorityRange(int* least, int* greatest) {
     *least = 0, *greatest = -5;
     return cudaSuccess;
 }
+// A capture has nothing that could be waited for: a wait that encompasses its stream is invalid in every mode.
 cudaError_t cudaDeviceSynchronize() {
+    if (const cudaError_t error = broken_captures(__func__)) return error;
     if (const cudaError_t error = synchronise(__func__, "device", nullptr)) return error;
     return finish_all();
 }
