@@ -40,6 +40,25 @@ def test_shapes_and_types(model: ClipModel) -> None:
     assert model.embed_ids([]).shape == model.embed_pixels([]).shape == (0, D)
 
 
+def test_ids_and_pixels_that_no_graph_takes_are_refused(model: ClipModel) -> None:
+    """By every backend alike: a GPU's kernels take ids beyond the table, and arrays are copied to it as they come."""
+    vocabulary, size = model.bundle.vocab_size, model.bundle.preprocessing.size
+    for bad, words in (
+        ([], "0 tokens"),
+        ([0] * (model.max_tokens + 1), f"expected 1 to {model.max_tokens}"),
+        ([0, vocabulary, 2], f"0 to {vocabulary - 1}"),
+        ([0, -1, 2], f"0 to {vocabulary - 1}"),
+    ):
+        with pytest.raises(InputError, match=words) as refused:
+            model.embed_ids([[0, 2], bad])
+        assert refused.value.index == 1
+    good = np.zeros((size, size, 3), np.uint8)
+    for wrong in (good.astype(np.float32), good[1:], good.transpose(2, 0, 1)):
+        with pytest.raises(InputError, match="expected uint8") as refused:
+            model.embed_pixels([good, wrong])
+        assert refused.value.index == 1
+
+
 def test_order_is_the_callers(model: ClipModel) -> None:
     """Texts are sorted by length inside; what comes back is not."""
     rng = np.random.default_rng(0)

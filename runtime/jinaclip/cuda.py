@@ -1,4 +1,4 @@
-"""What a session needs of CUDA, over NVIDIA's cuda-bindings: memory, a stream, events, graphs. No torch, no pycuda.
+"""What a session needs of CUDA: memory, a stream, events, graphs. Over NVIDIA's cuda-bindings or a CudaRuntime.
 
 Every call is checked; an error is a BackendError with CUDA's own words. Memory is owned by Python objects and freed
 when they are closed.
@@ -204,25 +204,3 @@ class Event:
             with suppress(BackendError):
                 self._cuda(self._cuda.api.cudaEventDestroy, self._event)
             self._event = None
-
-
-class Timer:
-    """Time that the device spends between two marks in a stream, in milliseconds."""
-
-    def __init__(self, cuda: Cuda) -> None:
-        self._cuda = cuda
-        self._events = [cuda(cuda.api.cudaEventCreate) for _ in range(2)]
-
-    def mark(self, which: int, stream: Stream) -> None:
-        """0 for the beginning, 1 for the end."""
-        self._cuda(self._cuda.api.cudaEventRecord, self._events[which], stream.handle)
-
-    def elapsed(self) -> float:
-        """After the stream was waited for."""
-        return float(self._cuda(self._cuda.api.cudaEventElapsedTime, *self._events))
-
-    def close(self) -> None:
-        for event in self._events:
-            with suppress(BackendError):
-                self._cuda(self._cuda.api.cudaEventDestroy, event)
-        self._events = []

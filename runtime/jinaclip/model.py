@@ -190,12 +190,22 @@ class ClipModel:
         return cast(TextTokenizer, self._tokenizer).encode([instruction + text for text in texts])
 
     def embed_ids(self, rows: Sequence[list[int]]) -> np.ndarray:
-        """Raw vectors [N, D] of texts that run together, from their ids: none longer than `max_tokens`."""
+        """Raw vectors [N, D] of texts that run together, from their ids.
+
+        Raises:
+            InputError: a text has no token or more than `max_tokens`, or an id is not one of the model's.
+        """
         session = self.session("text")
         if not rows:
             return np.empty((0, self.dims[-1]), np.float32)
         tower, tokenizer = self.bundle.tower("text"), cast(TextTokenizer, self._tokenizer)
+        for index, row in enumerate(rows):
+            if not 0 < len(row) <= self.max_tokens:
+                raise InputError(f"text {index} has {len(row)} tokens, expected 1 to {self.max_tokens}", index=index)
         padded = tokenizer.padded(rows)
+        if padded.min() < 0 or padded.max() >= self.bundle.vocab_size:  # a GPU's kernels do not tell
+            index = int(((padded < 0) | (padded >= self.bundle.vocab_size)).any(1).argmax())
+            raise InputError(f"text {index} has ids that are not from 0 to {self.bundle.vocab_size - 1}", index=index)
         release = False
         if session.cost.writes_scores:
             tiled = is_tiled(padded, tokenizer.pad, session.tiled_above)
@@ -298,11 +308,20 @@ class ClipModel:
                     future.cancel()
 
     def embed_pixels(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
-        """Raw vectors [N, D] of images that run together, each uint8 [size, size, 3] as `preprocess` makes it."""
+        """Raw vectors [N, D] of images that run together, each uint8 [size, size, 3] as `preprocess` makes it.
+
+        Raises:
+            InputError: an array has another dtype or shape.
+        """
         session = self.session("image")
         if not len(pixels):
             return np.empty((0, self.dims[-1]), np.float32)
-        tower = self.bundle.tower("image")
+        tower, size = self.bundle.tower("image"), self.bundle.preprocessing.size
+        for index, array in enumerate(pixels):
+            if array.dtype != np.uint8 or array.shape != (size, size, 3):
+                raise InputError(
+                    f"image {index} is {array.dtype} {list(array.shape)}, expected uint8 {[size, size, 3]}", index=index
+                )
         batch = np.stack(pixels)  # [B, size, size, 3]
         if tower.input_dtype == "float32":
             batch = normalise(batch, self.bundle.preprocessing)

@@ -9,6 +9,7 @@ from jinaclip.bundle import FORMAT_VERSION, Bundle
 from jinaclip.engine_store import all_engines
 
 EXTRA = None
+SHOWN = ("device", "operators", "onnxruntime", "policy", "targets", "gpu", "created")  # of an engine's sidecar
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
             for name, t in bundle.towers.items()
         },
         "engines": {
-            path.name: {name: sidecar[name] for name in ("policy", "targets", "gpu", "created") if sidecar.get(name)}
+            path.name: {name: sidecar[name] for name in SHOWN if sidecar.get(name)}
             for path, sidecar in all_engines(bundle)
         },
         "bytes": sum(size for size, _ in bundle.files.values()),
