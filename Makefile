@@ -9,12 +9,13 @@ VENV ?= .venv
 CHECKPOINT ?=
 CONTAINER_ARGS ?=
 GPU_VENV ?= .venv-gpu
+CUDA_VENV ?= .venv-cuda
 PY := $(VENV)/bin/python
 GPU_PYTHON ?= $(if $(wildcard $(PY)),$(PY),$(PYTHON))
 GPU_PY := $(GPU_VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
 
-.PHONY: demo test test-slow gpu-test gpu-dry-run container-test lint parity certificates clean
+.PHONY: demo test test-slow gpu-test gpu-dry-run cuda-operators container-test lint parity certificates clean
 
 demo: $(VENV)/.demo
 	@$(PY) examples/demo.py $(CHECKPOINT)
@@ -39,6 +40,12 @@ gpu-dry-run: $(GPU_VENV)/.installed $(GPU_VENV)/bundle
 	  JINACLIP_DRY_RUN_BUNDLE=$(abspath $(GPU_VENV))/bundle \
 	  $(GPU_PY) -m pytest --confcutdir=tests/gpu/dry_run -m dry_run tests/gpu/dry_run
 	@echo "No value was computed: only a GPU can tell whether vectors are right (make gpu-test)."
+
+# jinaclip's own CUDA operators, into the package: graphs that are prepared afterwards have them (docs/gpu.md). Compiled
+# by the nvcc of NVIDIA's Python packages, of CUDA 13.0: what a later one makes does not load under a driver for 13.0.
+cuda-operators: $(CUDA_VENV)/.installed
+	PATH="$$($(CUDA_VENV)/bin/python -c 'import nvidia.cu13 as p; print(p.__path__[0])')/bin:$$PATH" \
+	  $(CUDA_VENV)/bin/python runtime/c-library/cuda/build.py --output runtime/jinaclip/native
 
 # The Containerfile's own steps, run without a container engine. Needs root and the command debootstrap, and reaches
 # for Debian's and Python's packages; CONTAINER_ARGS gives it a mirror, certificates, or pip's settings (--help).
@@ -95,6 +102,15 @@ $(GPU_VENV)/.installed: pyproject.toml
 	@$(GPU_PY) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -e '.[server]' --group gpu-dry-run
 	@$(GPU_PY) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps --target $(GPU_VENV)/cuda \
 	  'nvidia-cuda-runtime==13.*' 'nvidia-cuda-crt==13.*'
+	@touch $@
+
+$(CUDA_VENV)/.installed: Makefile
+	@rm -rf $(CUDA_VENV)
+	@$(PYTHON) -m venv $(CUDA_VENV)
+	@echo "Installing into $(CUDA_VENV): 0.9 GB, the CUDA compiler."
+	@$(CUDA_VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) 'nvidia-cuda-nvcc==13.0.*' \
+	  'nvidia-cuda-crt==13.0.*' 'nvidia-nvvm==13.0.*' 'nvidia-cuda-cccl==13.0.*' 'nvidia-cuda-runtime==13.0.*' \
+	  'nvidia-cublas==13.0.*'
 	@touch $@
 
 $(GPU_VENV)/bundle: $(GPU_VENV)/.installed $(VENV)/.test $(wildcard export/*/*.py engines/*/*.py runtime/jinaclip/*.py)

@@ -42,6 +42,11 @@ def add_layer_norm(
     return (normed if keep_norm else total.astype(np.float64)), normed
 
 
+def add_post_norm(residual: Array, delta: Array, gain: Array, bias: Array, epsilon: float) -> Float64:
+    """residual [..., D] or [D], float16 or float32, and delta [..., D] to [..., D]: the norm of the float32 sum."""
+    return layer_norm(residual.astype(np.float32) + delta.astype(np.float32), gain, bias, epsilon)
+
+
 def rotary(x: Array, cos: Array, sin: Array, positions: Array, num_heads: int, interleaved: bool) -> Float64:
     """x [R, D] with one position a row, cos and sin [P, K/2], to [R, D]; K = D / num_heads.
 

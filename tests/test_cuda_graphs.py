@@ -1,6 +1,7 @@
-"""Graphs over the CUDA operators (`for_cuda(…, operators=True)`), run here on the host build of the operators.
+"""Graphs of `for_cuda`: over the CUDA operators, run here on their host build, and over ONNX Runtime's own.
 
-References: the bundle's fp16 and fp32 graphs in ONNX Runtime.
+References: the bundle's fp16 and fp32 graphs in ONNX Runtime. On a CPU ONNX Runtime computes some float16 operators of
+its own in float32: what a GPU rounds there is certified on the GPU (tests/gpu).
 """
 
 from __future__ import annotations
@@ -49,9 +50,9 @@ LEAST = 0.9999  # cosine with the fp16 and the fp32 graph
 PAD = 1
 
 
-def fused(source: Path, directory: Path, heads: int = HEADS) -> tuple[Path, dict[str, int]]:
+def fused(source: Path, directory: Path, heads: int = HEADS, *, operators: bool = True) -> tuple[Path, dict[str, int]]:
     model = read(source)
-    counts = for_cuda(model, heads, operators=True)
+    counts = for_cuda(model, heads, operators)
     path = directory / f"fused-{source.name}"
     for stale in directory.glob(f"{path.stem}*"):
         stale.unlink()
@@ -106,9 +107,12 @@ def test_what_is_in_the_graph(precise_bundle: Path, tmp_path: Path, tower: str) 
         assert weight.dtype == bias.dtype == np.float16 and weight.shape[1] == len(bias)
     operators = {
         "image": {"Linear": 4, "LayerNorm": 1, "AddLayerNorm": 2, "SplitRotary": 1, "SwigluNorm": 1},
-        "text": {"Linear": 4, "AddLayerNorm": 2, "SplitRotary": 1, "Gelu": 1},
+        "text": {"Linear": 4, "AddPostNorm": 2, "SplitRotary": 1, "Gelu": 1},
     }[tower]
-    beyond = {"AddLayerNorm": 1, "L2Normalize": 1} | ({"Linear": 1} if tower == "image" else {"MeanPool": 1})
+    beyond = {
+        "image": {"Linear": 1, "AddLayerNorm": 1, "L2Normalize": 1},
+        "text": {"AddPostNorm": 1, "MeanPool": 1, "L2Normalize": 1},
+    }[tower]
     expected = Counter(beyond)
     for name, count in operators.items():
         expected[name] += 3 * count
@@ -135,6 +139,15 @@ def test_what_is_in_the_graph(precise_bundle: Path, tmp_path: Path, tower: str) 
         assert constant(before.producer().inputs[1]).shape == (128, 704)  # type: ignore[union-attr]
         padded = constant(next(iter(after.uses())).node.inputs[1])
         assert padded.shape == (352, 128) and not padded[341:].any()
+
+
+@pytest.mark.parametrize("tower", ["text", "image"])
+def test_the_published_width_and_picture_size(
+    wide_bundle: Path, host_operators: Path, tmp_path: Path, tower: str
+) -> None:
+    path, counts = fused(wide_bundle / f"{tower}-fp16.onnx", tmp_path, 16)
+    assert counts["fused_operators"] == 2
+    hold(wide_bundle, tower, host_operators, path, photos(512)[:1] if tower == "image" else batches("text")[0])
 
 
 def test_widths_that_are_no_powers_of_two(
@@ -239,15 +252,20 @@ def export(checkpoint: Checkpoint, directory: Path, towers: tuple[str, ...] = ("
     return path
 
 
-def test_outlier_channels_of_100(host_operators: Path, tmp_path: Path) -> None:
+BOTH = pytest.mark.parametrize("operators", [True, False], ids=["operators", "standard"])
+
+
+@BOTH
+def test_outlier_channels_of_100(host_operators: Path, tmp_path: Path, operators: bool) -> None:
     bundle = export(checkpoint_of(tmp_path / "checkpoint", 256, outliers(100, (206, 223, 236, 249))), tmp_path)
     for tower, batch in (("text", batches("text")[0]), ("image", photos(140))):
-        path, counts = fused(bundle / f"{tower}-fp16.onnx", tmp_path, 4)
-        assert counts["fused_operators"] >= 2
+        path, counts = fused(bundle / f"{tower}-fp16.onnx", tmp_path, 4, operators=operators)
+        assert counts["fused_operators" if operators else "fewer_casts"] >= 2
         hold(bundle, tower, host_operators, path, batch)
 
 
-def test_swiglu_products_past_65504(host_operators: Path, tmp_path: Path) -> None:
+@BOTH
+def test_swiglu_products_past_65504(host_operators: Path, tmp_path: Path, operators: bool) -> None:
     """Gate and up fit float16, their product does not: it stays float32 until its norm."""
 
     def change(name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -259,8 +277,8 @@ def test_swiglu_products_past_65504(host_operators: Path, tmp_path: Path) -> Non
     products = [value.name or "" for value in sources if producer(value, "Mul") is not None and value is not None]
     ranges, _ = channel_ranges(bundle / "image-fp32.onnx", products, [{"pixel_values": photos(140)}])
     assert max(float(r.max()) for r in ranges.values()) > 65504  # or this tests nothing
-    path, counts = fused(bundle / "image-fp16.onnx", tmp_path)
-    assert counts["fused_operators"] == 5
+    path, counts = fused(bundle / "image-fp16.onnx", tmp_path, operators=operators)
+    assert counts["fused_operators" if operators else "fewer_casts"] == 5
     hold(bundle, "image", host_operators, path, photos(140))
 
 
@@ -311,6 +329,39 @@ def test_a_picture_size_that_patches_do_not_divide(
     beyond[:, 56:], beyond[:, :, 56:] = 255, 255
     a, b = (run_fused(path, host_operators, pixels)["image_embeddings"] for pixels in (batch, beyond))
     assert np.array_equal(a, b)
+
+
+@pytest.mark.parametrize("tower", ["text", "image"])
+def test_fewer_casts(precise_bundle: Path, tmp_path: Path, tower: str) -> None:
+    """Nodes of a block without the operators: 24 of a picture, 16 of a text; the stream and the SwiGLU stay float32."""
+    path, counts = fused(precise_bundle / f"{tower}-fp16.onnx", tmp_path, operators=False)
+    assert counts["fewer_casts"] == 3
+    model = read(path)
+    order = list(model.graph)
+    splits = [node for node in nodes(model, "Split") if len(node.outputs) == 3]
+    starts = [order.index(node) for node in splits]
+    assert starts[1] - starts[0] == (24 if tower == "image" else 16)
+    block = Counter(node.op_type for node in order[starts[0] : starts[1]])
+    assert block["MatMul"] == 4 and block["SkipLayerNormalization"] == 2 and block["RotaryEmbedding"] == 2
+    assert block["Cast"] == (7 if tower == "image" else 4)
+    for node in nodes(model, "MatMul"):
+        assert constant(node.inputs[1]).dtype == np.float16
+    for node in nodes(model, "SkipLayerNormalization", MICROSOFT):
+        assert all(constant(value).dtype == np.float32 for value in node.inputs[2:5])
+
+
+@pytest.mark.parametrize("tower", ["text", "image"])
+@pytest.mark.parametrize("keep", ["0", "1", "2", "02"])
+def test_fewer_casts_beside_blocks_in_float32(
+    precise_bundle: Path, host_operators: Path, tmp_path: Path, tower: str, keep: str
+) -> None:
+    source = lowered(precise_bundle, tower, tmp_path, [f"blocks.{index}" for index in keep])
+    path, counts = fused(source, tmp_path, operators=False)
+    assert counts["fewer_casts"] == 3 - len(keep)
+    batch = batches(tower)[0]
+    before, after = run(source, batch), run_fused(path, host_operators, batch)
+    for name, values in after.items():
+        assert cosines(values, before[name]).min() >= 0.99999
 
 
 def test_other_graphs_are_refused(precise_bundle: Path) -> None:

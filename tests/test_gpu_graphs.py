@@ -148,7 +148,8 @@ def test_expected_names_every_layer(precise_bundle: Path) -> None:
     for tower, layers in (("text", ("qkv", "out", "fc1", "fc2")), ("image", ("qkv", "out", "gate", "up", "down"))):
         expected = for_tensorrt(read(precise_bundle / f"{tower}-fp16.onnx"), "fp16-acc32")
         assert expected.attention == tuple(f"blocks.{block}.attention" for block in range(3))
-        assert expected.products == tuple(f"blocks.{block}.{layer}" for block in range(3) for layer in layers)
+        names = tuple(f"blocks.{block}.{layer}" for block in range(3) for layer in layers)
+        assert expected.products == (("patch_embed", *names) if tower == "image" else names)
         assert (expected.mask is not None) == (tower == "text") and expected.float32_products == 0
 
 
@@ -179,11 +180,17 @@ def test_cuda_attention_takes_lengths_and_no_mask(precise_bundle: Path, tmp_path
     for tower in ("text", "image"):
         graph = onnx.load(rewritten(precise_bundle, tower, "cuda", tmp_path))
         producers = {name: node for node in graph.graph.node for name in node.output}
+        types = {value.name: value.data_type for value in graph.graph.initializer}
         for node in (node for node in graph.graph.node if node.op_type == "Attention"):
             assert len(node.input) == (7 if tower == "text" else 3)
             assert not any(node.input[3:6])
-            for name in node.input[:3]:
-                assert producers[name].op_type == "Cast" and producers[name].attribute[0].i == HALF
+            *turned, values = (producers[name] for name in node.input[:3])
+            assert {producer.op_type for producer in turned} <= {
+                "RotaryEmbedding",
+                "Slice",
+            } and values.op_type == "Split"
+            for rotary in (producer for producer in turned if producer.op_type == "RotaryEmbedding"):
+                assert {types[name] for name in rotary.input[1:3]} == {HALF}
             heads = {a.name: a.i for a in node.attribute}
             assert heads["q_num_heads"] == heads["kv_num_heads"] == HEADS
         assert graph.opset_import[0].version == (24 if tower == "text" else 23)

@@ -92,7 +92,7 @@ def test_outlier_channels_of_10000_are_refused(
 ) -> None:
     """Where no block is allowed to stay in float32."""
     monkeypatch.setattr(mixed, "MOST_KEPT", 0.0)
-    checkpoint = checkpoint_of(tmp_path / "checkpoint", 128, outliers(10_000, (5, 77)))
+    checkpoint = checkpoint_of(tmp_path / "checkpoint", 128, outliers(10_000, (10, 20)))
     path = tmp_path / "bundle"
     identity = Identity("outliers", None, None)
     with pytest.raises(ExportError, match=r"image int8 .* does not stand int8: leave it out of --precision"):
@@ -187,7 +187,8 @@ def test_what_stays_is_in_the_graph_and_the_manifest(tmp_path: Path) -> None:
     report = Bundle(path).manifest["precisions"]["image"]["int8"]
     model = read(path / "image-int8.onnx")
     rows = [shape_of(node.inputs[1])[0] for node in nodes(model, "MatMul")]
-    kept = sum(count >= 256 for count in rows)  # the others multiply outlier channels
+    assert rows[0] == 3 * 14 * 14  # patches
+    kept = sum(count >= 256 for count in rows[1:])  # the others multiply outlier channels
     assert kept == len(report["kept"]) > 0
     assert len(nodes(model, "MatMulInteger")) == 7 * LAYERS - kept
     assert 0.99 < report["cosine"] < 1

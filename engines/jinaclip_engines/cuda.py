@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from jinaclip_engines.cuda_operators import fused_operators
+from jinaclip_engines.cuda_standard import fewer_casts
 from jinaclip_engines.errors import PassError
 from jinaclip_engines.graph import Ops, array, attributes, constant, forget_shapes, nodes, only_user, producer, tidy
 from jinaclip_engines.packed_text import packed_text
@@ -37,7 +38,7 @@ def for_cuda(model: ir.Model, heads: int, operators: bool = False) -> dict[str, 
         PassError: the graph is no fp16 graph of a bundle.
     """
     counts = {}
-    for name, step in (PASSES | OPERATOR_PASSES if operators else PASSES).items():
+    for name, step in (PASSES | (OPERATOR_PASSES if operators else STANDARD_PASSES)).items():
         counts[name] = step(model, heads)
         tidy(model)
     forget_shapes(model)
@@ -144,6 +145,7 @@ PASSES: dict[str, Callable[[ir.Model, int], int]] = {
     "flash_attention": flash_attention,
     "cast_pairs": cast_pairs,
 }
+STANDARD_PASSES: dict[str, Callable[[ir.Model, int], int]] = {"fewer_casts": fewer_casts}
 OPERATOR_PASSES: dict[str, Callable[[ir.Model, int], int]] = {
     "fused_operators": fused_operators,
     "packed_text": packed_text,

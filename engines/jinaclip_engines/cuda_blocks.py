@@ -18,13 +18,22 @@ from jinaclip_engines.graph import Linear, array, attributes, constant, linears,
 
 
 @dataclass(frozen=True)
+class Rotary:
+    """cos and sin float32 [P, K/2], and positions 0 to T - 1 in every row, int64 [B, T]."""
+
+    cos: ir.Value
+    sin: ir.Value
+    positions: ir.Value
+
+
+@dataclass(frozen=True)
 class ImageBlock:
     """Pre-norm: stream + out(inner_norm(attention(qkv(norm1(stream))))), then + down(ffn_norm(silu(gate) · up)).
 
     Attributes:
         stream: the residual stream that goes in, float32 [B, T, D].
         qkv: queries, keys and values.
-        tables: cos and sin of the rotary positions [T, K/2].
+        rotary: the rotary positions of every token; interleaved.
         end: the Add that returns the stream.
         cls_alone: the block is computed for token 0 alone, and returns [B, 1, D].
     """
@@ -32,7 +41,7 @@ class ImageBlock:
     stream: ir.Value
     norm1: ir.Node
     qkv: tuple[Linear, Linear, Linear]
-    tables: tuple[ir.Value, ir.Value]
+    rotary: Rotary
     inner_norm: ir.Node
     out: Linear
     norm2: ir.Node
@@ -50,13 +59,13 @@ class TextBlock:
 
     Attributes:
         stream: what goes in, float32 [B, T, D].
-        tables: cos and sin of the rotary positions [tokens, K/2].
+        rotary: the rotary positions of every token; not interleaved.
         lengths: tokens of each row that are not padding, int64 [B].
     """
 
     stream: ir.Value
     qkv: Linear
-    tables: tuple[ir.Value, ir.Value]
+    rotary: Rotary
     lengths: ir.Value
     out: Linear
     norm1: ir.Node
@@ -158,7 +167,7 @@ def _image_block(name: str, layers: Mapping[str, Linear], attention: ir.Node) ->
     if beside is not middle.outputs[0]:
         raise unlike(name)
     return ImageBlock(
-        stream, norm1, (q, k, v), _tables(rotary), inner_norm, layers["out"], norm2, gate, up, ffn_norm, down, end,
+        stream, norm1, (q, k, v), _rotary(rotary), inner_norm, layers["out"], norm2, gate, up, ffn_norm, down, end,
         cls_alone=first is not None,
     )  # fmt: skip
 
@@ -192,7 +201,7 @@ def _text_block(name: str, layers: Mapping[str, Linear], attention: ir.Node) -> 
     if beside is not norm1.outputs[0]:
         raise unlike(name)
     norm2 = reader(second.outputs[0], "LayerNormalization")
-    return TextBlock(stream, qkv, _tables(keys), lengths, out, norm1, fc1, fc2, norm2)
+    return TextBlock(stream, qkv, _rotary(keys), lengths, out, norm1, fc1, fc2, norm2)
 
 
 def _residual(layer: Linear) -> tuple[ir.Node, ir.Value | None]:
@@ -201,12 +210,11 @@ def _residual(layer: Linear) -> tuple[ir.Node, ir.Value | None]:
     return add, next((value for value in add.inputs if value is not layer.y), None)
 
 
-def _tables(rotary: ir.Node) -> tuple[ir.Value, ir.Value]:
-    """cos and sin, of positions 0 … T-1 in every row."""
+def _rotary(rotary: ir.Node) -> Rotary:
     cos, sin, positions = rotary.inputs[1:4]
     expanded = producer(positions, "Expand")
     rows = None if expanded is None else expanded.inputs[0]
-    if cos is None or sin is None or array(cos) is None or array(sin) is None or rows is None:
+    if cos is None or sin is None or array(cos) is None or array(sin) is None or positions is None or rows is None:
         raise unlike("a RotaryEmbedding")
     known = array(rows)
     counted = producer(rows, "Range")
@@ -214,7 +222,7 @@ def _tables(rotary: ir.Node) -> tuple[ir.Value, ir.Value]:
         raise unlike("a RotaryEmbedding's positions")
     if known is None and (counted is None or [array(counted.inputs[i]) for i in (0, 2)] != [0, 1]):
         raise unlike("a RotaryEmbedding's positions")
-    return cos, sin
+    return Rotary(cos, sin, positions)
 
 
 def _is_swiglu(value: ir.Value | None, gate: Linear, up: Linear) -> bool:

@@ -1,9 +1,8 @@
 """A tower over the operators of the domain `jinaclip` (runtime/c-library/cuda): `fused_operators`.
 
-Products and attention read and write float16; the residual stream, every norm's arithmetic and pooling stay float32. A
-block of a picture is ten nodes: Linear (queries, keys and values), SplitRotary, Attention, LayerNorm, Linear,
-AddLayerNorm, Linear (gate and up), SwigluNorm, Linear, AddLayerNorm. A block of a text is nine. Blocks that the bundle
-keeps in float32 stay as they are; the stream passes through them.
+A block of a picture is ten nodes: Linear (queries, keys and values), SplitRotary, Attention, LayerNorm, Linear,
+AddLayerNorm, Linear (gate and up), SwigluNorm, Linear, AddLayerNorm; the residual stream between them is float32. A
+block of a text is nine. Its stream is the output of a norm, so that no sum grows along the blocks, and it is float16.
 """
 
 from __future__ import annotations
@@ -15,19 +14,18 @@ import onnx_ir as ir
 
 from jinaclip_engines.cuda_blocks import (
     ImageBlock,
-    TextBlock,
+    Rotary,
     image_blocks,
-    reader,
     text_blocks,
     through_casts,
     unlike,
 )
 from jinaclip_engines.cuda_patches import embedded_patches
+from jinaclip_engines.cuda_towers import FULL, HALF, Delta, TextStream, epsilon, merged, write_image, write_text
 from jinaclip_engines.errors import PassError
-from jinaclip_engines.graph import JINACLIP, Linear, Ops, array, attributes, constant, producer
+from jinaclip_engines.graph import JINACLIP, Linear, Ops, array, constant, producer
 
-HALF = ir.DataType.FLOAT16
-# Rows of the SwiGLU layer are padded to a multiple of this: 32 bytes, which float16 products are fast with.
+# The SwiGLU layer is padded to a multiple of this: 32 bytes, which float16 products are fast with.
 SWIGLU_MULTIPLE = 16
 
 
@@ -44,108 +42,76 @@ def fused_operators(model: ir.Model, heads: int) -> int:
     Raises:
         PassError: the graph is no fp16 graph of a bundle, or has no block that is float16 throughout.
     """
-    is_text = model.graph.inputs[0].name == "input_ids"
-    blocks: Sequence[ImageBlock | TextBlock | None] = text_blocks(model) if is_text else image_blocks(model)
-    if not any(blocks):
-        raise PassError("no block of the graph is float16 throughout; the operators need a bundle's fp16 graph")
-    if is_text:
-        _text(model, heads, blocks)  # type: ignore[arg-type]
+    if model.graph.inputs[0].name == "input_ids":
+        texts = text_blocks(model)
+        found = len(texts) - texts.count(None)
+        if found:
+            start = None if texts[0] is None else _embeddings(model, texts[0].stream)
+            write_text(model, heads, texts, JinaclipOperators(), start)
     else:
-        _image(model, heads, blocks)  # type: ignore[arg-type]
+        images = image_blocks(model)
+        found = len(images) - images.count(None)
+        if found:
+            patches = None if images[0] is None else _patches(model, images[0].stream)
+            write_image(model, heads, images, JinaclipOperators(), patches)
+    if not found:
+        raise PassError("no block of the graph is float16 throughout; the operators need a bundle's fp16 graph")
     _unit_vectors(model)
-    return sum(block is not None for block in blocks)
+    return found
 
 
-def _image(model: ir.Model, heads: int, blocks: Sequence[ImageBlock | None]) -> None:
-    # Between blocks: residual float32 and delta float16, whose sum is the stream, and the value that it replaces.
-    pending: tuple[ir.Value, ir.Value, ir.Value] | None = None
-    if blocks[0] is not None:
-        pending = embedded_patches(model, blocks[0].stream)
-    for block in blocks:
-        if block is None:
-            if pending is not None:
-                _end_before(model, reader(pending[2], "LayerNormalization"), pending)
-            pending = None
-            continue
-        with Ops(model, before=block.end) as op:
-            if pending is None:
-                stream, y = block.stream, layer_norm(op, block.stream, block.norm1)
-            else:
-                stream, y = add_layer_norm(op, pending[0], pending[1], block.norm1)
-            pending = (*_image_block(op, heads, block, stream, y), block.end.outputs[0])
-    if pending is not None:
-        _final_norm(model, pending)
+class JinaclipOperators:
+    """A `Writer` of one operator for each step."""
+
+    def norm(self, op: Ops, x: ir.Value, norm: ir.Node, *, half: bool) -> ir.Value:
+        return op("LayerNorm", [x, *norm.inputs[1:]], JINACLIP, epsilon=epsilon(norm))
+
+    def add_norm(self, op: Ops, stream: ir.Value, delta: Delta, norm: ir.Node, *, keep: bool) -> Sequence[ir.Value]:
+        inputs = [stream, delta[0], *norm.inputs[1:]]
+        return op.several("AddLayerNorm", inputs, 2, JINACLIP, epsilon=epsilon(norm), keep_norm=int(keep))
+
+    def text_stream(self, op: Ops, full: ir.Value) -> TextStream:
+        half = op("Cast", [full], to=HALF)
+        return half, half
+
+    def post_norm(self, op: Ops, stream: TextStream, delta: Delta, norm: ir.Node) -> TextStream:
+        half = op("AddPostNorm", [stream[0], delta[0], *norm.inputs[1:]], JINACLIP, epsilon=epsilon(norm))
+        return half, half
+
+    def full(self, op: Ops, stream: TextStream) -> ir.Value:
+        return op("Cast", [stream[0]], to=FULL)
+
+    def product(self, op: Ops, y: ir.Value, layers: Sequence[Linear], name: str) -> ir.Value:
+        return _linear(op, y, *merged(layers), name)
+
+    def delta(self, op: Ops, y: ir.Value, layer: Linear, name: str) -> Delta:
+        return self.product(op, y, [layer], name), None
+
+    def split_rotary(self, op: Ops, qkv: ir.Value, rotary: Rotary, heads: int, *, interleaved: int) -> list[ir.Value]:
+        inputs = [qkv, rotary.cos, rotary.sin]
+        return list(op.several("SplitRotary", inputs, 3, JINACLIP, num_heads=heads, interleaved=interleaved))
+
+    def swiglu(self, op: Ops, y: ir.Value, block: ImageBlock, name: str) -> Delta:
+        padding = -constant(block.gate.weight).shape[1] % SWIGLU_MULTIPLE
+        y = _linear(op, y, *merged([block.gate, block.up], columns=padding), f"{name}.gate_up")
+        y = op("SwigluNorm", [y, *block.ffn_norm.inputs[1:]], JINACLIP, epsilon=epsilon(block.ffn_norm))
+        return _linear(op, y, *merged([block.down], rows=padding), f"{name}.down"), None
+
+    def gelu(self, op: Ops, y: ir.Value, layer: Linear, name: str) -> ir.Value:
+        return op("Gelu", [self.product(op, y, [layer], name)], JINACLIP)
 
 
-def _image_block(op: Ops, heads: int, block: ImageBlock, stream: ir.Value, y: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """From the stream and its norm to the stream after attention, and what the MLP adds to it."""
-    name = block.down.block
-    q, k, v = _split_rotary(op, linear(op, y, block.qkv, f"{name}.qkv"), block.tables, heads, interleaved=1)
-    if block.cls_alone:
-        zero, one = op.const(np.array([0])), op.const(np.array([1]))
-        q, stream = (op("Slice", [value, zero, one, one]) for value in (q, stream))
-        stream = op("Squeeze", [stream, one])  # [B, D]
-    y = op("Attention", [q, k, v], q_num_heads=heads, kv_num_heads=heads)
-    if block.cls_alone:
-        y = op("Squeeze", [y, one])
-    y = linear(op, layer_norm(op, y, block.inner_norm), [block.out], f"{name}.out")
-    stream, y = add_layer_norm(op, stream, y, block.norm2)
-    width = constant(block.gate.weight).shape[1]
-    padding = -width % SWIGLU_MULTIPLE
-    y = linear(op, y, [block.gate, block.up], f"{name}.gate_up", columns=padding)
-    y = op("SwigluNorm", [y, *block.ffn_norm.inputs[1:]], JINACLIP, epsilon=_epsilon(block.ffn_norm))
-    return stream, linear(op, y, [block.down], f"{name}.down", rows=padding)
+def _linear(op: Ops, y: ir.Value, weight: np.ndarray, bias: np.ndarray, name: str) -> ir.Value:
+    return op("Linear", [y, op.const(weight, f"{name}.weight"), op.const(bias, f"{name}.bias")], JINACLIP)
 
 
-def _end_before(model: ir.Model, norm: ir.Node, pending: tuple[ir.Value, ir.Value, ir.Value]) -> None:
-    """The stream as one float32 value, before the norm of a block that is not fused."""
-    residual, delta, replaced = pending
-    with Ops(model, before=norm) as op:
-        op.replace(replaced, op("Add", [residual, op("Cast", [delta], to=ir.DataType.FLOAT)]))
+def _patches(model: ir.Model, stream: ir.Value) -> tuple[ir.Value, Delta, ir.Value] | None:
+    found = embedded_patches(model, stream)
+    return None if found is None else (found[0], (found[1], None), stream)
 
 
-def _final_norm(model: ir.Model, pending: tuple[ir.Value, ir.Value, ir.Value]) -> None:
-    """The norm behind the last block, for token 0, which is what the tower returns."""
-    residual, delta, replaced = pending
-    norm = reader(replaced, "LayerNormalization")
-    pooled = reader(norm.outputs[0], "Gather")
-    if attributes(pooled).get("axis") != 1 or array(pooled.inputs[1]) != 0:
-        raise unlike("what reads the last norm")
-    with Ops(model, before=norm) as op:
-        vectors, _ = add_layer_norm(op, residual, delta, norm, keep_norm=1)
-        op.replace(pooled.outputs[0], vectors)
-
-
-def _text(model: ir.Model, heads: int, blocks: Sequence[TextBlock | None]) -> None:
-    # Between blocks: the stream and the same in float16; None behind a block that is not fused.
-    state: tuple[ir.Value, ir.Value] | None = None
-    if blocks[0] is not None:
-        state = _embeddings(model, blocks[0].stream)
-    for block in blocks:
-        if block is None:
-            state = None
-            continue
-        with Ops(model, before=block.norm2) as op:
-            if state is None:
-                state = block.stream, op("Cast", [block.stream], to=HALF)
-            state = _text_block(op, heads, block, *state)
-            op.replace(block.norm2.outputs[0], state[0])
-
-
-def _text_block(op: Ops, heads: int, block: TextBlock, stream: ir.Value, y: ir.Value) -> tuple[ir.Value, ir.Value]:
-    name = block.out.block
-    q, k, v = _split_rotary(op, linear(op, y, [block.qkv], f"{name}.qkv"), block.tables, heads, interleaved=0)
-    lengths = [None, None, None, block.lengths]
-    y = op("Attention", [q, k, v, *lengths], q_num_heads=heads, kv_num_heads=heads)
-    y = linear(op, y, [block.out], f"{name}.out")
-    stream, y = add_layer_norm(op, stream, y, block.norm1, keep_norm=1)
-    y = op("Gelu", [linear(op, y, [block.fc1], f"{name}.fc1")], JINACLIP)
-    y = linear(op, y, [block.fc2], f"{name}.fc2")
-    return add_layer_norm(op, stream, y, block.norm2, keep_norm=1)
-
-
-def _embeddings(model: ir.Model, stream: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """The norm of word and type embeddings, float32 and float16, from the float16 table."""
+def _embeddings(model: ir.Model, stream: ir.Value) -> TextStream:
+    """The float16 norm of word and type embeddings, from the float16 table."""
     norm = stream.producer()
     add = producer(norm.inputs[0], "Add") if norm is not None and norm.op_type == "LayerNormalization" else None
     if norm is None or add is None:
@@ -155,12 +121,12 @@ def _embeddings(model: ir.Model, stream: ir.Value) -> tuple[ir.Value, ir.Value]:
     rows = producer(words, "Gather")
     if kind is None or words is None or rows is None or rows.inputs[1] is not model.graph.inputs[0]:
         raise unlike("the embedding of tokens")
-    width = constant(kind).size
+    writer = JinaclipOperators()
     with Ops(model, before=norm) as op:
-        shape = op("Concat", [op("Shape", [rows.inputs[1]]), op.const(np.array([width]))], axis=0)
-        full, half = add_layer_norm(op, op("Expand", [kind, shape]), words, norm, keep_norm=1)
-        op.replace(stream, full)
-    return full, half
+        kinds = op.const(constant(kind).astype(np.float32).ravel())
+        found = writer.post_norm(op, (kinds, kinds), (words, None), norm)
+        op.replace(stream, writer.full(op, found))
+    return found
 
 
 def _unit_vectors(model: ir.Model) -> None:
@@ -171,44 +137,3 @@ def _unit_vectors(model: ir.Model) -> None:
         raise unlike("the L2 norm")
     with Ops(model, before=divide) as op:
         op.replace(unit, op("L2Normalize", [raw], JINACLIP))
-
-
-def layer_norm(op: Ops, x: ir.Value, norm: ir.Node) -> ir.Value:
-    """float16 norm of a float16 or float32 value, with the constants of `norm`."""
-    return op("LayerNorm", [x, *norm.inputs[1:]], JINACLIP, epsilon=_epsilon(norm))
-
-
-def add_layer_norm(
-    op: Ops, residual: ir.Value, delta: ir.Value, norm: ir.Node, *, keep_norm: int = 0
-) -> tuple[ir.Value, ir.Value]:
-    """residual + delta, or with keep_norm its norm, float32; and its norm, float16."""
-    inputs = [residual, delta, *norm.inputs[1:]]
-    full, half = op.several("AddLayerNorm", inputs, 2, JINACLIP, epsilon=_epsilon(norm), keep_norm=keep_norm)
-    return full, half
-
-
-def linear(op: Ops, x: ir.Value, layers: Sequence[Linear], name: str, *, rows: int = 0, columns: int = 0) -> ir.Value:
-    """Layers that read the same x as one product, side by side.
-
-    Args:
-        rows: zeros below the weight, which must be of one layer.
-        columns: zeros behind the columns of each layer, in weight and bias.
-    """
-    weights, biases = [], []
-    for layer in layers:
-        weight = constant(layer.weight)
-        bias = np.zeros(weight.shape[1], np.float16) if layer.bias is None else constant(layer.bias).astype(np.float16)
-        weights.append(np.pad(weight, ((0, rows), (0, columns))))
-        biases.append(np.pad(bias, (0, columns)))
-    merged = op.const(np.concatenate(weights, 1), f"{name}.weight")
-    return op("Linear", [x, merged, op.const(np.concatenate(biases), f"{name}.bias")], JINACLIP)
-
-
-def _split_rotary(
-    op: Ops, qkv: ir.Value, tables: tuple[ir.Value, ir.Value], heads: int, *, interleaved: int
-) -> Sequence[ir.Value]:
-    return op.several("SplitRotary", [qkv, *tables], 3, JINACLIP, num_heads=heads, interleaved=interleaved)
-
-
-def _epsilon(norm: ir.Node) -> float:
-    return float(attributes(norm).get("epsilon", 1e-5))

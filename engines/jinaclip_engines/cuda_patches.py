@@ -39,14 +39,14 @@ class _Prelude:
     shift: np.ndarray | None
 
 
-def embedded_patches(model: ir.Model, stream: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value] | None:
+def embedded_patches(model: ir.Model, stream: ir.Value) -> tuple[ir.Value, ir.Value] | None:
     """The first residual stream as a sum.
 
     Args:
-        stream: what the first block reads, float32 [B, 1 + P, D]; changed are its users, by the caller.
+        stream: what the first block reads, float32 [B, 1 + P, D]; the caller changes its readers.
 
     Returns:
-        residual float32 and delta float16, both [B, 1 + P, D], and `stream`. None where the graph stays as it is: the
+        residual float32 and delta float16, both [B, 1 + P, D]. None where the graph stays as it is: the
         product of patches is float32, or float16 does not hold its weights with normalisation in them.
 
     Raises:
@@ -91,7 +91,7 @@ def embedded_patches(model: ir.Model, stream: ir.Value) -> tuple[ir.Value, ir.Va
         delta = op("Linear", [x, op.const(weight, "patches.weight"), op.const(half, "patches.bias")], JINACLIP)
         shape_of_stream = op("Concat", [batch, op.const(np.array(position.shape))], axis=0)
         residual = op("Expand", [op.const(position[None].astype(np.float32), "patches.positions"), shape_of_stream])
-    return residual, delta, stream
+    return residual, delta
 
 
 def _with_normalisation(

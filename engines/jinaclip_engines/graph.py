@@ -133,6 +133,8 @@ def _layers(model: ir.Model) -> list[Linear]:
     block = ""
     for node in model.graph:
         if node.op_type == "MatMul" and not node.domain and len(shape_of(node.inputs[1])) == 2:
+            if not node.outputs[0].uses() and not node.outputs[0].is_graph_output():
+                continue  # a pass has replaced it
             half = node.inputs[1].dtype == ir.DataType.FLOAT16  # type: ignore[union-attr]
             cast = only_user(node.outputs[0], "Cast") if half else None
             add = only_user((cast or node).outputs[0], "Add")

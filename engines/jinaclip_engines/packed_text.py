@@ -46,8 +46,9 @@ def packed_text(model: ir.Model, heads: int) -> int:
             inputs = [*node.inputs[:3], None, token_offset, offsets]
             op.replace(node.outputs[0], op("PackedMultiHeadAttention", inputs, MICROSOFT, num_heads=heads))
         count += 1
+    cast = producer(masked.inputs[0], "Cast")
     with Ops(model, before=mean) as op:
-        op.replace(raw, op("MeanPool", [masked.inputs[0], offsets], JINACLIP))
+        op.replace(raw, op("MeanPool", [cast.inputs[0] if cast else masked.inputs[0], offsets], JINACLIP))
     tidy(model)
     return count
 

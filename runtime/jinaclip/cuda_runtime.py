@@ -1,7 +1,8 @@
 """The functions of the CUDA runtime that a session calls, from the libcudart that ONNX Runtime itself is linked with.
 
 The names and the form of the answers are those of NVIDIA's cuda-bindings, (error, values...), so that jinaclip.cuda
-works over either. ctypes releases Python's lock during a call.
+works over either. Calls that may wait release Python's lock; those that only queue work keep it, for they take
+microseconds, and a thread that gives the lock up so briefly can wait milliseconds to have it back.
 """
 
 from __future__ import annotations
@@ -32,12 +33,13 @@ class CudaRuntime:
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library
+        self._queueing = ctypes.PyDLL(library._name, handle=library._handle)  # keeps Python's lock
         for name, arguments in _ARGUMENTS.items():
-            getattr(library, name).argtypes = arguments
+            getattr(library, name).argtypes = getattr(self._queueing, name).argtypes = arguments
         library.cudaGetErrorString.restype = c_char_p
 
     def cudaSetDevice(self, device: int) -> tuple[int]:
-        return (self._library.cudaSetDevice(device),)
+        return (self._queueing.cudaSetDevice(device),)
 
     def cudaMalloc(self, size: int) -> tuple[int, int]:
         return self._pointer(self._library.cudaMalloc, size)
@@ -57,7 +59,7 @@ class CudaRuntime:
         return error, free.value, total.value
 
     def cudaMemcpyAsync(self, target: int, source: int, size: int, kind: int, stream: int) -> tuple[int]:
-        return (self._library.cudaMemcpyAsync(target, source, size, kind, stream),)
+        return (self._queueing.cudaMemcpyAsync(target, source, size, kind, stream),)
 
     def cudaStreamCreateWithFlags(self, flags: int) -> tuple[int, int]:
         return self._pointer(self._library.cudaStreamCreateWithFlags, flags)
@@ -72,7 +74,7 @@ class CudaRuntime:
         return self._pointer(self._library.cudaEventCreateWithFlags, flags)
 
     def cudaEventRecord(self, event: int, stream: int) -> tuple[int]:
-        return (self._library.cudaEventRecord(event, stream),)
+        return (self._queueing.cudaEventRecord(event, stream),)
 
     def cudaEventSynchronize(self, event: int) -> tuple[int]:
         return (self._library.cudaEventSynchronize(event),)
@@ -94,7 +96,7 @@ class CudaRuntime:
         return error, found.value or 0
 
     def cudaGraphLaunch(self, executable: int, stream: int) -> tuple[int]:
-        return (self._library.cudaGraphLaunch(executable, stream),)
+        return (self._queueing.cudaGraphLaunch(executable, stream),)
 
     def cudaGraphExecDestroy(self, executable: int) -> tuple[int]:
         return (self._library.cudaGraphExecDestroy(executable),)

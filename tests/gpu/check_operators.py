@@ -5,8 +5,9 @@
 Needs numpy, onnx and onnxruntime-gpu; with torch, products are timed beside torch's. Every operator runs in an ONNX
 Runtime session on the CUDA provider and is compared with the numpy reference: odd widths, NaN in a row, and the shapes
 of the model (32 images, texts of 32 and 4096 tokens). Then it is timed: several nodes of it in one captured graph,
-between two CUDA events. A line is printed for each result, and written to --output as JSON. The exit status is 1 if
-anything failed. With --host, the host build is checked on the CPU provider, without times.
+between two CUDA events. What one text takes is timed again with JINACLIP_CUDA_PDL=0 in a process of its own. A line is
+printed for each result, and written to --output as JSON. The exit status is 1 if anything failed. With --host, the host
+build is checked on the CPU provider, without times.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import ctypes
 import faulthandler
 import json
 import os
+import subprocess
 import sys
 import time
 import traceback
@@ -42,6 +44,7 @@ Array = NDArray[Any]
 
 EPSILON = 1e-5
 PATCHES, IMAGES = 1297, 32
+TEXT_PRODUCTS = {"qkv": (1024, 3072), "out": (1024, 1024), "fc1": (1024, 4096), "fc2": (4096, 1024)}
 TYPES: dict[type, int] = {np.float16: TensorProto.FLOAT16, np.float32: TensorProto.FLOAT, np.int32: TensorProto.INT32}
 
 
@@ -125,6 +128,25 @@ def add_layer_norm_case(rows: int, width: int, keep_norm: int, repeats: int = 1)
     )
 
 
+def add_post_norm_case(rows: int, width: int, dtype: type, one: bool = False, repeats: int = 1) -> Case:
+    rng = np.random.default_rng(rows + width)
+    residual: Array = (rng.standard_normal((rows, width), np.float32) * 5).astype(dtype)
+    delta = normal(rng, rows, width)
+    residual = residual[0] if one else residual
+    gain, bias = gain_and_bias(rng, width)
+    return Case(
+        "AddPostNorm",
+        f"{rows * repeats} x {width} {np.dtype(dtype).name}" + (" one residual" if one else ""),
+        [residual, delta, gain, bias],
+        [((rows, width), np.float16)],
+        lambda: [references.add_post_norm(residual, delta, gain, bias, EPSILON)],
+        norm_error,
+        {"epsilon": EPSILON},
+        row_inputs=(1,) if one else (0, 1),
+        repeats=repeats,
+    )
+
+
 def split_rotary_case(
     length: int, heads: int, head_width: int, interleaved: int, given: bool, repeats: int = 1
 ) -> Case:
@@ -195,15 +217,15 @@ def linear_case(rows: int, k: int, n: int, biased: bool = True, repeats: int = 1
     )
 
 
-def mean_pool_case(texts: int, length: int, width: int) -> Case:
+def mean_pool_case(texts: int, length: int, width: int, dtype: type = np.float32) -> Case:
     rng = np.random.default_rng(texts + width)
-    x = rng.standard_normal((texts * length, width), np.float32)
+    x: Array = rng.standard_normal((texts * length, width), np.float32).astype(dtype)
     offsets = (np.arange(texts + 1) * length).astype(np.int32)
     if texts > 2:
         offsets[1] -= length // 2
     return Case(
         "MeanPool",
-        f"{texts} texts of {length} x {width}",
+        f"{texts} texts of {length} x {width} {np.dtype(dtype).name}",
         [x, offsets],
         [((texts, width), np.float32)],
         lambda: [references.mean_pool(x, offsets)],
@@ -230,6 +252,8 @@ def small_cases() -> list[Case]:
         for rows in (1, 33):
             cases += [layer_norm_case(rows, width, kind) for kind in (np.float16, np.float32)]
             cases += [add_layer_norm_case(rows, width, keep) for keep in (0, 1)]
+            cases += [add_post_norm_case(rows, width, kind) for kind in (np.float16, np.float32)]
+            cases += [add_post_norm_case(rows, width, np.float32, one=True)]
             cases += [gelu_case(rows, width), l2_normalize_case(rows, width)]
     for heads, head_width in ((16, 64), (5, 24), (3, 40), (2, 6)):
         for interleaved in (0, 1):
@@ -238,7 +262,8 @@ def small_cases() -> list[Case]:
         cases += [swiglu_norm_case(rows, width, padded) for rows in (1, 33)]
     for k, n in ((128, 384), (120, 360), (1024, 72)):
         cases += [linear_case(rows, k, n, biased) for rows in (1, 33) for biased in (True, False)]
-    cases += [mean_pool_case(texts, 17, width) for texts, width in ((1, 1024), (5, 120), (3, 7))]
+    for dtype in (np.float16, np.float32):
+        cases += [mean_pool_case(texts, 17, width, dtype) for texts, width in ((1, 1024), (5, 120), (3, 7))]
     return cases
 
 
@@ -256,10 +281,13 @@ def model_cases() -> list[Case]:
     for tokens in (4096, 32):
         cases += [
             add_layer_norm_case(tokens, 1024, 1),
+            add_post_norm_case(tokens, 1024, np.float16),
+            add_post_norm_case(tokens, 1024, np.float32, one=True),
             split_rotary_case(tokens, 16, 64, 0, True),
             gelu_case(32, 4096, repeats=tokens // 32),
-            mean_pool_case(max(1, tokens // 128), min(tokens, 128), 1024),
+            mean_pool_case(max(1, tokens // 128), min(tokens, 128), 1024, np.float16),
         ]
+    cases += [add_post_norm_case(128, 1024, np.float16, repeats=164)]
     cases += [layer_norm_case(rows, 1024, np.float32) for rows in (32, image)]
     cases += [add_layer_norm_case(image, 1024, 0), swiglu_norm_case(image, 2730, 2736)]
     cases += [split_rotary_case(image, 16, 64, 1, False), l2_normalize_case(32, 1024)]
@@ -273,6 +301,22 @@ def product_cases() -> list[Case]:
     for k, n in ((1024, 3072), (1024, 1024), (1024, 4096), (4096, 1024)):
         cases += [linear_case(rows, k, n) for rows in (4096, 32)]
     return cases
+
+
+def short_cases() -> list[Case]:
+    """What one text of 32 tokens runs, and norms just on both sides of where other kernels are launched."""
+    return [
+        add_post_norm_case(32, 1024, np.float16),
+        split_rotary_case(32, 16, 64, 0, True),
+        gelu_case(32, 4096),
+        layer_norm_case(32, 1024, np.float16),
+        mean_pool_case(1, 32, 1024, np.float16),
+        l2_normalize_case(1, 1024),
+        *(linear_case(32, k, n) for k, n in TEXT_PRODUCTS.values()),
+        *(add_post_norm_case(64, 1024, np.float16, repeats=repeats) for repeats in (4, 32, 33)),
+        *(add_layer_norm_case(64, 1024, 0, repeats=repeats) for repeats in (4, 32, 33)),
+        swiglu_norm_case(PATCHES, 2730, 2736),
+    ]
 
 
 class Cuda:
@@ -495,6 +539,129 @@ def check_graph(runner: Runner) -> dict[str, Any]:
     return {"runs": 8}
 
 
+def node_of(operator: str, inputs: list[str], outputs: list[str], **attributes: Any) -> onnx.NodeProto:
+    made: onnx.NodeProto = helper.make_node(operator, inputs, outputs, domain="jinaclip", **attributes)
+    return made
+
+
+class TextBlocks:
+    """Blocks of a text tower without their attention, each with weights of its own, for 32 rows."""
+
+    def __init__(self, runner: Runner, blocks: int) -> None:
+        self.runner = runner
+        rng = np.random.default_rng(blocks)
+        rows = 32
+        angles = rng.uniform(0, 7, (rows, 32))
+        gain, bias = gain_and_bias(rng, 1024)
+        arrays: dict[str, Array] = {
+            "gain": gain,
+            "bias": bias,
+            "cos": np.cos(angles).astype(np.float32),
+            "sin": np.sin(angles).astype(np.float32),
+            "positions": np.arange(rows, dtype=np.int32),
+        }
+        for name, (k, n) in TEXT_PRODUCTS.items():
+            arrays[f"{name}_bias"] = normal(rng, n)
+            weight = normal(rng, k, n) / np.float16(k**0.5)
+            arrays |= {f"{name}_weight_{block}": np.roll(weight, block * 64, 1) for block in range(blocks)}
+        self.kinds = {name: array.dtype.type for name, array in arrays.items()} | {"stream_0": np.float16}
+        self.ranks = {name: array.ndim for name, array in arrays.items()} | {"stream_0": 2}
+        self.values = {name: runner.value(array) for name, array in arrays.items()}
+        self.values["stream_0"] = runner.value(normal(rng, rows, 1024))
+        self.nodes = [node for block in range(blocks) for node in self.block(block)]
+        self.last = f"stream_{blocks}"
+
+    def block(self, block: int) -> list[onnx.NodeProto]:
+        def linear(x: str, name: str) -> onnx.NodeProto:
+            return node_of("Linear", [x, f"{name}_weight_{block}", f"{name}_bias"], [f"{name}_{block}"])
+
+        rotary = ["cos", "sin", "positions"]
+        parts = [f"{part}_{block}" for part in "qkv"]
+        return [
+            linear(f"stream_{block}", "qkv"),
+            node_of("SplitRotary", [f"qkv_{block}", *rotary], parts, num_heads=16, interleaved=0),
+            linear(f"q_{block}", "out"),
+            node_of(
+                "AddPostNorm",
+                [f"stream_{block}", f"out_{block}", "gain", "bias"],
+                [f"middle_{block}"],
+                epsilon=EPSILON,
+            ),
+            linear(f"middle_{block}", "fc1"),
+            node_of("Gelu", [f"fc1_{block}"], [f"gelu_{block}"]),
+            linear(f"gelu_{block}", "fc2"),
+            node_of(
+                "AddPostNorm",
+                [f"middle_{block}", f"fc2_{block}", "gain", "bias"],
+                [f"stream_{block + 1}"],
+                epsilon=EPSILON,
+            ),
+        ]
+
+    def bound(self) -> tuple[onnxruntime.InferenceSession, onnxruntime.IOBinding, onnxruntime.OrtValue]:
+        """All nodes as one captured graph."""
+        model = model_of(self.nodes, self.kinds, {self.last: np.float16}, self.ranks)
+        session = self.runner.session(model, graph=True)
+        binding = session.io_binding()
+        for name, value in self.values.items():
+            binding.bind_ortvalue_input(name, value)
+        output = self.runner.empty((32, 1024), np.float16)
+        binding.bind_ortvalue_output(self.last, output)
+        return session, binding, output
+
+    def one_by_one(self) -> Array:
+        """Each node in a session of its own, with nothing else on the device."""
+        values = dict(self.values)
+        for node in self.nodes:
+            model = model_of(
+                [node],
+                {name: self.kinds.get(name, np.float16) for name in node.input},
+                dict.fromkeys(node.output, np.float16),
+                {name: self.ranks.get(name, 2) for name in node.input},
+            )
+            session = self.runner.session(model)
+            binding = session.io_binding()
+            for name in node.input:
+                binding.bind_ortvalue_input(name, values[name])
+            for name in node.output:
+                binding.bind_output(name, self.runner.device, 0)
+            session.run_with_iobinding(binding)
+            binding.synchronize_outputs()
+            values |= dict(zip(node.output, binding.get_outputs(), strict=True))
+        result: Array = values[self.last].numpy()
+        return result
+
+
+def check_overlap(runner: Runner) -> dict[str, Any]:
+    """Kernels that are launched before the one in front ends compute what they do alone."""
+    chain = TextBlocks(runner, 2)
+    session, binding, output = chain.bound()
+    rng = np.random.default_rng(1)
+    for run in range(5):
+        chain.values["stream_0"].update_inplace(normal(rng, 32, 1024))
+        for _ in range(20):
+            session.run_with_iobinding(binding)
+        if not np.array_equal(output.numpy(), chain.one_by_one()):
+            raise AssertionError(f"run {run}: the captured graph differs from its nodes one by one")
+    return {"runs": 5}
+
+
+def measure_chain(runner: Runner) -> dict[str, Any]:
+    """A text's 24 blocks without attention, in a captured graph: weights are read from memory, not from the cache."""
+    assert runner.cuda is not None
+    session, binding, _ = TextBlocks(runner, 24).bound()
+    options = onnxruntime.RunOptions()
+    options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+
+    def replay() -> None:
+        for _ in range(20):
+            session.run_with_iobinding(binding, options)
+
+    for _ in range(4):
+        session.run_with_iobinding(binding, options)
+    return {"us": round(runner.cuda.milliseconds(replay) * 1e3 / 20, 1)}
+
+
 def torch_microseconds(case: Case, repeats: int = 20) -> float | None:
     """torch.addmm of the same shape (bias in cublasLt's epilogue), or None without torch."""
     if torch is None or not torch.cuda.is_available():
@@ -517,12 +684,12 @@ def torch_microseconds(case: Case, repeats: int = 20) -> float | None:
     return float(begin.elapsed_time(end)) * 1e3 / (repeats // 4 * 4)
 
 
-def measure(runner: Runner, case: Case) -> dict[str, Any]:
+def measure(runner: Runner, case: Case, beside: bool = True) -> dict[str, Any]:
     microseconds = runner.microseconds(case)
     result = {"us": round(microseconds, 2), "gb_s": round(case.moved_bytes() / microseconds / 1e3, 1)}
     if case.flops:
         result["tflop_s"] = round(case.flops / microseconds / 1e6, 1)
-        other = torch_microseconds(case)
+        other = torch_microseconds(case) if beside else None
         if other is not None:
             result["torch_us"] = round(other, 2)
             result["torch_tflop_s"] = round(case.flops / other / 1e6, 1)
@@ -564,7 +731,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--library", type=Path, default=os.environ.get("JINACLIP_CUDA_OPERATORS"))
     parser.add_argument("--output", type=Path, help="file of JSON lines")
-    parser.add_argument("--seconds", type=float, default=38, help="start no check after this")
+    parser.add_argument("--seconds", type=float, default=60, help="start no check after this")
+    parser.add_argument("--short", action="store_true", help="time what one text runs, nothing else")
     parser.add_argument("--host", action="store_true", help="check the host build on the CPU provider")
     args = parser.parse_args()
     if args.library is None:
@@ -572,24 +740,51 @@ def main() -> int:
     faulthandler.dump_traceback_later(args.seconds + 20, exit=True)
     report = Report(args.output, args.seconds)
     runner = Runner(args.library.resolve(), args.host)
+    if args.short:
+        return time_short(report, runner)
     small = small_cases()
     for case in small:
         name = f"{case.operator} {case.title}"
         report.record("right", name, lambda case=case: check_case(runner, case), quiet=True)  # type: ignore[misc]
     print(f"small shapes: {report.passed} passed, {report.failed} failed", flush=True)
     for case in small:
-        if case.operator != "MeanPool" and case.inputs[0].shape[-2] == 33:
+        if 0 in case.row_inputs and case.operator != "MeanPool" and case.inputs[0].shape[-2] == 33:
             name = f"{case.operator} {case.title}"
             report.record("nan", name, lambda case=case: check_nan(runner, case), quiet=True)  # type: ignore[misc]
     print(f"and with NaN in a row: {report.passed} passed, {report.failed} failed", flush=True)
     if not args.host:
         report.record("graph", "chain", lambda: check_graph(runner))
+        report.record("overlap", "two blocks of a text", lambda: check_overlap(runner))
+        for early in "01":
+            name = f"JINACLIP_CUDA_PDL={early}"
+            report.record("short", name, lambda early=early: in_a_process(args, early))  # type: ignore[misc]
     for case in [*model_cases(), *product_cases()] if not args.host else []:
         name = f"{case.operator} {case.title}"
         report.record("right", name, lambda case=case: check_case(runner, case), quiet=True)  # type: ignore[misc]
         report.record("time", name, lambda case=case: measure(runner, case))  # type: ignore[misc]
     print(f"{report.passed} passed, {report.failed} failed, {report.skipped} skipped")
     return 1 if report.failed else 0
+
+
+def time_short(report: Report, runner: Runner) -> int:
+    early = f"PDL {os.environ.get('JINACLIP_CUDA_PDL', 'default')}"
+    report.record("overlap", f"two blocks of a text, {early}", lambda: check_overlap(runner))
+    for case in short_cases():
+        name = f"{case.operator} {case.title}, {early}"
+        report.record("time", name, lambda case=case: measure(runner, case, beside=False))  # type: ignore[misc]
+    report.record("time", f"24 blocks of a text, {early}", lambda: measure_chain(runner))
+    return 1 if report.failed else 0
+
+
+def in_a_process(args: argparse.Namespace, early: str) -> dict[str, Any]:
+    """--short with JINACLIP_CUDA_PDL, which the library reads once. Its results go to a file beside --output."""
+    words = [sys.executable, __file__, "--short", "--library", str(args.library), "--seconds", "25"]
+    if args.output is not None:
+        words += ["--output", str(args.output.with_suffix(f".pdl{early}{args.output.suffix}"))]
+    done = subprocess.run(words, env=os.environ | {"JINACLIP_CUDA_PDL": early}, timeout=40)
+    if done.returncode != 0:
+        raise AssertionError(f"exit status {done.returncode}")
+    return {}
 
 
 if __name__ == "__main__":

@@ -133,7 +133,7 @@ def check_size(kit: Path, limit: float) -> bool:
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     names = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0")
     checkout = sum((ROOT / name).stat().st_size for name in set(names) if name and (ROOT / name).is_file())
-    carried = sum(path.stat().st_size for path in kit.iterdir())
+    carried = sum(path.stat().st_size for path in kit.rglob("*") if path.is_file())
     total = (checkout + carried) / 2**20
     print(f"{kit}: {carried / 2**20:.1f} MiB, with the checkout {total:.1f} MiB of {limit:g} MiB")
     if total > limit:

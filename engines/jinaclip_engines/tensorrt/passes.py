@@ -52,7 +52,7 @@ class Expected:
         attention: nodes that must each become one kernel with float16 operands: "blocks.0.attention".
         mask: the value [B, 1, 1, T] that says which tokens are not padding, which each of them must read; None for
             images.
-        products: nodes of the blocks with float16 weights, which must keep them: "blocks.0.qkv".
+        products: nodes with float16 weights, which must keep them: "patch_embed", "blocks.0.qkv".
         float32_products: how many have float32 weights, in blocks that the bundle keeps so.
         weight_bytes: of all constants.
     """
@@ -91,7 +91,7 @@ def for_tensorrt(model: ir.Model, policy: str, *, attention_operator: bool = Tru
     expected = Expected(
         attention=tuple(node.name or "" for node in fused),
         mask=_mask_name(model),
-        products=tuple(name for node in _products(model) if (name := node.name or "") != PATCHES),
+        products=tuple(node.name or "" for node in _products(model)),
         float32_products=sum(_is_weight(node.inputs[1], FULL) for node in nodes(model, "MatMul")),
         weight_bytes=sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value),
     )

@@ -10,10 +10,11 @@ namespace {
 constexpr int kWidth = 4;
 
 template <int Threads, int Groups, bool KeepNorm>
-__global__ void add_layer_norm_kernel(const float* __restrict__ residual, const __half* __restrict__ delta,
+__global__ void add_layer_norm_kernel(const float* residual, const __half* delta,
                                       const float* __restrict__ gain, const float* __restrict__ bias,
                                       float* __restrict__ s, __half* __restrict__ y, int64_t rows, int columns,
                                       float epsilon) {
+  begin_kernel();
   const int64_t row = row_index();
   if (row >= rows) {
     return;
@@ -33,6 +34,7 @@ __global__ void add_layer_norm_kernel(const float* __restrict__ residual, const 
       load(delta + column, deltas[g]);
     }
   }
+  GainAndBias<Threads, Groups, kWidth> gain_and_bias(gain, bias, lane, columns);
 #pragma unroll
   for (int g = 0; g < Groups; ++g) {
     const int column = (g * Threads + lane) * kWidth;
@@ -48,14 +50,7 @@ __global__ void add_layer_norm_kernel(const float* __restrict__ residual, const 
 #pragma unroll
   for (int g = 0; g < Groups; ++g) {
     const int column = (g * Threads + lane) * kWidth;
-    const int at = column < columns ? column : 0;
-    float gains[kWidth], biases[kWidth];
-    load(gain + at, gains);
-    load(bias + at, biases);
-#pragma unroll
-    for (int i = 0; i < kWidth; ++i) {
-      values[g][i] = values[g][i] * gains[i] + biases[i];
-    }
+    gain_and_bias.apply(g, values[g]);
     if (column < columns) {
       if (KeepNorm) {
         store(s + column, values[g]);
@@ -66,9 +61,10 @@ __global__ void add_layer_norm_kernel(const float* __restrict__ residual, const 
 }
 
 template <bool KeepNorm>
-__global__ void add_layer_norm_wide_kernel(const float* __restrict__ residual, const __half* __restrict__ delta,
+__global__ void add_layer_norm_wide_kernel(const float* residual, const __half* delta,
                                            const float* __restrict__ gain, const float* __restrict__ bias,
                                            float* __restrict__ s, __half* __restrict__ y, int columns, float epsilon) {
+  begin_kernel();
   const int64_t offset = static_cast<int64_t>(blockIdx.x) * columns;
   normalise_wide<kWideThreads>(
       threadIdx.x, columns, epsilon,
@@ -87,7 +83,7 @@ void add_layer_norm_of(const float* residual, const __half* delta, const float* 
   const bool vectors = columns % kWidth == 0 && aligned(residual) && aligned(delta) && aligned(gain) &&
                        aligned(bias) && aligned(s) && aligned(y);
   choose_row_shape<kWidth>(
-      columns, vectors,
+      rows, columns, vectors,
       [&](auto shape) {
         constexpr int threads = decltype(shape)::Threads;
         const RowGrid g = row_grid<threads>(rows);

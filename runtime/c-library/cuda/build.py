@@ -4,8 +4,8 @@
     python build.py --output DIR --arch 90      for one
     python build.py --output DIR --host         the same operators for ONNX Runtime's CPU provider
 
-The CUDA library needs nvcc 13.0 and cuBLAS 13's header and library: those of the toolkit, or of the Python package
-nvidia-cublas where this interpreter finds it. At run time it loads libcudart.so.13 and libcublasLt.so.13.
+The CUDA library needs nvcc 13.0 and cuBLAS 13's header and library: those of a toolkit, or of the Python packages that
+`make cuda-operators` installs. At run time it loads libcudart.so.13 and libcublasLt.so.13.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -87,17 +88,19 @@ def build_cuda(output: Path, architectures: Sequence[str], ptx: Sequence[str]) -
     """The operators for the CUDA provider."""
     nvcc = find("nvcc")
     include, cublas = find_cublas(nvcc)
-    library = output / CUDA_LIBRARY
+    library, runtime = output / CUDA_LIBRARY, cublas.with_name("libcudart.so.13")
     targets = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in architectures]
     targets += [f"-gencode=arch=compute_{number},code=compute_{number}" for number in ptx]
-    run(
-        [
+    with tempfile.TemporaryDirectory() as links:
+        if runtime.is_file():  # the Python package has it under this name alone, and nvcc asks for the one without 13
+            Path(links, "libcudart.so").symlink_to(runtime)
+        command = [
             *(nvcc, "-std=c++17", "-O3", "-shared", "-cudart", "shared", "--threads", "0", *targets),
             *("-Xcompiler", ",".join(["-fPIC", "-fvisibility=hidden", *WARNINGS]), "-I", str(include)),
-            *(*map(str, sorted(HERE.glob("*.cu"))), str(HERE / "operators.cpp")),
-            *("-L", str(cublas.parent), f"-l:{cublas.name}", "-o", str(library)),
+            *(*map(str, sorted(HERE.glob("*.cu"))), *map(str, (HERE / "operators.cpp", HERE / "early_launch.cpp"))),
+            *("-L", links, "-L", str(cublas.parent), f"-l:{cublas.name}", "-o", str(library)),
         ]
-    )
+        run(command)
     return library
 
 

@@ -23,6 +23,7 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, Stream, Argume
   host_shim::run(grid, block, [=] { kernel(arguments...); });
 }
 
+inline void begin_kernel() {}
 inline float fast_exp(float x) { return std::exp(x); }
 inline float fast_divide(float x, float y) { return x / y; }
 inline float reciprocal_root(float x) { return 1.0f / std::sqrt(x); }
@@ -35,14 +36,39 @@ inline void check(cudaError_t error) {
   }
 }
 
+// Whether kernels of the current device may be launched before the kernel in front of them ends (programmatic dependent
+// launch): from compute capability 9.0 on, unless the environment variable JINACLIP_CUDA_PDL is 0 at the first call.
+bool early_launches();
+
 #ifdef __CUDACC__
+// Threads of a kernel that is launched early: what one wave of a large GPU holds. Longer kernels gain nothing.
+constexpr int64_t kEarlyThreads = int64_t{1} << 19;
+
+// Every kernel calls begin_kernel first: an early launch is ordered by that alone.
 template <typename... Parameters, typename... Arguments>
 void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, Stream stream, Arguments... arguments) {
+  cudaLaunchAttribute early = {};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  const int64_t threads = int64_t{1} * grid.x * grid.y * grid.z * block.x * block.y * block.z;
   cudaLaunchConfig_t config = {};
   config.gridDim = grid;
   config.blockDim = block;
   config.stream = static_cast<cudaStream_t>(stream);
+  config.attrs = &early;
+  config.numAttrs = threads <= kEarlyThreads && early_launches() ? 1 : 0;
   check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...));
+}
+
+// Waits until the kernel in front has ended and its writes are visible, then lets the kernel behind be launched. In this
+// order at most two kernels of a stream are on the device: none is launched while the one before the last still runs.
+// What a kernel in front may have written must not be read through `const __restrict__` pointers: such loads may take
+// a path that takes memory as constant while the kernel runs, from its launch on.
+__device__ inline void begin_kernel() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
 }
 
 // Errors of a few units in the last place of float32.

@@ -21,7 +21,8 @@ __device__ inline float gelu_of(float x) {
 }
 
 template <int Width>
-__global__ void gelu_kernel(const __half* __restrict__ x, __half* __restrict__ y, int64_t count) {
+__global__ void gelu_kernel(const __half* x, __half* __restrict__ y, int64_t count) {
+  begin_kernel();
   const int64_t begin = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * Width;
   if (begin + Width <= count) {
     float values[Width];
@@ -41,10 +42,10 @@ __global__ void gelu_kernel(const __half* __restrict__ x, __half* __restrict__ y
 }  // namespace
 
 void gelu(const Half* x, Half* y, int64_t count, Stream stream) {
-  constexpr int threads = 256;
+  const int threads = count < (int64_t{1} << 20) ? 64 : 256;  // a block for each multiprocessor, where there are few
   const int width = aligned(x) && aligned(y) ? 8 : 1;
   const auto kernel = width == 8 ? gelu_kernel<8> : gelu_kernel<1>;
-  const int64_t in_block = static_cast<int64_t>(threads) * width;
+  const int64_t in_block = int64_t{1} * threads * width;
   launch(kernel, dim3(static_cast<unsigned>((count + in_block - 1) / in_block)), dim3(threads), stream,
          static_cast<const __half*>(x), static_cast<__half*>(y), count);
 }

@@ -13,7 +13,8 @@ __device__ inline float divisor(float squares) {
 }
 
 template <int Threads, int Groups>
-__global__ void l2_normalize_kernel(const float* __restrict__ x, float* __restrict__ y, int64_t rows, int columns) {
+__global__ void l2_normalize_kernel(const float* x, float* __restrict__ y, int64_t rows, int columns) {
+  begin_kernel();
   const int64_t row = row_index();
   if (row >= rows) {
     return;
@@ -22,19 +23,14 @@ __global__ void l2_normalize_kernel(const float* __restrict__ x, float* __restri
   x += row * columns;                 // [D]
   y += row * columns;                 // [D]
   float values[Groups][kWidth] = {};  // [Groups, Width] of this thread
-  float squares = 0.0f;
 #pragma unroll
   for (int g = 0; g < Groups; ++g) {
     const int column = (g * Threads + lane) * kWidth;
     if (column < columns) {
       load(x + column, values[g]);
     }
-#pragma unroll
-    for (int i = 0; i < kWidth; ++i) {
-      squares += values[g][i] * values[g][i];
-    }
   }
-  const float factor = 1.0f / divisor(row_sum<Threads, 0>(squares));
+  const float factor = 1.0f / divisor(row_sum<Threads, 0>(sum_of_squares(values)));
 #pragma unroll
   for (int g = 0; g < Groups; ++g) {
     const int column = (g * Threads + lane) * kWidth;
@@ -48,7 +44,8 @@ __global__ void l2_normalize_kernel(const float* __restrict__ x, float* __restri
   }
 }
 
-__global__ void l2_normalize_wide_kernel(const float* __restrict__ x, float* __restrict__ y, int columns) {
+__global__ void l2_normalize_wide_kernel(const float* x, float* __restrict__ y, int columns) {
+  begin_kernel();
   x += static_cast<int64_t>(blockIdx.x) * columns;
   y += static_cast<int64_t>(blockIdx.x) * columns;
   float squares = 0.0f;
@@ -65,7 +62,7 @@ __global__ void l2_normalize_wide_kernel(const float* __restrict__ x, float* __r
 
 void l2_normalize(const float* x, float* y, int64_t rows, int columns, Stream stream) {
   choose_row_shape<kWidth>(
-      columns, columns % kWidth == 0 && aligned(x) && aligned(y),
+      rows, columns, columns % kWidth == 0 && aligned(x) && aligned(y),
       [&](auto shape) {
         constexpr int threads = decltype(shape)::Threads;
         const RowGrid g = row_grid<threads>(rows);

@@ -6,9 +6,10 @@ namespace jinaclip {
 namespace {
 
 template <typename In, int Threads, int Groups, int Width>
-__global__ void layer_norm_kernel(const In* __restrict__ x, const float* __restrict__ gain,
+__global__ void layer_norm_kernel(const In* x, const float* __restrict__ gain,
                                   const float* __restrict__ bias, __half* __restrict__ y, int64_t rows, int columns,
                                   float epsilon) {
+  begin_kernel();
   const int64_t row = row_index();
   if (row >= rows) {
     return;
@@ -24,18 +25,12 @@ __global__ void layer_norm_kernel(const In* __restrict__ x, const float* __restr
       load(x + column, values[g]);
     }
   }
+  GainAndBias<Threads, Groups, Width> gain_and_bias(gain, bias, lane, columns);
   normalise<Threads>(values, lane, columns, epsilon);
 #pragma unroll
   for (int g = 0; g < Groups; ++g) {
     const int column = (g * Threads + lane) * Width;
-    const int at = column < columns ? column : 0;
-    float gains[Width], biases[Width];
-    load(gain + at, gains);
-    load(bias + at, biases);
-#pragma unroll
-    for (int i = 0; i < Width; ++i) {
-      values[g][i] = values[g][i] * gains[i] + biases[i];
-    }
+    gain_and_bias.apply(g, values[g]);
     if (column < columns) {
       store(y + column, values[g]);
     }
@@ -43,9 +38,10 @@ __global__ void layer_norm_kernel(const In* __restrict__ x, const float* __restr
 }
 
 template <typename In>
-__global__ void layer_norm_wide_kernel(const In* __restrict__ x, const float* __restrict__ gain,
+__global__ void layer_norm_wide_kernel(const In* x, const float* __restrict__ gain,
                                        const float* __restrict__ bias, __half* __restrict__ y, int columns,
                                        float epsilon) {
+  begin_kernel();
   x += static_cast<int64_t>(blockIdx.x) * columns;
   y += static_cast<int64_t>(blockIdx.x) * columns;
   normalise_wide<kWideThreads>(
@@ -58,7 +54,7 @@ void layer_norm_of(const In* x, const float* gain, const float* bias, __half* y,
                    float epsilon, Stream stream) {
   const bool vectors = columns % Width == 0 && aligned(x) && aligned(gain) && aligned(bias) && aligned(y);
   choose_row_shape<Width>(
-      columns, vectors,
+      rows, columns, vectors,
       [&](auto shape) {
         constexpr int threads = decltype(shape)::Threads;
         const RowGrid g = row_grid<threads>(rows);

@@ -1,4 +1,4 @@
-// MeanPool: x [R, D] float32, offsets [B+1] -> y [B, D] float32, the mean of rows offsets[b] to offsets[b+1]-1.
+// MeanPool: x [R, D] float16 or float32, offsets [B+1] -> y [B, D] float32, the mean of rows offsets[b] to offsets[b+1]-1.
 // A text without rows gives NaN. A block takes 32 * Width columns of one text; its warps share the rows.
 #include "operators.h"
 #include "rows.h"
@@ -8,9 +8,10 @@ namespace {
 
 constexpr int kWarps = 8;
 
-template <int Width>
-__global__ void mean_pool_kernel(const float* __restrict__ x, const int32_t* __restrict__ offsets,
+template <typename In, int Width>
+__global__ void mean_pool_kernel(const In* x, const int32_t* offsets,
                                  float* __restrict__ y, int64_t rows, int columns) {
+  begin_kernel();
   __shared__ float of_warps[kWarps][kWarp * Width];
   const int column = (blockIdx.y * kWarp + threadIdx.x) * Width;
   const int64_t text = blockIdx.x;
@@ -49,14 +50,24 @@ __global__ void mean_pool_kernel(const float* __restrict__ x, const int32_t* __r
   }
 }
 
-}  // namespace
-
-void mean_pool(const float* x, const int32_t* offsets, float* y, int64_t rows, int texts, int columns, Stream stream) {
+template <typename In>
+void mean_pool_of(const In* x, const int32_t* offsets, float* y, int64_t rows, int texts, int columns, Stream stream) {
   const int width = columns % 4 == 0 && aligned(x) && aligned(y) ? 4 : 1;
-  const auto kernel = width == 4 ? mean_pool_kernel<4> : mean_pool_kernel<1>;
+  const auto kernel = width == 4 ? mean_pool_kernel<In, 4> : mean_pool_kernel<In, 1>;
   const int in_block = kWarp * width;
   launch(kernel, dim3(static_cast<unsigned>(texts), static_cast<unsigned>((columns + in_block - 1) / in_block)),
          dim3(kWarp, kWarps), stream, x, offsets, y, rows, columns);
+}
+
+}  // namespace
+
+void mean_pool(const void* x, bool x_is_float32, const int32_t* offsets, float* y, int64_t rows, int texts,
+               int columns, Stream stream) {
+  if (x_is_float32) {
+    mean_pool_of(static_cast<const float*>(x), offsets, y, rows, texts, columns, stream);
+  } else {
+    mean_pool_of(static_cast<const __half*>(x), offsets, y, rows, texts, columns, stream);
+  }
 }
 
 }  // namespace jinaclip

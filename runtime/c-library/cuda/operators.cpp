@@ -208,6 +208,30 @@ Kernel make_add_layer_norm(const Attributes& attributes) {
   };
 }
 
+Kernel make_add_post_norm(const Attributes& attributes) {
+  const float epsilon = attributes.number("epsilon");
+  return [epsilon](const Context& context) {
+    const Tensor residual = context.input(0), delta = context.input(1);
+    const Tensor gain = context.input(2), bias = context.input(3);
+    require(residual.type == ort::kFloat || residual.type == ort::kFloat16,
+            "AddPostNorm takes a residual of float16 or float32");
+    require_matrix_rows(delta);
+    const int columns = width(delta.last());
+    const bool one_residual = residual.shape == std::vector<int64_t>{columns};
+    require(one_residual || residual.shape == delta.shape,
+            "AddPostNorm: residual is no vector, and residual and delta have different shapes");
+    require_vector(gain, columns);
+    require_vector(bias, columns);
+    const int64_t rows = delta.rows();
+    require_rows(rows);
+    Half* y = context.output<Half>(0, delta.shape);
+    if (rows > 0) {
+      add_post_norm(residual.data, residual.type == ort::kFloat, one_residual, delta.data, gain.as<float>(),
+                    bias.as<float>(), y, rows, columns, epsilon, context.stream());
+    }
+  };
+}
+
 Kernel make_split_rotary(const Attributes& attributes) {
   const int64_t num_heads = attributes.integer("num_heads");
   const bool interleaved = attributes.flag("interleaved");
@@ -301,6 +325,7 @@ Kernel make_linear(const Attributes&) {
 Kernel make_mean_pool(const Attributes&) {
   return [](const Context& context) {
     const Tensor x = context.input(0), offsets = context.input(1);
+    require(x.type == ort::kFloat || x.type == ort::kFloat16, "MeanPool takes float16 or float32");
     require(x.shape.size() == 2, "MeanPool: x does not have two dimensions");
     require(offsets.shape.size() == 1 && offsets.shape[0] >= 1 && offsets.shape[0] <= INT_MAX,
             "MeanPool: offsets is not a vector of at least one element");
@@ -308,7 +333,7 @@ Kernel make_mean_pool(const Attributes&) {
     const int64_t texts = offsets.shape[0] - 1;
     float* y = context.output<float>(0, {texts, columns});
     if (texts > 0) {
-      mean_pool(x.as<float>(), offsets.as<int32_t>(), y, x.shape[0], static_cast<int>(texts), columns,
+      mean_pool(x.data, x.type == ort::kFloat, offsets.as<int32_t>(), y, x.shape[0], static_cast<int>(texts), columns,
                 context.stream());
     }
   };
@@ -380,12 +405,13 @@ ort::CustomOpDomain* make_domain() {
   static const std::vector<Operator> operators = {
       {"LayerNorm", {{kAny}, {kFloat}, {kFloat}}, {kFloat16}, make_layer_norm},
       {"AddLayerNorm", {{kFloat}, {kFloat16}, {kFloat}, {kFloat}}, {kFloat, kFloat16}, make_add_layer_norm},
+      {"AddPostNorm", {{kAny}, {kFloat16}, {kFloat}, {kFloat}}, {kFloat16}, make_add_post_norm},
       {"SplitRotary", {{kFloat16}, {kFloat}, {kFloat}, {kInt32, true}}, {kFloat16, kFloat16, kFloat16},
        make_split_rotary},
       {"SwigluNorm", {{kFloat16}, {kFloat}, {kFloat}}, {kFloat16}, make_swiglu_norm},
       {"Gelu", {{kFloat16}}, {kFloat16}, make_gelu},
       {"Linear", {{kFloat16}, {kFloat16}, {kFloat16, true}}, {kFloat16}, make_linear},
-      {"MeanPool", {{kFloat}, {kInt32}}, {kFloat}, make_mean_pool},
+      {"MeanPool", {{kAny}, {kInt32}}, {kFloat}, make_mean_pool},
       {"L2Normalize", {{kFloat}}, {kFloat}, make_l2_normalize},
   };
   CustomOpDomain* domain = nullptr;

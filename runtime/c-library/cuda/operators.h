@@ -20,6 +20,12 @@ void layer_norm(const void* x, bool x_is_float32, const float* gain, const float
 void add_layer_norm(const float* residual, const Half* delta, const float* gain, const float* bias, float* s, Half* y,
                     int64_t rows, int columns, float epsilon, bool keep_norm, Stream stream);
 
+// residual float16 or float32 [rows, columns], or [columns] if one_residual; delta, y float16 [rows, columns]: y is the
+// norm of the sum.
+void add_post_norm(const void* residual, bool residual_is_float32, bool one_residual, const Half* delta,
+                   const float* gain, const float* bias, Half* y, int64_t rows, int columns, float epsilon,
+                   Stream stream);
+
 // qkv float16 [rows, 3 * columns]; cos, sin [table_rows, columns / num_heads / 2]; positions [rows], or null: the
 // position is the row's index modulo `length`; q, k, v float16 [rows, columns].
 void split_rotary(const Half* qkv, const float* cos, const float* sin, const int32_t* positions, Half* q, Half* k,
@@ -33,8 +39,9 @@ void swiglu_norm(const Half* gate_up, const float* gain, const float* bias, Half
 // x, y float16 [count].
 void gelu(const Half* x, Half* y, int64_t count, Stream stream);
 
-// x [rows, columns]; offsets [texts + 1]; y [texts, columns].
-void mean_pool(const float* x, const int32_t* offsets, float* y, int64_t rows, int texts, int columns, Stream stream);
+// x float16 or float32 [rows, columns]; offsets [texts + 1]; y [texts, columns].
+void mean_pool(const void* x, bool x_is_float32, const int32_t* offsets, float* y, int64_t rows, int texts,
+               int columns, Stream stream);
 
 // x, y [rows, columns].
 void l2_normalize(const float* x, float* y, int64_t rows, int columns, Stream stream);

@@ -1,27 +1,30 @@
 // SplitRotary: qkv [rows, 3D] float16 -> q, k, v [rows, D] float16; pairs of q and k are rotated by the angle of the
 // row's position, v is copied. Heads have K = D / num_heads columns; pairs are (i, i + K/2), or (2i, 2i+1) if
-// interleaved. One block a row; one read of qkv, one write of each output.
+// interleaved. One read of qkv, one write of each output.
 #include "operators.h"
 #include "rows.h"
 
 namespace jinaclip {
 namespace {
 
-// A thread handles Pairs pairs: two vectors of Pairs columns, or one of 2 * Pairs if interleaved.
+// A thread handles Pairs pairs: two vectors of Pairs columns, or one of 2 * Pairs if interleaved. A block is one row, or
+// one of the row's three parts.
 template <int Pairs, bool Interleaved>
-__global__ void split_rotary_kernel(const __half* __restrict__ qkv, const float* __restrict__ cos,
-                                    const float* __restrict__ sin, const int32_t* __restrict__ positions,
+__global__ void split_rotary_kernel(const __half* qkv, const float* __restrict__ cos,
+                                    const float* __restrict__ sin, const int32_t* positions,
                                     __half* __restrict__ q, __half* __restrict__ k, __half* __restrict__ v,
                                     unsigned length, int table_rows, int columns, int head_columns) {
+  begin_kernel();
   const int64_t row = blockIdx.x;
-  const int part = threadIdx.y;  // q, k, v
+  const int part = blockIdx.y + threadIdx.y;  // q, k, v
   const int half = head_columns / 2;
   qkv += row * 3 * columns + part * columns;                          // [D]
   __half* out = (part == 0 ? q : part == 1 ? k : v) + row * columns;  // [D]
-  const int position = positions != nullptr ? positions[row] : static_cast<int>(blockIdx.x % length);
-  const bool known = position >= 0 && position < table_rows;
-  cos += known ? static_cast<int64_t>(position) * half : 0;  // [K/2]
-  sin += known ? static_cast<int64_t>(position) * half : 0;  // [K/2]
+  // The columns are loaded before the position is waited for.
+  int position = 0;
+  if (part < 2) {
+    position = positions != nullptr ? positions[row] : static_cast<int>(blockIdx.x % length);
+  }
   for (int unit = threadIdx.x; unit < columns / (2 * Pairs); unit += blockDim.x) {
     // `first` and `second` are where the two vectors of the unit begin, `pair` is the first of its pairs in the head.
     int first, second, pair;
@@ -43,9 +46,11 @@ __global__ void split_rotary_kernel(const __half* __restrict__ qkv, const float*
       float values[2 * Pairs];
       load(qkv + first, values);
       if (part < 2) {
+        const bool known = position >= 0 && position < table_rows;
+        const int64_t at = (known ? int64_t{1} * position * half : 0) + pair;
         float c[Pairs], s[Pairs];
-        load(cos + pair, c);
-        load(sin + pair, s);
+        load(cos + at, c);
+        load(sin + at, s);
 #pragma unroll
         for (int i = 0; i < Pairs; ++i) {
           const float a = values[2 * i], b = values[2 * i + 1];
@@ -59,9 +64,11 @@ __global__ void split_rotary_kernel(const __half* __restrict__ qkv, const float*
       load(qkv + first, a);
       load(qkv + second, b);
       if (part < 2) {
+        const bool known = position >= 0 && position < table_rows;
+        const int64_t at = (known ? int64_t{1} * position * half : 0) + pair;
         float c[Pairs], s[Pairs];
-        load(cos + pair, c);
-        load(sin + pair, s);
+        load(cos + at, c);
+        load(sin + at, s);
 #pragma unroll
         for (int i = 0; i < Pairs; ++i) {
           const float x = a[i], y = b[i];
@@ -88,7 +95,9 @@ void split_rotary(const Half* qkv, const float* cos, const float* sin, const int
                       : interleaved ? split_rotary_kernel<4, true>
                                     : split_rotary_kernel<8, false>;
   const int units = columns / (2 * pairs);
-  launch(kernel, dim3(static_cast<unsigned>(rows)), dim3(static_cast<unsigned>(units < 256 ? units : 256), 3), stream,
+  const unsigned in_block = rows <= kFewRows ? 1 : 3;  // parts
+  launch(kernel, dim3(static_cast<unsigned>(rows), 3 / in_block),
+         dim3(static_cast<unsigned>(units < 256 ? units : 256), in_block), stream,
          static_cast<const __half*>(qkv), cos, sin, positions, static_cast<__half*>(q), static_cast<__half*>(k),
          static_cast<__half*>(v), static_cast<unsigned>(length), table_rows, columns, head_columns);
 }

@@ -11,9 +11,10 @@ constexpr int kWidth = 8;
 __device__ inline float gated(float gate, float up) { return fast_divide(gate, 1.0f + fast_exp(-gate)) * up; }
 
 template <int Threads, int Groups>
-__global__ void swiglu_norm_kernel(const __half* __restrict__ gate_up, const float* __restrict__ gain,
+__global__ void swiglu_norm_kernel(const __half* gate_up, const float* __restrict__ gain,
                                    const float* __restrict__ bias, __half* __restrict__ y, int64_t rows, int columns,
                                    int padded, float epsilon) {
+  begin_kernel();
   const int64_t row = row_index();
   if (row >= rows) {
     return;
@@ -59,7 +60,7 @@ __global__ void swiglu_norm_kernel(const __half* __restrict__ gate_up, const flo
     }
 #pragma unroll
     for (int i = 0; i < kWidth; ++i) {
-      values[g][i] = column + i < columns ? values[g][i] * gains[i] + biases[i] : 0.0f;
+      values[g][i] = column + i < columns ? fmaf(values[g][i], gains[i], biases[i]) : 0.0f;
     }
     if (column < padded) {
       store(y + column, values[g]);
@@ -67,9 +68,10 @@ __global__ void swiglu_norm_kernel(const __half* __restrict__ gate_up, const flo
   }
 }
 
-__global__ void swiglu_norm_wide_kernel(const __half* __restrict__ gate_up, const float* __restrict__ gain,
+__global__ void swiglu_norm_wide_kernel(const __half* gate_up, const float* __restrict__ gain,
                                         const float* __restrict__ bias, __half* __restrict__ y, int columns,
                                         int padded, float epsilon) {
+  begin_kernel();
   const __half* gate = gate_up + static_cast<int64_t>(blockIdx.x) * 2 * padded;
   const __half* up = gate + padded;
   y += static_cast<int64_t>(blockIdx.x) * padded;
@@ -89,7 +91,7 @@ void swiglu_norm(const Half* gate_up, const float* gain, const float* bias, Half
   __half* out = static_cast<__half*>(y);
   const bool vectors = padded % kWidth == 0 && aligned(in) && aligned(gain) && aligned(bias) && aligned(out);
   choose_row_shape<kWidth>(
-      padded, vectors,
+      rows, padded, vectors,
       [&](auto shape) {
         constexpr int threads = decltype(shape)::Threads;
         const RowGrid g = row_grid<threads>(rows);

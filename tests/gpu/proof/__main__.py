@@ -30,7 +30,7 @@ from tests.gpu.proof.table import table
 LOG, ARCHIVE = "log.txt", "files.tar.gz"
 MOST_FILES = 48 << 20  # bytes that go into the archive, small files first
 RESERVE = 6.0  # seconds for the archive and the table
-NEEDED = 12 << 30  # bytes of work space for the full size
+NEEDED = 20 << 30  # bytes of work space for the full size
 
 
 def main(words: list[str] | None = None) -> int:
@@ -59,7 +59,7 @@ def _arguments(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("which", choices=PASSES, help="first: right, fast, profile; second: variants")
     parser.add_argument("--kit", type=Path, default=ROOT / ".gpu", metavar="DIR", help="of pack_kit.py (default: .gpu)")
     parser.add_argument("--output", type=Path, metavar="DIR", help="for results (default: $OUT, else KIT/out)")
-    parser.add_argument("--work", type=Path, metavar="DIR", help="for 12 GB that are not kept (default: in memory)")
+    parser.add_argument("--work", type=Path, metavar="DIR", help="for 20 GB that are not kept (default: in memory)")
     parser.add_argument("--parts", type=lambda text: text.split(","), metavar="a,b", help="only these")
     parser.add_argument("--budget", type=float, metavar="SECONDS", help="for the whole pass; later parts are cut")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="of torch (default: cuda)")

@@ -38,7 +38,7 @@ def image_32(context: Context) -> None:
     _ours(context, bundle, "image", pixels)
     tower = image_tower(context.model / "checkpoint", context.device, torch.float16)
     sides = dict(image_sides(tower, bundle.preprocessing, context.device, len(pixels)))
-    _profile(context, "torch-fp16-compiled", partial(sides["torch-fp16-compiled"](), pixels))
+    profiled(context, "torch-fp16-compiled", partial(sides["torch-fp16-compiled"](), pixels))
 
 
 def text_1(context: Context) -> None:
@@ -48,19 +48,20 @@ def text_1(context: Context) -> None:
     tower = text_tower(context.model / "checkpoint", context.device, torch.float16)
     sides = dict(text_sides(tower, context.device, dynamic=False))
     name = "torch-fp16-compiled-graph" if context.device != "cpu" else "torch-fp16-compiled"
-    _profile(context, name, partial(sides[name](), ids))
+    profiled(context, name, partial(sides[name](), ids))
 
 
 def _ours(context: Context, bundle: Bundle, tower: str, values: np.ndarray) -> None:
     with ExitStack() as stack:
         for way, side in open_all(context, bundle, tower, stack).items():
             try:
-                _profile(context, way, partial(side, values))
+                profiled(context, way, partial(side, values))
             except Exception as error:  # the others can be told all the same
                 context.record(f"{way} failed", error=f"{type(error).__name__}: {error}"[:500])
 
 
-def _profile(context: Context, name: str, call: Callable[[], np.ndarray]) -> None:
+def profiled(context: Context, name: str, call: Callable[[], np.ndarray]) -> None:
+    """Record what the device does in a call."""
     for _ in range(6):
         call()
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if context.device != "cpu" else [])]

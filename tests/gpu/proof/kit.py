@@ -22,7 +22,7 @@ SIZES = ("small", "full")
 
 def write_index(kit: Path, facts: dict[str, Any]) -> None:
     """kit.json of a folder whose other files are there."""
-    files = {path.name: sha256_of(path) for path in sorted(kit.iterdir()) if path.name != INDEX}
+    files = {path.name: sha256_of(path) for path in sorted(kit.iterdir()) if path.is_file() and path.name != INDEX}
     (kit / INDEX).write_text(json.dumps({**facts, "files": files}, indent=1) + "\n", "utf-8")
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from jinaclip.bundle import TowerManifest
 from jinaclip.image import ImagePreprocessing
-from jinaclip.packing import GPU_COST, RunCost, pack_texts
+from jinaclip.packing import RunCost, pack_texts
 from jinaclip_bench.torch_cuda import Captured, unpadded
 from jinaclip_bench.torch_towers import (
     ImagesOfPixels,
@@ -146,9 +146,9 @@ class Side(Protocol):
 
 
 def in_batches(
-    rows: Sequence[Sequence[int]], tower: TowerManifest, pad: int, side: Side, *, cost: RunCost | None = GPU_COST
-) -> np.ndarray:
-    """Vectors [N, D] of texts in the caller's order.
+    rows: Sequence[Sequence[int]], tower: TowerManifest, pad: int, cost: RunCost | None
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """Texts in runs, each int64 [B, T]; and where the vectors of the caller's order are among theirs.
 
     Args:
         rows: ids of each text.
@@ -156,14 +156,14 @@ def in_batches(
     """
     lengths = [len(row) for row in rows]
     batches = _filled(lengths) if cost is None else pack_texts(lengths, tower, cost=cost)
-    padded = []
+    arrays = []
     for batch in batches:
         ids = np.full((len(batch), max(lengths[i] for i in batch)), pad, np.int64)
         for number, index in enumerate(batch):
             ids[number, : lengths[index]] = rows[index]
-        padded.append(ids)
+        arrays.append(ids)
     order = np.concatenate([np.array(batch) for batch in batches])
-    return side.many(padded)[np.argsort(order)]
+    return arrays, np.argsort(order)
 
 
 def _filled(lengths: Sequence[int]) -> list[list[int]]:

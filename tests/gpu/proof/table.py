@@ -6,12 +6,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 MOST = 11000  # characters
-_SHOWN = {
-    "versions": ("python", "torch", "onnxruntime-gpu", "onnx-ir", "cores", "shared_memory_gib"),
-    "text": ("cosine", "torch_fp16", "neighbours", "replays_apart", "one_row", "many_rows"),
-    "open": ("seconds",),
-    "gpu": ("smi",),
-}
+_SHOWN = {"versions": ("python", "torch", "onnxruntime-gpu", "onnx-ir", "cores", "shared_memory_gib")}
+_HIDDEN = ("part", "name", "towers", "dims", "torch_dims", "file", "providers")
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
@@ -38,9 +34,8 @@ def _times(lines: Iterable[dict[str, Any]]) -> str:
     for line in lines:
         if "ms" not in line:
             continue
-        each = next(
-            (f"{line[unit]:>9} {unit[:-2]}" for unit in ("tokens_s", "images_s", "texts_s") if unit in line), ""
-        )
+        units = ("tokens_s", "images_s", "texts_s", "per_s")
+        each = next((f"{line[unit]:>9} {unit[:-2]}" for unit in units if unit in line), "")
         rows.append(
             f"{line['name']:<52} {line['ms']:>8} {line['p10']:>7} {line['p90']:>7} {line.get('device_ms', ''):>7} "
             f"{each:<17} {line.get('tflops', ''):>6} {_percent(line.get('share'))}"
@@ -54,7 +49,9 @@ def _facts(lines: Iterable[dict[str, Any]]) -> str:
         if line["name"] == "part" or "ms" in line or "kernels" in line:
             continue
         names = _SHOWN.get(line["name"], tuple(line))
-        facts = {name: line[name] for name in names if name in line and name not in ("part", "name")}
+        facts = {name: line[name] for name in names if name in line and name not in _HIDDEN}
+        if line["name"].endswith(" ready") and "error" not in line and line["seconds"] < 1 and line["cosine"] > 0.999:
+            continue
         rows.append(f"{line['part']}: {line['name']}: " + ", ".join(f"{k} {_short(v)}" for k, v in facts.items())[:230])
     return "\n".join(rows)
 

@@ -78,8 +78,8 @@ def text(context: Context) -> None:
         calls = {name: partial(side, one) for name, side in sides.items()}
         compare(context, f"text 1 x {TOKENS}", calls, (), work, share=0.4)
         work = {"texts": len(rows), "tokens": sum(lengths), "flops": flops_of_texts(manifest, lengths)}
-        calls = {name: partial(in_mix, side, rows, manifest, pad) for name, side in sides.items()}
-        compare(context, f"mix of {len(rows)}", calls, (), work)
+        mixes = {name: in_mix(side, rows, manifest, pad) for name, side in sides.items()}
+        compare(context, f"mix of {len(rows)}", mixes, (), work)
 
 
 def _open(context: Context, bundle: Bundle, tower: str, stack: ExitStack) -> dict[str, OurSide]:
