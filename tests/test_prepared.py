@@ -22,6 +22,7 @@ from jinaclip.packing import CPU_COST, UNPADDED_CPU_COST, is_tiled, predicted_by
 from jinaclip.prepared import RECIPE, find_prepared
 from jinaclip.sessions import cpu_features
 from jinaclip_engines.cpu import TILED_ABOVE
+from jinaclip_engines.prepare import prepare
 from tests.conftest import PHOTOS, TEXTS
 from tests.test_bundle import unprivileged
 
@@ -200,3 +201,16 @@ def test_cpu_features_are_read_from_the_kernel(tmp_path: Path) -> None:
         path.write_text(f"processor\t: 0\n{line}", "utf-8")
         assert cpu_features(path) == expected
     assert jinaclip.engine_store.SIDECAR_VERSION == 1
+
+
+def test_graphs_over_cuda_operators_need_their_library(precise_bundle: Path, tmp_path: Path) -> None:
+    bundle = Bundle(shutil.copytree(precise_bundle, tmp_path / "bundle"))
+    key, _ = prepare(bundle, "text", "fp16", "cuda", operators=True)
+    found, _ = find_prepared(bundle, "text", "fp16", "cuda", operators=True)
+    assert found is not None and (found.key, found.operators) == (key, True)
+    found, reason = find_prepared(bundle, "text", "fp16", "cuda")
+    assert found is None and f"{key} is not used: jinaclip's CUDA operators are not here" in reason
+    assert "run `jinaclip build --device cuda` here" in reason
+    plain, _ = prepare(bundle, "text", "fp16", "cuda")
+    found, reason = find_prepared(bundle, "text", "fp16", "cuda")
+    assert found is not None and found.key == plain and reason == f"prepared graph {plain}"

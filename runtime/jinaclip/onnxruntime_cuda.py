@@ -17,7 +17,6 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -33,7 +32,7 @@ from jinaclip.cuda_libraries import CUDNN, load, load_libraries
 from jinaclip.cuda_runtime import CudaRuntime
 from jinaclip.errors import BackendError, BackendMissing, BundleError
 from jinaclip.gpu import Gpu
-from jinaclip.gpu_thread import gpu_thread
+from jinaclip.gpu_thread import Answer, gpu_thread
 from jinaclip.packing import GPU_COST, PACKED_GPU_COST
 from jinaclip.pool import Loan, Pool
 from jinaclip.sessions import (
@@ -353,7 +352,7 @@ class OnnxRuntimeCudaSession:
             )
         return session
 
-    def _start(self, asked: Loan[Slot], work: _Work, release_memory: bool) -> Future[dict[str, np.ndarray]]:
+    def _start(self, asked: Loan[Slot], work: _Work, release_memory: bool) -> Answer[dict[str, np.ndarray]]:
         """Put a run into the stream. What it returns waits for its end, after what was submitted meanwhile."""
         loan = asked.take_over()
         slot = loan.item
@@ -560,7 +559,8 @@ def _enter(library: Any, gpu: Gpu) -> None:
 def _is_out_of_memory(error: Exception) -> bool:
     words = str(error).lower()
     return any(
-        phrase in words for phrase in ("out of memory", "failed to allocate memory", "cudaerrormemoryallocation")
+        phrase in words
+        for phrase in ("out of memory", "failed to allocate memory", "cudaerrormemoryallocation", "alloc_failed")
     )
 
 

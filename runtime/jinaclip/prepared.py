@@ -80,12 +80,13 @@ def find_prepared(
     """
     command = "jinaclip build" if device == "cpu" else "jinaclip build --device cuda"
     reasons = []
-    for wanted in (True, False) if operators else (False,):
+    for wanted in (True, False):
         expected = required_facts(bundle, tower, precision, device, operators=wanted)
         for directory, sidecar in engines_of(bundle, tower, precision, "onnxruntime"):
             if sidecar.get("device", "cpu") != device or (sidecar.get("operators") is not None) != wanted:
                 continue
-            reason = _misfit(sidecar, expected) or damage(directory, sidecar, GRAPH)
+            missing = "jinaclip's CUDA operators are not here" if wanted and not operators else None
+            reason = missing or _misfit(sidecar, expected) or damage(directory, sidecar, GRAPH)
             if reason is None:
                 tiled = sidecar.get("tiled_above")
                 found = Prepared(
