@@ -130,14 +130,13 @@ def warm_text(context: Context) -> None:
 
 def autotune(context: Context) -> None:
     """Images in a batch of 32 with `max-autotune`, which tries kernels for every product."""
-    mode = "max-autotune-no-cudagraphs"
     bundle = Bundle(context.bundle)
     pixels, work = _image_work(context, bundle, 2 if context.dry_run else 32)
     with ExitStack() as stack:
         mine = {name: partial(side, pixels) for name, side in open_all(context, bundle, "image", stack).items()}
         tower = image_tower(context.model / "checkpoint", context.device, torch.float16)
-        made = image_sides(tower, bundle.preprocessing, context.device, len(pixels), mode=mode)
-        sides = [(name.replace("compiled", mode), _on(make, pixels)) for name, make in made]
+        made = image_sides(tower, bundle.preprocessing, context.device, len(pixels), max_autotune=True)
+        sides = [(name.replace("compiled", "max-autotune"), _on(make, pixels)) for name, make in made]
         compare(context, f"image {len(pixels)}", mine, sides, work)
 
 

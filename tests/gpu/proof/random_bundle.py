@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from jinaclip.bundle import TOWERS
 from jinaclip.text import TextTokenizer
@@ -37,6 +36,7 @@ from jinaclip_export.manifest import (
 from jinaclip_export.precisions import lower
 from jinaclip_export.random_checkpoint import write_random_checkpoint
 from tests.gpu.proof.topology import fill_topology
+from tests.gpu.proof.towers import exact_products
 
 PRECISIONS = ("fp32", "fp16")
 SEED = 20
@@ -95,8 +95,7 @@ def write_tower(tower: str, checkpoint_path: Path, topology: Path, bundle: Path,
     with _timed(seconds, "fp16"):
         found = lower(fp32, fp16, "fp16", _Small(), ())
     with _timed(seconds, "self-test"):
-        torch.backends.cudnn.allow_tf32 = False
-        torch.backends.cuda.matmul.allow_tf32 = False
+        exact_products()
         module = module.to(device)
         if tower == "text":
             config = checkpoint.config.text

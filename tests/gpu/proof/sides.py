@@ -12,12 +12,13 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from jinaclip.bundle import TowerManifest
 from jinaclip.image import ImagePreprocessing
 from jinaclip.packing import RunCost, pack_texts
 from jinaclip_bench.torch_cuda import Captured, unpadded
+from jinaclip_bench.torch_forwards import compiled
 from jinaclip_bench.torch_towers import (
     ImagesOfPixels,
     TextsOfIds,
@@ -76,12 +77,12 @@ class TorchSide:
 
 
 def image_sides(
-    tower: ImageTower, preprocessing: ImagePreprocessing, device: str, rows: int, *, mode: str | None = None
+    tower: ImageTower, preprocessing: ImagePreprocessing, device: str, rows: int, *, max_autotune: bool = False
 ) -> Iterator[tuple[str, Callable[[], TorchSide]]]:
     """Sides that take uint8 [rows, S, S, 3]: name, and what makes it. Those that compile come last.
 
     Args:
-        mode: of torch.compile.
+        max_autotune: compile with it (torch_forwards.compiled).
     """
     mean, std = (
         torch.tensor(values, device=device)[:, None, None] for values in (preprocessing.mean, preprocessing.std)
@@ -94,9 +95,9 @@ def image_sides(
     yield "torch-fp16", lambda: TorchSide(place, forward, device)
     if rows == 1 and device != "cpu":
         yield "torch-fp16-graph", lambda: TorchSide(place, Captured(forward), device)
-    yield "torch-fp16-compiled", lambda: TorchSide(place, compiled(forward, dynamic=False, mode=mode), device)
+    compiled_forward = compiled(forward, dynamic=False, max_autotune=max_autotune)
+    yield "torch-fp16-compiled", lambda: TorchSide(place, compiled_forward, device)
     if rows == 1 and device != "cpu":
-        compiled_forward = compiled(forward, dynamic=False, mode=mode)
         yield "torch-fp16-compiled-graph", lambda: TorchSide(place, Captured(compiled_forward), device)
 
 
@@ -122,19 +123,12 @@ def text_sides(tower: TextTower, device: str, *, dynamic: bool) -> Iterator[tupl
         yield "torch-fp16-unpadded", lambda: TorchSide(place_unpadded, bare, device)
     elif device != "cpu":
         yield "torch-fp16-graph", lambda: TorchSide(place, Captured(forward), device)
-    yield "torch-fp16-compiled", lambda: TorchSide(place, compiled(forward, dynamic=dynamic), device)
-    if dynamic:
+    compiled_forward = compiled(forward, dynamic=dynamic)
+    if dynamic:  # torch's best comes first: there may be no time for the other
         yield "torch-fp16-unpadded-compiled", lambda: TorchSide(place_unpadded, compiled(bare, dynamic=True), device)
-    elif device != "cpu":
-        compiled_forward = compiled(forward, dynamic=False)
+    yield "torch-fp16-compiled", lambda: TorchSide(place, compiled_forward, device)
+    if not dynamic and device != "cpu":
         yield "torch-fp16-compiled-graph", lambda: TorchSide(place, Captured(compiled_forward), device)
-
-
-def compiled(forward: nn.Module, *, dynamic: bool, mode: str | None = None) -> Callable[..., Tensor]:
-    """`torch.compile` without breaks in the graph."""
-    torch._dynamo.config.specialize_float = True  # or the trace of a graph for any shape is begun twice
-    made: Callable[..., Tensor] = torch.compile(forward, dynamic=dynamic, fullgraph=True, mode=mode)
-    return made
 
 
 class Side(Protocol):
