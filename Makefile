@@ -10,6 +10,8 @@ CHECKPOINT ?=
 CONTAINER_ARGS ?=
 GPU_VENV ?= .venv-gpu
 CUDA_VENV ?= .venv-cuda
+CUDA_ARCH ?=
+OPERATORS = $(if $(JINACLIP_CUDA_OPERATORS),,$(patsubst %,JINACLIP_CUDA_OPERATORS=$(CURDIR)/%,$(wildcard runtime/jinaclip/native/libjinaclip_cuda.so)))
 PY := $(VENV)/bin/python
 GPU_PYTHON ?= $(if $(wildcard $(PY)),$(PY),$(PYTHON))
 GPU_PY := $(GPU_VENV)/bin/python
@@ -37,15 +39,16 @@ gpu-dry-run: $(GPU_VENV)/.installed $(GPU_VENV)/bundle
 	$(GPU_PY) tests/gpu/stand_in/build.py $(GPU_VENV)/stand-in --headers $(GPU_VENV)/cuda/nvidia/cu13/include
 	rm -f $(GPU_VENV)/journal
 	LD_LIBRARY_PATH=$(abspath $(GPU_VENV))/stand-in STAND_IN_JOURNAL=$(abspath $(GPU_VENV))/journal \
-	  JINACLIP_DRY_RUN_BUNDLE=$(abspath $(GPU_VENV))/bundle \
+	  JINACLIP_DRY_RUN_BUNDLE=$(abspath $(GPU_VENV))/bundle $(OPERATORS) \
 	  $(GPU_PY) -m pytest --confcutdir=tests/gpu/dry_run -m dry_run tests/gpu/dry_run
 	@echo "No value was computed: only a GPU can tell whether vectors are right (make gpu-test)."
 
 # jinaclip's own CUDA operators, into the package: graphs that are prepared afterwards have them (docs/gpu.md). Compiled
 # by the nvcc of NVIDIA's Python packages, of CUDA 13.0: what a later one makes does not load under a driver for 13.0.
+# CUDA_ARCH=90 compiles for one architecture.
 cuda-operators: $(CUDA_VENV)/.installed
 	PATH="$$($(CUDA_VENV)/bin/python -c 'import nvidia.cu13 as p; print(p.__path__[0])')/bin:$$PATH" \
-	  $(CUDA_VENV)/bin/python runtime/c-library/cuda/build.py --output runtime/jinaclip/native
+	  $(CUDA_VENV)/bin/python runtime/c-library/cuda/build.py --output runtime/jinaclip/native $(CUDA_ARCH:%=--arch %)
 
 # The Containerfile's own steps, run without a container engine. Needs root and the command debootstrap, and reaches
 # for Debian's and Python's packages; CONTAINER_ARGS gives it a mirror, certificates, or pip's settings (--help).

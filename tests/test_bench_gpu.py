@@ -22,10 +22,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from jinaclip.backends import Place
 from jinaclip.bundle import Bundle
 from jinaclip.cli import main
+from jinaclip.cuda_provider import cuda_problem
 from jinaclip.errors import BackendMissing
 from jinaclip.gpu import Gpu, driver_problem
 from jinaclip.image import normalise
-from jinaclip.onnxruntime_cuda import cuda_problem
 from jinaclip.tensorrt_library import Library
 from jinaclip_bench import measure
 from jinaclip_bench.bounds import BOUNDS, TORCHS_BEST, Bound

@@ -28,7 +28,7 @@ RUNTIME = [
     {"bundle"},
     {"packing", "packed_texts", "gpu", "gpu_thread", "buckets", "tensorrt_library", "cuda_libraries", "cuda_runtime"},
     {"sessions", "cuda", "engine_store", "pool", "tensorrt_engine"},
-    {"staging", "cuda_operators", "tensorrt_worker"},
+    {"staging", "cuda_operators", "cuda_provider", "tensorrt_worker"},
     {"tensorrt_session", "onnxruntime_cuda"},
     {"prepared", "plans"},
     {"backends"},

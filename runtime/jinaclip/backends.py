@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from jinaclip.bundle import Bundle
+from jinaclip.cuda_provider import cuda_problem, has_cuda_provider
 from jinaclip.engine_store import engines_of
 from jinaclip.errors import BackendError, BackendMissing, InputError
 from jinaclip.gpu import Gpu, device_index, driver_problem, gpu
-from jinaclip.onnxruntime_cuda import cuda_problem, has_cuda_provider, onnxruntime_cuda_facts
+from jinaclip.onnxruntime_cuda import onnxruntime_cuda_facts
 from jinaclip.plans import PRECISION, find_plan, open_plan
 from jinaclip.prepared import open_graph, running_graph
 from jinaclip.sessions import Session, onnxruntime_facts

@@ -64,9 +64,12 @@ def _ask_library(library: Path, index: int) -> str | None:
     """What the library says of a device."""
     try:
         load_libraries(_CUDA_MAJOR)
-        ask = ctypes.CDLL(str(library)).jinaclip_cuda_device_error
+        loaded = ctypes.CDLL(str(library))
+        version, ask = loaded.jinaclip_cuda_operators_version(), loaded.jinaclip_cuda_device_error
     except (BackendError, OSError, AttributeError) as error:
         return str(error)
+    if version != VERSION:
+        return f"its operators have version {version}, jinaclip needs {VERSION}; build it again: make cuda-operators"
     ask.restype = ctypes.c_char_p
     said = ask(index)
     return None if said is None else said.decode()

@@ -19,7 +19,6 @@ import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +28,9 @@ from jinaclip import packed_texts
 from jinaclip.buckets import Profile, bucket_for, pad_into
 from jinaclip.cuda import Cuda, Graph, Stream
 from jinaclip.cuda_libraries import CUDNN, load, load_libraries
+from jinaclip.cuda_provider import PROVIDER, cuda_major, cuda_problem
 from jinaclip.cuda_runtime import CudaRuntime
-from jinaclip.errors import BackendError, BackendMissing, BundleError
+from jinaclip.errors import BackendError, BackendMissing, BundleError, InputError
 from jinaclip.gpu import Gpu
 from jinaclip.gpu_thread import Answer, gpu_thread
 from jinaclip.packing import GPU_COST, PACKED_GPU_COST
@@ -49,7 +49,6 @@ from jinaclip.staging import Block, Layout, Slot
 
 logger = logging.getLogger(__name__)
 
-PROVIDER = "CUDAExecutionProvider"
 # Operators that compute shapes; ONNX Runtime keeps those on the host on purpose. Any other one there would copy
 # activations to the host and back.
 ON_HOST = {
@@ -69,44 +68,8 @@ GRAPH_TOKENS, GRAPH_IMAGES = 2048, 4
 MOST_SMALL_GRAPHS, MOST_LARGE_GRAPHS = 64, 32
 MOST_SHAPES_SEEN = 4096  # shapes that come first after so many are never captured
 RUNS_AT_ONCE = 2
-LEAST_CAPABILITY = (7, 5)
 
 Key = tuple[int, ...]
-
-
-def has_cuda_provider() -> bool:
-    """Whether the installed onnxruntime is one for CUDA; False also where none is installed."""
-    try:
-        return PROVIDER in import_onnxruntime().get_available_providers()
-    except BackendMissing:
-        return False
-
-
-def cuda_problem(gpu: Gpu | None = None) -> str | None:
-    """Why ONNX Runtime cannot use CUDA here, in words; None if it can.
-
-    Args:
-        gpu: also look whether its driver is new enough and whether the device lets this process in.
-    """
-    ort = import_onnxruntime()
-    if not has_cuda_provider():
-        return f"the installed onnxruntime {ort.__version__} has no CUDA provider; run: pip install 'jinaclip[cuda]'"
-    if gpu is not None and _version(gpu.driver) < (_cuda_major(ort), 0):
-        return (
-            f"the NVIDIA driver serves CUDA {gpu.driver}, onnxruntime {ort.__version__} needs CUDA "
-            f"{_cuda_major(ort)}.0 or newer; update the driver"
-        )
-    if gpu is not None and _version(gpu.capability) < LEAST_CAPABILITY:
-        return (
-            f"{gpu.name} has capability {gpu.capability}, CUDA 13 needs {'.'.join(map(str, LEAST_CAPABILITY))} or newer"
-        )
-    try:
-        library = load_libraries(_cuda_major(ort))
-        if gpu is not None:
-            gpu_thread(gpu.index).call(_enter, library, gpu)
-    except BackendError as error:
-        return str(error)
-    return None
 
 
 class OnnxRuntimeCudaSession:
@@ -158,9 +121,9 @@ class OnnxRuntimeCudaSession:
         self, inputs: Arrays, *, interruptible: bool = False, release_memory: bool = False
     ) -> dict[str, np.ndarray]:
         self._require_open()
-        (batch,) = inputs.values()
         if set(inputs) != {self._input}:
             raise BackendError(f"the graph's input is {self._input}, found {', '.join(inputs)}")
+        batch = self._checked(inputs[self._input])
         if len(batch) == 0:
             return {name: np.empty((0, width), np.float32) for name, width in self._outputs.items()}
         work = self._plan(batch)
@@ -215,6 +178,16 @@ class OnnxRuntimeCudaSession:
     def graphs(self) -> int:
         """CUDA graphs that are held now."""
         return len(self._graphs)
+
+    def _checked(self, batch: np.ndarray) -> np.ndarray:
+        """Raises InputError: it has another number of dimensions, another row, or another kind of numbers."""
+        batch, wanted, row = np.asarray(batch), self._inputs[self._input], self._input_row
+        if batch.ndim != (1 + len(row) if row else 2) or (row and batch.shape[1:] != row):
+            expected = ", ".join(map(str, row)) if row else "T"
+            raise InputError(f"{self._input} has shape {list(batch.shape)}, expected [B, {expected}]")
+        if batch.dtype != wanted and not (wanted.kind == batch.dtype.kind == "i"):
+            raise InputError(f"{self._input} is {batch.dtype}, expected {wanted}")
+        return batch
 
     def _require_open(self) -> None:
         require_open(self._process, None if self._closed else self._session)
@@ -285,7 +258,7 @@ class OnnxRuntimeCudaSession:
 
     def _open(self) -> None:
         ort = self._ort = import_onnxruntime()
-        self._cuda = Cuda(self._gpu.index, CudaRuntime(load_libraries(_cuda_major(ort))))
+        self._cuda = Cuda(self._gpu.index, CudaRuntime(load_libraries(cuda_major(ort))))
         self._stream = Stream(self._cuda)
         # What runs read and write, graphs too: one piece for all, for the stream runs them one after the other.
         self._input_block, self._output_block = Block(self._cuda), Block(self._cuda)
@@ -544,32 +517,9 @@ def _listed(found: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {op_type}" for op_type, count in sorted(found.items()))
 
 
-def _enter(library: Any, gpu: Gpu) -> None:
-    """Raises BackendError: the device does not let this process in."""
-    api = CudaRuntime(library)
-    try:
-        cuda = Cuda(gpu.index, api)
-        cuda.free_bytes()
-    except BackendError as error:
-        raise BackendError(
-            f"{gpu} cannot be used: {error}; another process may hold it in exclusive mode (nvidia-smi shows both)"
-        ) from error
-
-
 def _is_out_of_memory(error: Exception) -> bool:
     words = str(error).lower()
     return any(
         phrase in words
         for phrase in ("out of memory", "failed to allocate memory", "cudaerrormemoryallocation", "alloc_failed")
     )
-
-
-@cache
-def _cuda_major(ort: Any) -> int:
-    """Of the CUDA that the installed onnxruntime was built for."""
-    return _version(str(getattr(ort, "cuda_version", "") or "13.0"))[0]
-
-
-def _version(text: str) -> tuple[int, int]:
-    major, _, minor = text.partition(".")
-    return int(major), int(minor or 0)

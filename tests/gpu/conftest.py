@@ -16,9 +16,9 @@ import pytest
 from jinaclip import ClipModel
 from jinaclip.bundle import Bundle
 from jinaclip.cli import main
+from jinaclip.cuda_provider import cuda_problem
 from jinaclip.errors import BackendError, BackendMissing
 from jinaclip.gpu import Gpu, driver_problem, gpu
-from jinaclip.onnxruntime_cuda import cuda_problem
 from jinaclip.tensorrt_library import load_library
 from tests.conftest import TEXTS
 

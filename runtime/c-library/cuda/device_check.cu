@@ -1,4 +1,4 @@
-// Tells whether the operators can run on a device, for callers that have another way to go if not.
+// Tells whether the operators can run on a device, and which they are, for callers that have another way to go if not.
 #include "device.h"
 
 namespace {
@@ -23,3 +23,6 @@ extern "C" __attribute__((visibility("default"))) const char* jinaclip_cuda_devi
   cudaGetLastError();
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
+
+// Of the operators' inputs, outputs and attributes; VERSION in runtime/jinaclip/cuda_operators.py is the same.
+extern "C" __attribute__((visibility("default"))) int jinaclip_cuda_operators_version() { return 2; }

@@ -187,11 +187,15 @@ class CapturedRuns {
   CapturedRuns(const Product& product, const cublasLtMatmulAlgo_t& algorithm, void* workspace, int runs) {
     check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
     check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal));
+    bool good = true;
     for (int run = 0; run < runs; ++run) {
-      product.run(algorithm, workspace, kWorkspaceBytes, stream_);
+      good = good && product.run(algorithm, workspace, kWorkspaceBytes, stream_) == CUBLAS_STATUS_SUCCESS;
     }
-    check(cudaStreamEndCapture(stream_, &graph_));
-    check(cudaGraphInstantiate(&executable_, graph_, 0));
+    good = cudaStreamEndCapture(stream_, &graph_) == cudaSuccess && good;
+    good = good && cudaGraphInstantiate(&executable_, graph_, 0) == cudaSuccess;
+    if (!good) {
+      cudaGetLastError();  // this algorithm is left out, and the next call that asks is not to find its error
+    }
   }
   ~CapturedRuns() {
     if (executable_ != nullptr) {
@@ -206,6 +210,7 @@ class CapturedRuns {
   }
   CapturedRuns(const CapturedRuns&) = delete;
   CapturedRuns& operator=(const CapturedRuns&) = delete;
+  bool ready() const { return executable_ != nullptr; }
   void replay(cudaStream_t stream) const { check(cudaGraphLaunch(executable_, stream)); }
 
  private:
@@ -246,6 +251,9 @@ cublasLtMatmulAlgo_t fastest(const Product& product, const Shape& shape, void* w
     const float estimate = timed(stream, once);
     const int runs = std::clamp(static_cast<int>(kTimedMs / (estimate + 1e-4f)), kLeastTimedRuns, kMostTimedRuns);
     const CapturedRuns captured(product, candidate.algo, workspace, runs);
+    if (!captured.ready()) {
+      continue;
+    }
     const float time = timed(stream, [&] { captured.replay(stream); });
     spent += estimate + time;
     if (best == nullptr || time / static_cast<float>(runs) < best_time) {

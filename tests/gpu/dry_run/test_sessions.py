@@ -18,6 +18,7 @@ import pytest
 from jinaclip import onnxruntime_cuda, staging
 from jinaclip.buckets import LADDER, SHORTEST
 from jinaclip.bundle import Bundle
+from jinaclip.cuda_provider import PROVIDER
 from jinaclip.errors import BackendError
 from jinaclip.gpu import gpu
 from jinaclip.onnxruntime_cuda import (
@@ -25,7 +26,6 @@ from jinaclip.onnxruntime_cuda import (
     GRAPH_TOKENS,
     MOST_LARGE_GRAPHS,
     MOST_SMALL_GRAPHS,
-    PROVIDER,
     RUNS_AT_ONCE,
     OnnxRuntimeCudaSession,
     host_operators,

@@ -48,8 +48,9 @@ def main(words: list[str] | None = None) -> int:
             run.parts(chosen)
         run.close()
     _archive(output)
-    print(table(read_results(output)), flush=True)
-    return 0
+    results = read_results(output)
+    print(table(results), flush=True)
+    return 1 if any(line["name"] == "part" and line["state"] in ("failed", "stopped") for line in results) else 0
 
 
 def _arguments(words: list[str] | None) -> argparse.Namespace:
