@@ -7,6 +7,8 @@ import gc
 import os
 import random
 import re
+import shutil
+import subprocess
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,11 +17,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jinaclip import onnxruntime_cuda, staging
+from jinaclip import cuda_operators, onnxruntime_cuda, staging
 from jinaclip.buckets import LADDER, SHORTEST
 from jinaclip.bundle import Bundle
 from jinaclip.cuda_provider import PROVIDER
-from jinaclip.errors import BackendError
+from jinaclip.errors import BackendError, InputError
 from jinaclip.gpu import gpu
 from jinaclip.onnxruntime_cuda import (
     GRAPH_IMAGES,
@@ -585,3 +587,32 @@ def test_launches_a_block_are_as_documented(
     mark = journal.mark()
     session.run(make_batch(tower, *LARGE[tower]))
     assert launches_per_block(journal.since(mark).launches) == documented_launches()[tower, kind]
+
+
+@pytest.mark.parametrize("kind", ["prepared", "operators"])
+def test_what_is_no_batch_is_refused(open_session: Open, kind: str) -> None:
+    """A host that calls a session itself must not get vectors of something else."""
+    text, image = open_session("text", kind), open_session("image", kind)
+    for session, name, wrong, words in (
+        (text, "input_ids", np.zeros((2, 3), np.float32), "is float32, expected int64"),
+        (text, "input_ids", np.zeros(3, np.int64), r"has shape \[3\], expected \[B, T\]"),
+        (text, "input_ids", np.zeros((1, 2, 3), np.int64), "expected"),
+        (image, "pixel_values", np.zeros((1, 7, 7, 3), np.uint8), r"has shape \[1, 7, 7, 3\]"),
+        (image, "pixel_values", np.zeros((1, 140, 140, 3), np.float32), "is float32, expected uint8"),
+    ):
+        with pytest.raises(InputError, match=words):
+            session.run({name: wrong})
+    with pytest.raises(BackendError, match="the graph's input is input_ids"):
+        text.run({"input_ids": np.zeros((1, 3), np.int64), "other": np.zeros(1)})
+    assert len(text.run({"input_ids": np.array([[0, 5, 2]], np.int32)})) == 2  # integers of another width are ids too
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="no gcc")
+def test_a_library_of_other_operators_is_not_used(tmp_path: Path) -> None:
+    source, library = tmp_path / "other.c", tmp_path / "libother.so"
+    source.write_text(
+        "int jinaclip_cuda_operators_version(void) { return 1; }\n"
+        "const char* jinaclip_cuda_device_error(int device) { return (void*)0; }\n"
+    )
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
+    assert "have version 1, jinaclip needs" in str(cuda_operators._problem(library, gpu(0)))
