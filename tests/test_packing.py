@@ -14,6 +14,7 @@ from jinaclip.packing import (
     BUDGET_BYTES,
     CPU_COST,
     GPU_COST,
+    PACKED_GPU_COST,
     UNPADDED_CPU_COST,
     RunCost,
     available_memory,
@@ -37,7 +38,7 @@ def test_every_text_is_in_one_batch_within_the_budget(seed: int) -> None:
         fits = predicted_bytes(len(batch), longest, FULL) <= BUDGET_BYTES
         assert fits or len(batch) == 1
         assert len(batch) * longest <= CPU_COST.tokens or len(batch) == 1
-    for cost in (UNPADDED_CPU_COST, GPU_COST):
+    for cost in (UNPADDED_CPU_COST, GPU_COST, PACKED_GPU_COST):
         assert sorted(i for batch in pack_texts(lengths, FULL, cost=cost) for i in batch) == list(range(len(lengths)))
 
 
@@ -153,3 +154,13 @@ def test_threads_follow_affinity(small_bundle: Path) -> None:
 def test_sizes_for_the_prediction_come_from_the_bundle(small_bundle: Path) -> None:
     tower = Bundle(small_bundle).tower("text")
     assert (tower.layers, tower.width, tower.heads, tower.hidden_size) == (3, 128, 2, 512)
+
+
+def test_a_long_text_and_thousands_of_short_ones_do_not_run_together_on_a_gpu() -> None:
+    """Without padding their tokens would fit into one run, but attention would start blocks for every short text as if
+    it were as long as the longest.
+    """
+    lengths = [8192, *[3] * 2700]
+    runs = pack_texts(lengths, FULL, cost=PACKED_GPU_COST)
+    assert [0] in runs and sorted(i for run in runs for i in run) == list(range(len(lengths)))
+    assert len(pack_texts([40] * 400, FULL, cost=PACKED_GPU_COST)) == 1

@@ -37,6 +37,7 @@ class RunCost:
         writes_scores: attention writes its scores out, so that memory grows with the square of the length.
         padding, padding_growth: a place of padding in a run of rows of n tokens costs as much as
             padding + padding_growth · n tokens, 1 at most.
+        packed: texts lie one after the other, and padding takes no memory.
     """
 
     opening_tokens: int
@@ -46,11 +47,7 @@ class RunCost:
     writes_scores: bool
     padding: float = 1.0
     padding_growth: float = 0.0
-
-    @property
-    def packed(self) -> bool:
-        """Whether padding costs nothing: texts lie one after the other."""
-        return self.padding == 0 and self.padding_growth == 0
+    packed: bool = False
 
     def work(self, rows: N, longest: N, tokens: N) -> np.ndarray:
         """What runs cost but for opening them, in tokens, of the arguments' shape.
@@ -68,8 +65,9 @@ CPU_COST = RunCost(opening_tokens=11, tokens=512, images=1, budget_bytes=BUDGET_
 UNPADDED_CPU_COST = replace(CPU_COST, padding=0.05, padding_growth=0.001)
 # Not measured: on a GPU a run takes a millisecond or two whatever is in it, until it is full.
 GPU_COST = RunCost(opening_tokens=512, tokens=16384, images=16, budget_bytes=4 << 30, writes_scores=False)
-# Texts one after the other, without padding.
-PACKED_GPU_COST = replace(GPU_COST, padding=0.0)
+# Texts one after the other, without padding. Attention starts blocks of 128 places for every text as if it were as long
+# as the longest; those without tokens end at once. What that costs is estimated, not measured.
+PACKED_GPU_COST = replace(GPU_COST, padding=0.007, packed=True)
 
 
 def predicted_bytes(rows: N, tokens: N, tower: TowerManifest, *, tiled: bool = False) -> N:
