@@ -131,7 +131,7 @@ def test_a_pass_goes_on_after_parts_that_fail(tmp_path: Path) -> None:
     ]
     command += ["--work", str(tmp_path / "work"), "--device", "cpu", "--dry-run", "--parts", "right,fast-text-1"]
     done = subprocess.run([*command, "--budget", "300"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 1, done.stderr
     states = {line["part"]: line["state"] for line in read_results(tmp_path / "out") if line["name"] == "part"}
     assert states == {"unpack": "failed", "right": "failed", "fast-text-1": "failed"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"results.jsonl", "log.txt", "files.tar.gz"}
