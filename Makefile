@@ -41,7 +41,7 @@ gpu-dry-run: $(GPU_VENV)/.installed $(GPU_VENV)/bundle
 	LD_LIBRARY_PATH=$(abspath $(GPU_VENV))/stand-in STAND_IN_JOURNAL=$(abspath $(GPU_VENV))/journal \
 	  JINACLIP_DRY_RUN_BUNDLE=$(abspath $(GPU_VENV))/bundle $(OPERATORS) \
 	  $(GPU_PY) -m pytest --confcutdir=tests/gpu/dry_run -m dry_run tests/gpu/dry_run
-	@echo "No value was computed: only a GPU can tell whether vectors are right (make gpu-test)."
+	@echo "No value was computed: make gpu-test checks the vectors on a GPU."
 
 # jinaclip's own CUDA operators, into the package: graphs that are prepared afterwards have them (docs/gpu.md). Compiled
 # by the nvcc of NVIDIA's Python packages, of CUDA 13.0: what a later one makes does not load under a driver for 13.0.
@@ -69,7 +69,7 @@ certificates: $(VENV)/.test
 	$(PY) -m tests.certificates --full --write
 
 clean:
-	rm -rf $(VENV) $(GPU_VENV) demo dist
+	rm -rf $(VENV) $(GPU_VENV) $(CUDA_VENV) runtime/jinaclip/native demo dist
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "jinaclip needs Python 3.11 or newer, this is %d.%d: make PYTHON=python3.11" % sys.version_info[:2])'

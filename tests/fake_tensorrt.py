@@ -30,7 +30,7 @@ from jinaclip.buckets import Profile
 OUT_OF_MEMORY, CAPTURE_UNSUPPORTED, CAPTURE_INVALIDATED = 2, 900, 901
 PAD, SPOILT = 1, 666  # token ids: of padding; a text with the other is not finite
 WIDTH = 3  # of an output vector
-Work = Callable[[bool], None]  # checks the memory that it uses, and unless it is told to check only, uses it
+Work = Callable[[bool], None]  # checks the memory that it uses, and unless the argument is True (check only), uses it
 _NOT_WHILE_CAPTURING = ("cudaMalloc", "cudaFree", "cudaMallocHost", "cudaFreeHost", "cudaStreamSynchronize")
 
 

@@ -464,7 +464,7 @@ def test_a_missing_attribute_is_named(run: Run) -> None:
 
 
 def test_every_kernel_waits_for_the_one_in_front() -> None:
-    """A kernel that is launched early and does not wait reads what is not yet written; the host build cannot tell."""
+    """A kernel that is launched early and does not wait reads unwritten data; the host build does not show it."""
     kernels = []
     for path in sorted(SOURCES.glob("*.cu")):
         kernels += re.findall(r"__global__ void (\w+)\([^)]*\) \{\s*([^;]*;)?", path.read_text("utf-8"))

@@ -118,7 +118,7 @@ def test_results_of_a_killed_part_are_read(tmp_path: Path) -> None:
 
 
 def test_a_pass_goes_on_after_parts_that_fail(tmp_path: Path) -> None:
-    """Without a kit and a GPU every part fails, quickly, and is told."""
+    """Without a kit and a GPU every part fails quickly, and the report says so."""
     command = [
         sys.executable,
         "-m",

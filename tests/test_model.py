@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -278,6 +279,23 @@ def test_threads_share_one_model(model: ClipModel) -> None:
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(work, range(24)))
+
+
+def test_images_are_taken_as_they_are_needed(model: ClipModel) -> None:
+    """A batch and one picture for each reading thread, however long the source; a CPU runs one batch at a time."""
+    session = model.session("image")
+    taken = 0
+
+    def source() -> Iterator[Path]:
+        nonlocal taken
+        for photo in PHOTOS * 20:
+            taken += 1
+            yield photo
+
+    vectors = model.embed_images(source(), batch_size=2)
+    next(vectors)
+    assert session.concurrency == 1
+    assert taken <= 2 + session.threads
 
 
 def test_a_pickled_model_opens_its_bundle_again(model: ClipModel) -> None:

@@ -54,16 +54,3 @@ def test_few_shapes_and_little_padding() -> None:
         shapes.add(found)
     assert len(shapes) <= 8 * 11
     assert packed_texts.shape_of(np.array([3] * 33))[1:] == (64, 16)
-
-
-def test_every_small_shape_fits_into_the_largest() -> None:
-    def size(shape: packed_texts.Shape) -> tuple[int, ...]:
-        return tuple(int(np.prod(s)) for s in packed_texts.input_shapes(shape).values())
-
-    largest = size(packed_texts.largest_small(2048))
-    rng = np.random.default_rng(0)
-    for _ in range(2000):
-        lengths = rng.integers(1, rng.choice([3, 30, 2048]), rng.integers(1, 400))
-        shape = packed_texts.shape_of(lengths)
-        if packed_texts.is_small(shape, 2048):
-            assert all(a <= b for a, b in zip(size(shape), largest, strict=True)), shape

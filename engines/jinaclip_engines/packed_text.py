@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from jinaclip.packed_texts import IDS, OFFSETS, POSITIONS, TOKEN_OFFSET
 from jinaclip_engines.cuda_blocks import unlike
 from jinaclip_engines.graph import JINACLIP, MICROSOFT, Ops, nodes, producer, tidy
-
-POSITIONS, OFFSETS, TOKEN_OFFSET = "positions", "offsets", "token_offset"
 
 
 def packed_text(model: ir.Model, heads: int) -> int:
@@ -25,7 +24,7 @@ def packed_text(model: ir.Model, heads: int) -> int:
         input_ids [B, T] with padding.
     """
     ids = model.graph.inputs[0]
-    if ids.name != "input_ids" or nodes(model, "RotaryEmbedding"):
+    if ids.name != IDS or nodes(model, "RotaryEmbedding"):
         return 0
     raw = model.graph.outputs[0]
     mean = producer(raw, "Div")

@@ -14,8 +14,8 @@ from typing import Any
 
 from jinaclip.errors import BackendMissing, InputError
 
+_NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE, from cuda.h
 # CUdevice_attribute, from cuda.h.
-_NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE
 _MULTIPROCESSORS, _MAJOR, _MINOR = 16, 75, 76
 
 

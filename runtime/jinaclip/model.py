@@ -203,7 +203,7 @@ class ClipModel:
             if not 0 < len(row) <= self.max_tokens:
                 raise InputError(f"text {index} has {len(row)} tokens, expected 1 to {self.max_tokens}", index=index)
         padded = tokenizer.padded(rows)
-        if padded.min() < 0 or padded.max() >= self.bundle.vocab_size:  # a GPU's kernels do not tell
+        if padded.min() < 0 or padded.max() >= self.bundle.vocab_size:  # a GPU's kernels do not check
             index = int(((padded < 0) | (padded >= self.bundle.vocab_size)).any(1).argmax())
             raise InputError(f"text {index} has ids that are not from 0 to {self.bundle.vocab_size - 1}", index=index)
         release = False
@@ -476,13 +476,16 @@ def _resolve_precision(
 
 def _in_flight(runs: Iterable[Callable[[], T]], concurrency: int) -> Iterator[T]:
     """The results of runs, in order, with so many asked for at the same time; one at a time, in this thread."""
-    runs = iter(runs)
-    first = list(islice(runs, 2))
-    if concurrency == 1 or len(first) < 2:
-        for run in chain(first, runs):
+    if concurrency > 1:
+        runs = iter(runs)
+        first = list(islice(runs, 2))
+        runs = chain(first, runs)
+        if len(first) < 2:  # threads for a single run would only cost time
+            concurrency = 1
+    if concurrency == 1:
+        for run in runs:
             yield run()
         return
-    runs = chain(first, runs)
     with ThreadPoolExecutor(concurrency, thread_name_prefix="jinaclip-run") as pool:
         ahead: deque[Future[T]] = deque()
         try:

@@ -155,7 +155,7 @@ class OnnxRuntimeCudaSession:
         }
 
     def close(self) -> None:
-        """Free the graph after the runs that are under way; runs that wait are told that the model is closed.
+        """Free the session once its current runs have ended. Runs that wait for one raise "this model is closed".
 
         Raises:
             BackendError: this thread is in a run itself, which a signal handler interrupted.

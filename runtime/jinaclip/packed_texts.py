@@ -28,8 +28,8 @@ def shape_of(lengths: np.ndarray) -> Shape:
 
 
 def input_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
-    """Shape of every input of the graph. `token_offset` only tells the number of texts and the longest: no kernel of a
-    GPU reads its contents.
+    """Shape of every input of the graph. Of `token_offset` only the shape matters (number of texts, longest text): no
+    CUDA kernel reads its contents.
     """
     tokens, texts, longest = shape
     return {IDS: (tokens,), POSITIONS: (tokens,), OFFSETS: (texts + 1,), TOKEN_OFFSET: (texts, longest)}
@@ -39,11 +39,6 @@ def is_small(shape: Shape, most_tokens: int) -> bool:
     """Whether a shape has at most so many tokens, and not many more texts than such texts usually are."""
     tokens, texts, longest = shape
     return tokens <= most_tokens and texts <= _MOST_TEXTS and texts * longest <= _MOST_PLACES
-
-
-def largest_small(most_tokens: int) -> Shape:
-    """A shape whose inputs and outputs are at least as large as those of any that `is_small`."""
-    return most_tokens, _MOST_TEXTS, _MOST_PLACES // _MOST_TEXTS
 
 
 def fill(inputs: Mapping[str, np.ndarray], ids: np.ndarray, pad: int) -> None:

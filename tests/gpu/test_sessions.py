@@ -164,7 +164,7 @@ def test_what_is_too_long_for_an_engine_is_said(case: Case) -> None:
 def test_vectors_that_are_not_finite_are_refused(case: Case, device: Gpu, tmp_path: Path) -> None:
     """Told by the engine itself, on the device: an engine of weights that hold one NaN, past the self-test."""
     if case.backend == "onnxruntime":
-        pytest.skip("its graphs do not tell; the self-test alone looks there")
+        pytest.skip("its graphs have no such output; only the self-test checks for it")
     library = load_library(case.backend)
     model = read(case.bundle / "text-fp16.onnx")
     expected = for_tensorrt(model, "fp16-acc32", attention_operator=library.sums_attention_in_float32)

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 DRIVER, CUBLAS = "libcuda.so.1", "libcublas.so.13"
-# Opens a model on each device that is named, and tells what came of it; warnings go to stderr.
+# Opens a model on each device that is named, and prints the result; warnings go to stderr.
 PROGRAM = """
 import json, logging, sys
 logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")

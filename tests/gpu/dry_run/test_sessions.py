@@ -122,7 +122,7 @@ def test_all_work_is_placed_on_the_device(
     tower: str, kind: str,
 ) -> None:  # fmt: skip
     if kind == "operators":
-        request.getfixturevalue("operators_bundle")  # the build tells what it does
+        request.getfixturevalue("operators_bundle")  # the build prints what it does
     capfd.readouterr()
     mark = journal.mark()
     session = open_session(tower, kind)
@@ -251,7 +251,7 @@ def test_memory_that_grows_takes_its_graphs_with_it(
 def test_only_the_batch_crosses_the_bus(
     open_session: Open, journal: Journal, make_batch: MakeBatch, tower: str
 ) -> None:
-    """Pixels as bytes; ids with what tells texts apart; the vectors. Padded to whole units of memory."""
+    """Pixels as bytes; ids with the offsets and positions of the texts; the vectors. Padded to whole units."""
     session = open_session(tower)
     (batch,) = make_batch(tower, *LARGE[tower]).values()
     mark = journal.mark()
@@ -344,7 +344,7 @@ def test_ten_thousand_runs_leave_nothing_behind(
 @pytest.mark.parametrize("kind", PREPARED)
 @pytest.mark.parametrize("tower", TOWERS)
 def test_closing_while_busy(open_session: Open, journal: Journal, make_batch: MakeBatch, tower: str, kind: str) -> None:
-    """Runs under way end, those that wait are told; nothing is left on the device."""
+    """Runs under way end, those that wait raise an error; nothing is left on the device."""
     keep = open_session("image" if tower == "text" else "text", kind)  # what the libraries take once for the process
     keep.run(make_batch("image" if tower == "text" else "text", 1))
     gc.collect()

@@ -1,7 +1,7 @@
 """Parts "fast-…" and "warm-…": our sessions against torch, in turn; and torch's compiler run before, for its cache.
 
-A side is measured as soon as it is ready, and all of them again when the next one is: a part that is stopped has told
-what it had.
+A side is measured as soon as it is ready, and all of them again when the next one is: a part that is stopped has
+recorded the sides that were ready.
 """
 
 from __future__ import annotations

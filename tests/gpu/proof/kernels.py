@@ -56,7 +56,7 @@ def _ours(context: Context, bundle: Bundle, tower: str, values: np.ndarray) -> N
         for way, side in open_all(context, bundle, tower, stack).items():
             try:
                 profiled(context, way, partial(side, values))
-            except Exception as error:  # the others can be told all the same
+            except Exception as error:  # the other sides are still profiled
                 context.record(f"{way} failed", error=f"{type(error).__name__}: {error}"[:500])
 
 

@@ -19,7 +19,7 @@ class Times:
 
     Attributes:
         wall: seconds of each call, from arrays of the host to arrays of the host.
-        device: seconds that the device took for the tower in it; empty where that is not told.
+        device: seconds that the device took for the tower in it; empty where that is not measured.
     """
 
     wall: list[float] = field(default_factory=list)
@@ -41,7 +41,7 @@ def in_turn(
     """Call every side in turn for so long, at least `least` times each; they have been called before.
 
     Args:
-        device: by side, what tells the device's seconds since it was asked last.
+        device: by side, a function that returns the device's seconds since its last call.
     """
     times = {name: Times() for name in calls}
     end = time.perf_counter() + seconds

@@ -1,7 +1,7 @@
 """A tower's fp32 graph without its weights: the .onnx file as it was exported, and how to fill the file beside it.
 
 An exported graph keeps all its constants in `<graph>.data`. Those that are a parameter or buffer of the tower, with its
-axes in some order, are told by their contents; the others are small and are carried as they are.
+axes in some order, are recognised by their contents; the others are small and are carried as they are.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Parts "variants-…": graphs of one bundle that are prepared in different ways, against each other.
 
-A variant is a name in VARIANTS and what writes its graph; one that cannot be made is told and left out.
+A variant is a name in VARIANTS and what writes its graph; one that cannot be made is recorded as an error
+and left out.
 """
 
 from __future__ import annotations

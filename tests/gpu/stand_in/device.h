@@ -275,7 +275,7 @@ cudaError_t allocate(void** pointer, size_t bytes) {
     return cudaSuccess;
 }
 
-// Run what waits in a stream, up to a position. Its first error, as CUDA tells it: with the call that waits.
+// Run what waits in a stream, up to a position. Its first error, which CUDA returns from the call that waits.
 cudaError_t finish(Stream& stream, long position) {
     cudaError_t first = cudaSuccess;
     while (!stream.waiting.empty() && stream.done < position) {
@@ -345,8 +345,8 @@ void invalidate(Capture& capture, const char* function) {
         .write();
 }
 
-// A call that may wait for work, or for memory that work uses. Where it stands while a stream captures is told by both
-// modes, the capture's and the calling thread's (cudaThreadExchangeStreamCaptureMode).
+// A call that may wait for work, or for memory that work uses. Whether it is allowed while a stream captures depends on
+// both modes, the capture's and the calling thread's (cudaThreadExchangeStreamCaptureMode).
 cudaError_t unsafe_error(const char* function) {
     Locked guard(state().lock);
     cudaError_t error = cudaSuccess;
