@@ -1,8 +1,9 @@
 """A tower over the operators of the domain `jinaclip` (runtime/c-library/cuda): `fused_operators`.
 
-A block of a picture is ten nodes: Linear (queries, keys and values), SplitRotary, Attention, LayerNorm, Linear,
-AddLayerNorm, Linear (gate and up), SwigluNorm, Linear, AddLayerNorm; the residual stream between them is float32. A
-block of a text is nine. Its stream is the output of a norm, so that no sum grows along the blocks, and it is float16.
+A block of a picture is nine nodes: Linear (queries, keys and values), RotaryAttention, LayerNorm, Linear, AddLayerNorm,
+Linear (gate and up), SwigluNorm, Linear, AddLayerNorm; the residual stream between them is float32. The last block, for
+the class token alone, has SplitRotary and Attention instead of RotaryAttention. A block of a text is eight nodes. Its
+stream is the output of a norm, so that no sum grows along the blocks, and it is float16.
 """
 
 from __future__ import annotations
@@ -91,6 +92,9 @@ class JinaclipOperators:
         inputs = [qkv, rotary.cos, rotary.sin]
         return list(op.several("SplitRotary", inputs, 3, JINACLIP, num_heads=heads, interleaved=interleaved))
 
+    def attention(self, op: Ops, qkv: ir.Value, rotary: Rotary, heads: int) -> ir.Value:
+        return rotary_attention(op, [qkv, rotary.cos, rotary.sin], heads, interleaved=1)
+
     def swiglu(self, op: Ops, y: ir.Value, block: ImageBlock, name: str) -> Delta:
         padding = -constant(block.gate.weight).shape[1] % SWIGLU_MULTIPLE
         y = _linear(op, y, *merged([block.gate, block.up], columns=padding), f"{name}.gate_up")
@@ -99,6 +103,12 @@ class JinaclipOperators:
 
     def gelu(self, op: Ops, y: ir.Value, layer: Linear, name: str) -> ir.Value:
         return op("Gelu", [self.product(op, y, [layer], name)], JINACLIP)
+
+
+def rotary_attention(op: Ops, inputs: Sequence[ir.Value | None], heads: int, *, interleaved: int) -> ir.Value:
+    """Its second output is memory that the operator works in."""
+    y, _ = op.several("RotaryAttention", inputs, 2, JINACLIP, num_heads=heads, interleaved=interleaved)
+    return y
 
 
 def _linear(op: Ops, y: ir.Value, weight: np.ndarray, bias: np.ndarray, name: str) -> ir.Value:

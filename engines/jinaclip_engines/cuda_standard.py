@@ -76,6 +76,10 @@ class StandardOperators:
         turned = [op("RotaryEmbedding", [x, *inputs], num_heads=heads, interleaved=interleaved) for x in (q, k)]
         return [*turned, v]
 
+    def attention(self, op: Ops, qkv: ir.Value, rotary: Rotary, heads: int) -> ir.Value:
+        q, k, v = self.split_rotary(op, qkv, rotary, heads, interleaved=1)
+        return op("Attention", [q, k, v], q_num_heads=heads, kv_num_heads=heads)
+
     def _half(self, op: Ops, value: ir.Value | None) -> ir.Value:
         """A float32 constant as float16."""
         assert value is not None

@@ -51,6 +51,9 @@ class Writer(Protocol):
     def split_rotary(self, op: Ops, qkv: ir.Value, rotary: Rotary, heads: int, *, interleaved: int) -> list[ir.Value]:
         """Queries and keys, turned, and values -> float16."""
 
+    def attention(self, op: Ops, qkv: ir.Value, rotary: Rotary, heads: int) -> ir.Value:
+        """Attention of a picture's patches to all of them, interleaved -> float16."""
+
     def swiglu(self, op: Ops, y: ir.Value, block: ImageBlock, name: str) -> Delta:
         """down(ffn_norm(silu(gate(y)) · up(y))), whose product may pass 65504."""
 
@@ -90,14 +93,14 @@ def _image_block(
     """From the stream and its norm to the stream after attention, and what the MLP adds to it."""
     name = block.down.block
     qkv = writer.product(op, y, block.qkv, f"{name}.qkv")
-    q, k, v = writer.split_rotary(op, qkv, block.rotary, heads, interleaved=1)
     if block.cls_alone:
+        q, k, v = writer.split_rotary(op, qkv, block.rotary, heads, interleaved=1)
         zero, one = op.const(np.array([0])), op.const(np.array([1]))
         q, stream = (op("Slice", [value, zero, one, one]) for value in (q, stream))
-        stream = op("Squeeze", [stream, one])  # [B, D]
-    y = op("Attention", [q, k, v], q_num_heads=heads, kv_num_heads=heads)
-    if block.cls_alone:
-        y = op("Squeeze", [y, one])
+        y = op("Attention", [q, k, v], q_num_heads=heads, kv_num_heads=heads)
+        y, stream = (op("Squeeze", [value, one]) for value in (y, stream))  # [B, D]
+    else:
+        y = writer.attention(op, qkv, block.rotary, heads)
     delta = writer.delta(op, writer.norm(op, y, block.inner_norm, half=True), block.out, f"{name}.out")
     stream, y = writer.add_norm(op, stream, delta, block.norm2, keep=False)
     return stream, writer.swiglu(op, y, block, name)

@@ -6,7 +6,8 @@ import onnx_ir as ir
 
 from jinaclip.packed_texts import IDS, OFFSETS, POSITIONS, TOKEN_OFFSET
 from jinaclip_engines.cuda_blocks import unlike
-from jinaclip_engines.graph import JINACLIP, MICROSOFT, Ops, nodes, producer, tidy
+from jinaclip_engines.cuda_operators import rotary_attention
+from jinaclip_engines.graph import JINACLIP, Ops, nodes, producer, tidy
 
 
 def packed_text(model: ir.Model, heads: int) -> int:
@@ -36,20 +37,19 @@ def packed_text(model: ir.Model, heads: int) -> int:
     positions = _input(model, POSITIONS, ["tokens"])
     offsets = _input(model, OFFSETS, ["offsets"])
     token_offset = _input(model, TOKEN_OFFSET, ["batch", "longest"])
-    for node in nodes(model, "SplitRotary", JINACLIP):
-        node.resize_inputs(4)
-        node.replace_input_with(3, positions)
-    count = 0
-    for node in nodes(model, "Attention"):
+    attentions = nodes(model, "Attention")
+    for node in attentions:
+        split = producer(node.inputs[0], "SplitRotary")
+        if split is None:
+            raise unlike("an attention")
         with Ops(model, before=node) as op:
-            inputs = [*node.inputs[:3], None, token_offset, offsets]
-            op.replace(node.outputs[0], op("PackedMultiHeadAttention", inputs, MICROSOFT, num_heads=heads))
-        count += 1
+            inputs = [*split.inputs[:3], positions, offsets, token_offset]
+            op.replace(node.outputs[0], rotary_attention(op, inputs, heads, interleaved=0))
     cast = producer(masked.inputs[0], "Cast")
     with Ops(model, before=mean) as op:
         op.replace(raw, op("MeanPool", [cast.inputs[0] if cast else masked.inputs[0], offsets], JINACLIP))
     tidy(model)
-    return count
+    return len(attentions)
 
 
 def _input(model: ir.Model, name: str, shape: list[str]) -> ir.Value:

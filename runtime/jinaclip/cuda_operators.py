@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 VARIABLE = "JINACLIP_CUDA_OPERATORS"
 LIBRARY = "libjinaclip_cuda.so"
 # Of the operators' inputs, outputs and attributes; a graph that was made for another is left aside.
-VERSION = 2
+VERSION = 3
 _CUDA_MAJOR = 13  # that the library is linked with
 _LEAST_CAPABILITY = (8, 0)  # what flash attention needs
 

@@ -63,6 +63,7 @@ class Case:
     repeats: int = 1
     flops: float = 0.0
     exact_repeats: bool = True
+    unused: int = 0  # outputs that only the operator itself uses
 
     def repeated(self, index: int) -> Array:
         x = self.inputs[index]
@@ -171,6 +172,38 @@ def split_rotary_case(
     )
 
 
+def rotary_attention_case(
+    lengths: list[int], heads: int, head_width: int, interleaved: int, packed: bool = True, repeats: int = 1
+) -> Case:
+    """Texts one after the other, or pictures of one size."""
+    rng = np.random.default_rng(sum(lengths) + head_width)
+    rows, width, longest = sum(lengths), heads * head_width, max(lengths)
+    angles = rng.uniform(0, 7, (longest, head_width // 2))
+    tables = [np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)]
+    qkv = normal(rng, *((rows,) if packed else (len(lengths), longest)), 3 * width)
+    positions = np.concatenate([np.arange(length) for length in lengths]).astype(np.int32)
+    offsets = np.cumsum([0, *lengths]).astype(np.int32)
+    given = [positions, offsets, np.zeros((len(lengths), longest), np.int32)] if packed else []
+    shown = f"{len(lengths)} of {lengths[0]}" if len(set(lengths)) == 1 else str(lengths)
+    y, size = references.rotary_attention(
+        qkv, tables[0], tables[1], positions if packed else None, offsets if packed else None, heads, bool(interleaved)
+    )
+    return Case(
+        "RotaryAttention",
+        f"{shown}, {heads} heads of {head_width}"
+        + (" interleaved" if interleaved else "")
+        + (" packed" if packed else ""),
+        [qkv, *tables, *given],
+        [((*qkv.shape[:-1], width), np.float16)],
+        lambda: [y],
+        lambda expected: 1e-4 + 2.0**-11 * size,
+        {"num_heads": heads, "interleaved": interleaved},
+        repeats=repeats,
+        flops=4.0 * width * repeats * sum(length**2 for length in lengths),
+        unused=1,
+    )
+
+
 def swiglu_norm_case(rows: int, width: int, padded: int, repeats: int = 1) -> Case:
     rng = np.random.default_rng(rows + width)
     gate_up, (gain, bias) = normal(rng, rows, 2 * padded) * np.float16(2), gain_and_bias(rng, width)
@@ -258,6 +291,12 @@ def small_cases() -> list[Case]:
     for heads, head_width in ((16, 64), (5, 24), (3, 40), (2, 6)):
         for interleaved in (0, 1):
             cases += [split_rotary_case(33, heads, head_width, interleaved, given) for given in (False, True)]
+    for interleaved in (0, 1):
+        for lengths in ([1], [33], [5, 64, 1, 0, 65, 130, 17], [200, 256, 3], [300, 10, 257, 0, 500], [1297]):
+            cases += [rotary_attention_case(lengths, 2, 64, interleaved)]
+        for length in (33, 300):
+            cases += [rotary_attention_case([length] * 3, 3, 64, interleaved, packed=False)]
+        cases += [rotary_attention_case([7, 40], 3, head_width, interleaved) for head_width in (24, 40)]
     for width, padded in ((2730, 2736), (341, 352), (24, 32), (7, 7), (3074, 3088)):
         cases += [swiglu_norm_case(rows, width, padded) for rows in (1, 33)]
     for k, n in ((128, 384), (120, 360), (1024, 72)):
@@ -275,7 +314,7 @@ def model_cases() -> list[Case]:
         layer_norm_case(image, 1024, np.float16, IMAGES),
         add_layer_norm_case(image, 1024, 0, IMAGES),
         split_rotary_case(image, 16, 64, 1, False, IMAGES),
-        split_rotary_case(image, 16, 64, 0, False, IMAGES),
+        rotary_attention_case([image], 16, 64, 1, packed=False, repeats=IMAGES),
         swiglu_norm_case(image, 2730, 2736, IMAGES),
     ]
     for tokens in (4096, 32):
@@ -283,7 +322,7 @@ def model_cases() -> list[Case]:
             add_layer_norm_case(tokens, 1024, 1),
             add_post_norm_case(tokens, 1024, np.float16),
             add_post_norm_case(tokens, 1024, np.float32, one=True),
-            split_rotary_case(tokens, 16, 64, 0, True),
+            rotary_attention_case([32] * (tokens // 32), 16, 64, 0),
             gelu_case(32, 4096, repeats=tokens // 32),
             mean_pool_case(max(1, tokens // 128), min(tokens, 128), 1024, np.float16),
         ]
@@ -291,6 +330,8 @@ def model_cases() -> list[Case]:
     cases += [layer_norm_case(rows, 1024, np.float32) for rows in (32, image)]
     cases += [add_layer_norm_case(image, 1024, 0), swiglu_norm_case(image, 2730, 2736)]
     cases += [split_rotary_case(image, 16, 64, 1, False), l2_normalize_case(32, 1024)]
+    cases += [rotary_attention_case([image], 16, 64, 1, packed=False)]
+    cases += [rotary_attention_case([length] * (4096 // length), 16, 64, 0) for length in (128, 256, 512, 2048)]
     return cases
 
 
@@ -307,7 +348,7 @@ def short_cases() -> list[Case]:
     """What one text of 32 tokens runs, and norms just on both sides of where other kernels are launched."""
     return [
         add_post_norm_case(32, 1024, np.float16),
-        split_rotary_case(32, 16, 64, 0, True),
+        rotary_attention_case([32], 16, 64, 0),
         gelu_case(32, 4096),
         layer_norm_case(32, 1024, np.float16),
         mean_pool_case(1, 32, 1024, np.float16),
@@ -417,8 +458,12 @@ class Runner:
 def one_operator(case: Case, nodes: int) -> onnx.ModelProto:
     names = [f"input_{index}" for index in range(len(case.inputs))]
     outputs = [[f"output_{node}_{index}" for index in range(len(case.outputs))] for node in range(nodes)]
+    unused = [[f"unused_{node}_{index}" for index in range(case.unused)] for node in range(nodes)]
     return model_of(
-        [helper.make_node(case.operator, names, results, domain="jinaclip", **case.attributes) for results in outputs],
+        [
+            helper.make_node(case.operator, names, results + others, domain="jinaclip", **case.attributes)
+            for results, others in zip(outputs, unused, strict=True)
+        ],
         {name: x.dtype.type for name, x in zip(names, case.inputs, strict=True)},
         {name: case.outputs[index][1] for results in outputs for index, name in enumerate(results)},
         {name: x.ndim for name, x in zip(names, case.inputs, strict=True)},
@@ -484,7 +529,7 @@ def check_nan(runner: Runner, case: Case) -> dict[str, Any]:
 def check_graph(runner: Runner) -> dict[str, Any]:
     """A chain in a captured graph, replayed with new inputs, against a session that is not captured."""
     rng = np.random.default_rng(0)
-    rows, width = 200, 1024
+    rows, width = 300, 1024
     gain, bias = gain_and_bias(rng, width)
     angles = rng.uniform(0, 7, (rows, 32))
     constants: dict[str, Array] = {
@@ -506,7 +551,8 @@ def check_graph(runner: Runner) -> dict[str, Any]:
             node("LayerNorm", ["x", "gain", "bias"], ["normed"], epsilon=EPSILON),
             node("Linear", ["normed", "qkv_weight", "qkv_bias"], ["qkv"]),
             node("SplitRotary", ["qkv", "cos", "sin"], ["q", "k", "v"], num_heads=16, interleaved=0),
-            node("Gelu", ["q"], ["activated"]),
+            node("RotaryAttention", ["qkv", "cos", "sin"], ["attended", "keys"], num_heads=16, interleaved=0),
+            node("Gelu", ["attended"], ["activated"]),
             node("Linear", ["activated", "out_weight"], ["delta"]),
             node("AddLayerNorm", ["x", "delta", "gain", "bias"], ["s", "y"], epsilon=EPSILON, keep_norm=0),
             node("L2Normalize", ["s"], ["unit"]),
@@ -545,7 +591,7 @@ def node_of(operator: str, inputs: list[str], outputs: list[str], **attributes: 
 
 
 class TextBlocks:
-    """Blocks of a text tower without their attention, each with weights of its own, for 32 rows."""
+    """Blocks of a text tower, each with weights of its own, for a text of 32 tokens."""
 
     def __init__(self, runner: Runner, blocks: int) -> None:
         self.runner = runner
@@ -559,6 +605,8 @@ class TextBlocks:
             "cos": np.cos(angles).astype(np.float32),
             "sin": np.sin(angles).astype(np.float32),
             "positions": np.arange(rows, dtype=np.int32),
+            "offsets": np.array([0, rows], np.int32),
+            "token_offset": np.zeros((1, rows), np.int32),
         }
         for name, (k, n) in TEXT_PRODUCTS.items():
             arrays[f"{name}_bias"] = normal(rng, n)
@@ -575,12 +623,12 @@ class TextBlocks:
         def linear(x: str, name: str) -> onnx.NodeProto:
             return node_of("Linear", [x, f"{name}_weight_{block}", f"{name}_bias"], [f"{name}_{block}"])
 
-        rotary = ["cos", "sin", "positions"]
-        parts = [f"{part}_{block}" for part in "qkv"]
+        inputs = [f"qkv_{block}", "cos", "sin", "positions", "offsets", "token_offset"]
+        attended = [f"attended_{block}", f"keys_{block}"]
         return [
             linear(f"stream_{block}", "qkv"),
-            node_of("SplitRotary", [f"qkv_{block}", *rotary], parts, num_heads=16, interleaved=0),
-            linear(f"q_{block}", "out"),
+            node_of("RotaryAttention", inputs, attended, num_heads=16, interleaved=0),
+            linear(attended[0], "out"),
             node_of(
                 "AddPostNorm",
                 [f"stream_{block}", f"out_{block}", "gain", "bias"],
@@ -647,7 +695,7 @@ def check_overlap(runner: Runner) -> dict[str, Any]:
 
 
 def measure_chain(runner: Runner) -> dict[str, Any]:
-    """A text's 24 blocks without attention, in a captured graph: weights are read from memory, not from the cache."""
+    """A text's 24 blocks in a captured graph: weights are read from memory, not from the cache."""
     assert runner.cuda is not None
     session, binding, _ = TextBlocks(runner, 24).bound()
     options = onnxruntime.RunOptions()
@@ -748,7 +796,8 @@ def main() -> int:
         report.record("right", name, lambda case=case: check_case(runner, case), quiet=True)  # type: ignore[misc]
     print(f"small shapes: {report.passed} passed, {report.failed} failed", flush=True)
     for case in small:
-        if 0 in case.row_inputs and case.operator != "MeanPool" and case.inputs[0].shape[-2] == 33:
+        mixes_rows = case.operator in ("MeanPool", "RotaryAttention")
+        if 0 in case.row_inputs and not mixes_rows and case.inputs[0].shape[-2] == 33:
             name = f"{case.operator} {case.title}"
             report.record("nan", name, lambda case=case: check_nan(runner, case), quiet=True)  # type: ignore[misc]
     print(f"and with NaN in a row: {report.passed} passed, {report.failed} failed", flush=True)

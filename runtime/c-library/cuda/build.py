@@ -28,6 +28,8 @@ HOST_LIBRARY = "libjinaclip_cuda_host.so"
 # Machine code for these compute capabilities, and PTX of two of them for others and later ones.
 ARCHITECTURES = ("80", "86", "89", "90", "100", "120")
 PTX = ("90", "120")
+# Code for one GPU generation alone, with its own instructions: warpgroup products.
+SPECIFIC = {"90": "90a"}
 
 WARNINGS = ("-Wall", "-Wextra")
 
@@ -89,7 +91,8 @@ def build_cuda(output: Path, architectures: Sequence[str], ptx: Sequence[str]) -
     nvcc = find("nvcc")
     include, cublas = find_cublas(nvcc)
     library, runtime = output / CUDA_LIBRARY, cublas.with_name("libcudart.so.13")
-    targets = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in architectures]
+    names = [SPECIFIC.get(number, number) for number in architectures]
+    targets = [f"-gencode=arch=compute_{name},code=sm_{name}" for name in names]
     targets += [f"-gencode=arch=compute_{number},code=compute_{number}" for number in ptx]
     with tempfile.TemporaryDirectory() as links:
         if runtime.is_file():  # the Python package has it under this name alone, and nvcc asks for the one without 13

@@ -23,6 +23,16 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, Stream, Argume
   host_shim::run(grid, block, [=] { kernel(arguments...); });
 }
 
+// As if with `bytes` of shared memory a block, which the host always has.
+template <typename... Parameters, typename... Arguments>
+void launch_with_memory(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t, Stream stream,
+                        Arguments... arguments) {
+  launch(kernel, grid, block, stream, arguments...);
+}
+
+inline int multiprocessors() { return 3; }  // a few, so that blocks take several tiles each
+inline bool hopper_attention_runs() { return true; }
+
 inline void begin_kernel() {}
 inline float fast_exp(float x) { return std::exp(x); }
 inline float fast_divide(float x, float y) { return x / y; }
@@ -40,13 +50,26 @@ inline void check(cudaError_t error) {
 // launch): from compute capability 9.0 on, unless the environment variable JINACLIP_CUDA_PDL is 0 at the first call.
 bool early_launches();
 
+// Of the current device.
+int multiprocessors();
+
+// Whether the current device has warpgroup products: compute capability 9.0.
+bool hopper_attention_runs();
+
 #ifdef __CUDACC__
 // Threads of a kernel that is launched early: what one wave of a large GPU holds. Longer kernels gain nothing.
 constexpr int64_t kEarlyThreads = int64_t{1} << 19;
+// Shared memory that a kernel may have without asking for more.
+constexpr size_t kPlainSharedBytes = 48 * 1024;
 
-// Every kernel calls begin_kernel first: an early launch is ordered by that alone.
+// With `bytes` of shared memory a block. Every kernel calls begin_kernel first: an early launch is ordered by that alone.
 template <typename... Parameters, typename... Arguments>
-void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, Stream stream, Arguments... arguments) {
+void launch_with_memory(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t bytes, Stream stream,
+                        Arguments... arguments) {
+  if (bytes > kPlainSharedBytes) {
+    check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(bytes)));
+  }
   cudaLaunchAttribute early = {};
   early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   early.val.programmaticStreamSerializationAllowed = 1;
@@ -54,10 +77,16 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, Stream stream,
   cudaLaunchConfig_t config = {};
   config.gridDim = grid;
   config.blockDim = block;
+  config.dynamicSmemBytes = bytes;
   config.stream = static_cast<cudaStream_t>(stream);
   config.attrs = &early;
   config.numAttrs = threads <= kEarlyThreads && early_launches() ? 1 : 0;
   check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...));
+}
+
+template <typename... Parameters, typename... Arguments>
+void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, Stream stream, Arguments... arguments) {
+  launch_with_memory(kernel, grid, block, 0, stream, arguments...);
 }
 
 // Waits until the kernel in front has ended and its writes are visible, then lets the kernel behind be launched. In this

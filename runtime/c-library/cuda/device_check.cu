@@ -25,4 +25,4 @@ extern "C" __attribute__((visibility("default"))) const char* jinaclip_cuda_devi
 }
 
 // Of the operators' inputs, outputs and attributes; VERSION in runtime/jinaclip/cuda_operators.py is the same.
-extern "C" __attribute__((visibility("default"))) int jinaclip_cuda_operators_version() { return 2; }
+extern "C" __attribute__((visibility("default"))) int jinaclip_cuda_operators_version() { return 3; }

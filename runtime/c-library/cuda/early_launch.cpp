@@ -1,4 +1,4 @@
-// early_launches of device.h.
+// What device.h asks of the current device.
 #include <cstdlib>
 #include <string>
 
@@ -6,15 +6,29 @@
 
 namespace jinaclip {
 
+namespace {
+
+int attribute(cudaDeviceAttr which) {
+  int device = 0, value = 0;
+  check(cudaGetDevice(&device));
+  check(cudaDeviceGetAttribute(&value, which, device));
+  return value;
+}
+
+}  // namespace
+
+int multiprocessors() { return attribute(cudaDevAttrMultiProcessorCount); }
+
+bool hopper_attention_runs() {
+  return attribute(cudaDevAttrComputeCapabilityMajor) == 9 && attribute(cudaDevAttrComputeCapabilityMinor) == 0;
+}
+
 bool early_launches() {
   static const bool allowed = [] {
     const char* value = std::getenv("JINACLIP_CUDA_PDL");
     return value == nullptr || std::string(value) != "0";
   }();
-  int device = 0, major = 0;
-  check(cudaGetDevice(&device));
-  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
-  return allowed && major >= 9;  // such a device runs code of this library that was compiled for 9.0 or later
+  return allowed && attribute(cudaDevAttrComputeCapabilityMajor) >= 9;  // such a device runs code of this library that was compiled for 9.0 or later
 }
 
 }  // namespace jinaclip

@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <functional>
 #include <memory>
 #include <vector>
@@ -34,6 +35,10 @@
 struct dim3 {
   unsigned x, y, z;
   dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
+};
+
+struct alignas(16) uint4 {
+  uint32_t x, y, z, w;
 };
 
 struct __half {
@@ -61,9 +66,11 @@ struct Barrier {
   }
 };
 
+constexpr size_t kExchangedBytes = 64;  // of one lane
+
 struct Warp {
   Barrier barrier;
-  float exchanged[2][kWarp];
+  alignas(16) unsigned char exchanged[2][kWarp][kExchangedBytes];
 };
 
 struct Fibre {
@@ -196,13 +203,54 @@ inline void run(dim3 grid, dim3 block, const std::function<void()>& kernel) {
 
 inline void __syncthreads() { host_shim::wait(host_shim::state().all); }
 
-// Two slots in turn: a lane cannot be two shuffles ahead of another one of its warp.
+namespace host_shim {
+
+inline unsigned lane() { return state().fibre->number % kWarp; }
+
+// What every lane of the warp gives, by lane. Two slots in turn: a lane cannot be two exchanges ahead of another one of
+// its warp.
+template <typename T>
+class Exchange {
+ public:
+  explicit Exchange(const T& mine) {
+    static_assert(sizeof(T) <= kExchangedBytes);
+    Warp& warp = state().warps[state().fibre->number / kWarp];
+    slots_ = warp.exchanged[warp.barrier.generation % 2];
+    std::memcpy(slots_[lane()], &mine, sizeof mine);
+    wait(warp.barrier);
+  }
+  T operator[](unsigned of_lane) const {
+    T value;
+    std::memcpy(&value, slots_[of_lane], sizeof value);
+    return value;
+  }
+
+ private:
+  unsigned char (*slots_)[kExchangedBytes];
+};
+
+}  // namespace host_shim
+
 inline float __shfl_xor_sync(unsigned, float value, int lane_mask) {
-  host_shim::State& s = host_shim::state();
-  host_shim::Warp& warp = s.warps[s.fibre->number / host_shim::kWarp];
-  const unsigned lane = s.fibre->number % host_shim::kWarp;
-  float* slots = warp.exchanged[warp.barrier.generation % 2];
-  slots[lane] = value;
-  host_shim::wait(warp.barrier);
-  return slots[lane ^ static_cast<unsigned>(lane_mask)];
+  return host_shim::Exchange<float>(value)[host_shim::lane() ^ static_cast<unsigned>(lane_mask)];
 }
+
+inline unsigned __ballot_sync(unsigned, bool value) {
+  const host_shim::Exchange<bool> values(value);
+  unsigned ballot = 0;
+  for (unsigned lane = 0; lane < host_shim::kWarp; ++lane) {
+    ballot |= static_cast<unsigned>(values[lane]) << lane;
+  }
+  return ballot;
+}
+
+template <typename T>
+T __shfl_sync(unsigned, T value, int lane) {
+  return host_shim::Exchange<T>(value)[static_cast<unsigned>(lane)];
+}
+
+inline int __ffs(unsigned bits) { return __builtin_ffs(static_cast<int>(bits)); }
+
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
+
+inline void __syncwarp() { host_shim::Exchange<char>(0); }

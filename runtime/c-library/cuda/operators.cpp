@@ -267,6 +267,56 @@ Kernel make_split_rotary(const Attributes& attributes) {
   };
 }
 
+Kernel make_rotary_attention(const Attributes& attributes) {
+  const int64_t num_heads = attributes.integer("num_heads");
+  const bool interleaved = attributes.flag("interleaved");
+  require(num_heads > 0 && num_heads <= 65535, "RotaryAttention: num_heads is not positive, or more than 65535");
+  return [num_heads, interleaved](const Context& context) {
+    const Tensor qkv = context.input(0), cos = context.input(1), sin = context.input(2);
+    const std::optional<Tensor> positions = context.optional_input(3), offsets = context.optional_input(4);
+    const std::optional<Tensor> token_offset = context.optional_input(5);
+    require(qkv.shape.size() >= 2, "RotaryAttention: qkv has fewer than two dimensions");
+    require(qkv.last() % (3 * num_heads * 2) == 0,
+            "RotaryAttention: qkv's last dimension is not three times num_heads heads of even width");
+    const int columns = width(qkv.last()) / 3, heads = static_cast<int>(num_heads);
+    require(columns / heads <= kMostHeadColumns, "RotaryAttention: heads of more than 256 columns");
+    const int64_t rows = qkv.rows();
+    require_rows(rows);
+    require(cos.shape.size() == 2 && cos.shape[1] == columns / heads / 2 && cos.shape == sin.shape &&
+                cos.shape[0] <= INT_MAX,
+            "RotaryAttention: cos and sin are not [P, half of a head's width]");
+    require(offsets.has_value() == token_offset.has_value(),
+            "RotaryAttention: of offsets and token_offset one is given without the other");
+    int64_t longest = qkv.shape[qkv.shape.size() - 2], texts = longest == 0 ? 0 : rows / longest;
+    if (offsets.has_value()) {
+      require(offsets->shape.size() == 1 && offsets->shape[0] >= 1 && offsets->shape[0] <= INT_MAX,
+              "RotaryAttention: offsets is not a vector of at least one element");
+      require(token_offset->shape.size() == 2 && token_offset->shape[0] + 1 == offsets->shape[0],
+              "RotaryAttention: token_offset is not [texts, tokens of the longest]");
+      texts = token_offset->shape[0];
+      longest = token_offset->shape[1];
+    }
+    if (positions.has_value()) {
+      require(positions->rows(0) == rows, "RotaryAttention: positions does not have one element a row");
+    } else {
+      require(offsets.has_value() || longest <= cos.shape[0],
+              "RotaryAttention: more positions than rows of cos and sin");
+    }
+    const bool any = rows > 0 && texts > 0;
+    std::vector<int64_t> shape = qkv.shape;
+    shape.back() = columns;
+    Half* y = context.output<Half>(0, shape);
+    Half* keys = context.output<Half>(1, {any ? turned_key_rows(rows, longest, columns, heads) : 0, columns});
+    if (any) {
+      rotary_attention(qkv.data, cos.as<float>(), sin.as<float>(),
+                       positions.has_value() ? positions->as<int32_t>() : nullptr,
+                       offsets.has_value() ? offsets->as<int32_t>() : nullptr, y, keys, rows, longest,
+                       static_cast<int>(texts), static_cast<int>(cos.shape[0]), columns, heads, interleaved,
+                       context.stream());
+    }
+  };
+}
+
 Kernel make_swiglu_norm(const Attributes& attributes) {
   const float epsilon = attributes.number("epsilon");
   return [epsilon](const Context& context) {
@@ -408,6 +458,10 @@ ort::CustomOpDomain* make_domain() {
       {"AddPostNorm", {{kAny}, {kFloat16}, {kFloat}, {kFloat}}, {kFloat16}, make_add_post_norm},
       {"SplitRotary", {{kFloat16}, {kFloat}, {kFloat}, {kInt32, true}}, {kFloat16, kFloat16, kFloat16},
        make_split_rotary},
+      {"RotaryAttention",
+       {{kFloat16}, {kFloat}, {kFloat}, {kInt32, true}, {kInt32, true}, {kInt32, true}},
+       {kFloat16, kFloat16},
+       make_rotary_attention},
       {"SwigluNorm", {{kFloat16}, {kFloat}, {kFloat}}, {kFloat16}, make_swiglu_norm},
       {"Gelu", {{kFloat16}}, {kFloat16}, make_gelu},
       {"Linear", {{kFloat16}, {kFloat16}, {kFloat16, true}}, {kFloat16}, make_linear},

@@ -1,0 +1,426 @@
+// RotaryAttention: qkv [N, 3D] float16 -> y [N, D] float16: queries and keys turned by the angle of their row's position,
+// then softmax(q k' / sqrt(K)) v within each text and head. No padding is computed, no score is written to memory.
+//
+// Turned keys and values lie in shared memory, queries, scores and outputs in registers. Scores and outputs are float32
+// sums; turned queries and keys and the exponentials are rounded to float16, as products take them.
+#include "attention.h"
+
+#include <climits>
+#include <cstdlib>
+#include <cstring>
+
+namespace jinaclip {
+namespace {
+
+constexpr int kKeys = 64;  // that are weighed at once
+// Texts of up to so many rows turn their keys where they are loaded; longer ones, whose keys are loaded by many blocks,
+// have them turned once before.
+constexpr int kShortest = 128, kTurnedOnLoad = 256;
+// Blocks that a kernel has, if it can, for each multiprocessor.
+constexpr int kBlocksOfMultiprocessor = 4;
+
+// What a warp knows of Tiles * 16 queries of one head.
+template <int Tiles>
+struct Queries {
+  uint32_t fragments[Tiles][4][4];
+  float outputs[Tiles][8][4];
+  RunningSoftmax softmax[Tiles];
+
+  // From Tiles * 16 rows of a tile.
+  __device__ void read(const __half* rows) {
+    const int lane = threadIdx.x % kWarp;
+#pragma unroll
+    for (int t = 0; t < Tiles; ++t) {
+      softmax[t] = {};
+#pragma unroll
+      for (int i = 0; i < 32; ++i) {
+        outputs[t][i / 4][i % 4] = 0.0f;
+      }
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        load_matrices<false>(rows + tile_at(16 * t + lane % 16, 2 * k + lane / 16), fragments[t][k]);
+      }
+    }
+  }
+
+  // Weighs the first `known` of Groups * 16 keys and their values, rows of tiles.
+  template <int Groups>
+  __device__ void attend(const __half* keys, const __half* values, int known, bool first, float scale) {
+    const int lane = threadIdx.x % kWarp;
+    float scores[Tiles][2 * Groups][4] = {};
+#pragma unroll
+    for (int g = 0; g < Groups; ++g) {  // 16 keys
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {  // 16 columns
+        uint32_t words[4];
+        load_matrices<false>(keys + tile_at(16 * g + lane / 16 * 8 + lane % 8, 2 * k + lane / 8 % 2), words);
+#pragma unroll
+        for (int t = 0; t < Tiles; ++t) {
+          multiply(scores[t][2 * g], fragments[t][k], words[0], words[1]);
+          multiply(scores[t][2 * g + 1], fragments[t][k], words[2], words[3]);
+        }
+      }
+    }
+    uint32_t weights[Tiles][Groups][4];
+#pragma unroll
+    for (int t = 0; t < Tiles; ++t) {
+      if (known < 16 * Groups) {
+        mask_scores(scores[t], known);
+      }
+      float scales[2];
+      if (softmax[t].update(scores[t], scale, scales) && !first) {
+        rescale(outputs[t], scales);
+      }
+      round_weights(scores[t], weights[t]);
+    }
+#pragma unroll
+    for (int k = 0; k < Groups; ++k) {  // 16 keys
+#pragma unroll
+      for (int g = 0; g < 4; ++g) {  // 16 columns
+        uint32_t words[4];
+        load_matrices<true>(values + tile_at(16 * k + lane % 16, 2 * g + lane / 16), words);
+#pragma unroll
+        for (int t = 0; t < Tiles; ++t) {
+          multiply(outputs[t][2 * g], weights[t][k], words[0], words[1]);
+          multiply(outputs[t][2 * g + 1], weights[t][k], words[2], words[3]);
+        }
+      }
+    }
+  }
+
+  // The same for up to 64 keys, in as few groups as hold them.
+  __device__ void attend_last(const __half* keys, const __half* values, int known, bool first, float scale) {
+    if (known > 48) {
+      attend<4>(keys, values, known, first, scale);
+    } else if (known > 32) {
+      attend<3>(keys, values, known, first, scale);
+    } else if (known > 16) {
+      attend<2>(keys, values, known, first, scale);
+    } else {
+      attend<1>(keys, values, known, first, scale);
+    }
+  }
+};
+
+// Short texts. A block has one head of a text, or several heads of a text that is short enough: all their queries, keys and
+// values lie in shared memory at once, Warps * 32 rows of each, a head's rows rounded up to 16. Queries and keys are turned
+// there; then each warp takes 16 queries of a head at a time.
+template <int Warps, bool Interleaved>
+__global__ void __launch_bounds__(Warps* kWarp, 16 / Warps)
+    short_attention_kernel(AttentionArguments a, float scale, int most_heads) {
+  begin_kernel();
+  constexpr int kThreads = Warps * kWarp, kRows = Warps * 32;
+  TextTile tile;
+  if (!find_text(a, blockIdx.x, tile)) {
+    return;
+  }
+  const int warp = threadIdx.x / kWarp;
+  const int steps = (tile.length + 15) / 16, rows_of_head = 16 * steps;
+  const int fitting = kRows / rows_of_head, heads = fitting < most_heads ? fitting : most_heads;  // of the block
+  const int first_head = blockIdx.y * heads;
+  const int own_heads = a.heads - first_head < heads ? a.heads - first_head : heads;
+  if (own_heads <= 0) {
+    return;
+  }
+  __half* queries = static_cast<__half*>(dynamic_shared_memory());
+  __half* keys = queries + kRows * kTileColumns;
+  __half* values = keys + kRows * kTileColumns;
+  const int columns = a.heads * kHeadColumns, stride = 3 * columns;
+  const __half* text = a.qkv + int64_t{1} * tile.begin * stride + first_head * kHeadColumns;
+  const unsigned reciprocal = 65536 / rows_of_head + 1;  // row * reciprocal >> 16 is row / rows_of_head for rows < 256
+  const int rows = own_heads * rows_of_head, pairs = own_heads * steps;
+  for (int row = threadIdx.x / 8; row < rows; row += kThreads / 8) {
+    const int head = row * reciprocal >> 16, in_text = row - head * rows_of_head, chunk = threadIdx.x % 8;
+    const bool inside = in_text < tile.length;
+    const __half* from = text + ((inside ? in_text : 0) * stride + head * kHeadColumns + 8 * chunk);
+    const int at = tile_at(row, chunk);
+    copy_16_bytes(queries + at, from, inside);
+    copy_16_bytes(keys + at, from + columns, inside);
+    copy_16_bytes(values + at, from + 2 * columns, inside);
+  }
+  commit_copies();
+  Angles angles;
+  int angles_of = -1;
+  const auto read_angles = [&](int row) {
+    const int in_text = row - (row * reciprocal >> 16) * rows_of_head;
+    if (in_text != angles_of) {
+      angles.read(a, position_of(a, tile, in_text < tile.length ? in_text : 0), threadIdx.x % 4);
+      angles_of = in_text;
+    }
+  };
+  read_angles(threadIdx.x / 4);
+  wait_for_copies<0>();
+  __syncthreads();
+  for (int row = threadIdx.x / 4; row < rows; row += kThreads / 4) {
+    read_angles(row);
+#pragma unroll
+    for (int part = 0; part < 2; ++part) {
+      __half* tiles = part == 0 ? keys : queries;
+      uint4 chunks[2];
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        chunks[j] = *reinterpret_cast<uint4*>(tiles + tile_at(row, chunk_of<Interleaved>(threadIdx.x % 4, j)));
+      }
+      turn_chunks<Interleaved>(angles, chunks);
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        *reinterpret_cast<uint4*>(tiles + tile_at(row, chunk_of<Interleaved>(threadIdx.x % 4, j))) = chunks[j];
+      }
+    }
+  }
+  __syncthreads();
+  for (int pair = warp; pair < pairs; pair += Warps) {
+    const int head = pair / steps, row = pair % steps * 16;
+    Queries<1> own;
+    own.read(queries + pair * 16 * kTileColumns);
+    const __half* of_head = keys + head * rows_of_head * kTileColumns;
+    int left = tile.length;
+    for (; left > kKeys; left -= kKeys, of_head += kKeys * kTileColumns) {
+      own.template attend<4>(of_head, of_head + kRows * kTileColumns, kKeys, left == tile.length, scale);
+    }
+    own.attend_last(of_head, of_head + kRows * kTileColumns, left, left == tile.length, scale);
+    store_outputs(a, tile, first_head + head, row, own.softmax[0], own.outputs[0], queries + pair * 16 * kTileColumns);
+  }
+}
+
+constexpr int kLongWarps = 4, kLongThreads = kLongWarps * kWarp;
+
+struct alignas(128) KeyTile {
+  __half keys[kKeys * kTileColumns], values[kKeys * kTileColumns];
+};
+
+// Starts the copies of turned keys and of values first to first + 63 of a text's head; rows beyond the text become zero.
+__device__ inline void copy_tile(const AttentionArguments& a, const TextTile& tile, int head, int first, KeyTile& to) {
+  const int64_t columns = int64_t{1} * a.heads * kHeadColumns;
+#pragma unroll
+  for (int i = 0; i < kKeys / (kLongThreads / 8); ++i) {
+    const int row = i * (kLongThreads / 8) + threadIdx.x / 8, chunk = threadIdx.x % 8;
+    const bool inside = first + row < tile.length;
+    const int64_t at = tile.begin + (inside ? first + row : 0);
+    copy_16_bytes(to.keys + tile_at(row, chunk), a.keys + at * columns + head * kHeadColumns + 8 * chunk, inside);
+    copy_16_bytes(to.values + tile_at(row, chunk), a.qkv + (3 * at + 2) * columns + head * kHeadColumns + 8 * chunk,
+                  inside);
+  }
+  commit_copies();
+}
+
+// Longer texts, with keys that are turned already: a block computes Tiles * 64 queries of a head; a warp has Tiles * 16 of
+// them. While 64 keys are weighed, the next are copied.
+template <int Tiles, bool Interleaved>
+__global__ void __launch_bounds__(kLongThreads, 2) long_attention_kernel(AttentionArguments a, float scale) {
+  begin_kernel();
+  __shared__ KeyTile tiles[2];
+  TextTile tile;
+  if (!find_tile<Tiles * kLongWarps * 16>(a, blockIdx.x, tile)) {
+    return;
+  }
+  const int head = blockIdx.y, warp = threadIdx.x / kWarp;
+  const int row = tile.first + warp * 16 * Tiles;  // of the warp's first query
+  copy_tile(a, tile, head, 0, tiles[0]);
+  __half* own_rows = tiles[1].keys + warp * 16 * Tiles * kTileColumns;  // before and after the second tile is used
+  Queries<Tiles> queries;
+#pragma unroll
+  for (int t = 0; t < Tiles; ++t) {
+    load_queries<Interleaved>(a, tile, head, row + 16 * t, own_rows + t * 16 * kTileColumns);
+  }
+  __syncwarp();
+  queries.read(own_rows);
+  int current = 0;
+  for (int first = 0; first < tile.length; first += kKeys, current ^= 1) {
+    wait_for_copies<0>();
+    __syncthreads();
+    if (first + kKeys < tile.length) {
+      copy_tile(a, tile, head, first + kKeys, tiles[current ^ 1]);
+    }
+    if (row < tile.length) {
+      const KeyTile& keys = tiles[current];
+      if (first + kKeys <= tile.length) {
+        queries.template attend<4>(keys.keys, keys.values, kKeys, first == 0, scale);
+      } else {
+        queries.attend_last(keys.keys, keys.values, tile.length - first, first == 0, scale);
+      }
+    }
+  }
+  __syncthreads();
+#pragma unroll
+  for (int t = 0; t < Tiles; ++t) {
+    store_outputs(a, tile, head, row + 16 * t, queries.softmax[t], queries.outputs[t], own_rows + t * 16 * kTileColumns);
+  }
+}
+
+constexpr int kTurnedRows = 16;  // of a block of turn_keys_kernel
+constexpr int kTurnThreads = 256;
+
+// keys [N, D]: those of qkv, turned.
+template <bool Interleaved>
+__global__ void __launch_bounds__(kTurnThreads) turn_keys_kernel(AttentionArguments a, __half* keys) {
+  begin_kernel();
+  TextTile tile;
+  if (!find_tile<kTurnedRows>(a, blockIdx.x, tile)) {
+    return;
+  }
+  const int columns = a.heads * kHeadColumns, parts = columns / 16;  // of a row: two chunks each
+  for (int unit = threadIdx.x; unit < kTurnedRows * parts; unit += kTurnThreads) {
+    const int row = tile.first + unit / parts, head = unit % parts / 4, part = unit % 4;
+    if (row >= tile.length) {
+      return;
+    }
+    const int64_t at = tile.begin + row;
+    const __half* from = a.qkv + (3 * at + 1) * columns + head * kHeadColumns;
+    __half* to = keys + at * columns + head * kHeadColumns;
+    uint4 chunks[2];
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      chunks[j] = *reinterpret_cast<const uint4*>(from + 8 * chunk_of<Interleaved>(part, j));
+    }
+    Angles angles;
+    angles.read(a, position_of(a, tile, row), part);
+    turn_chunks<Interleaved>(angles, chunks);
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      *reinterpret_cast<uint4*>(to + 8 * chunk_of<Interleaved>(part, j)) = chunks[j];
+    }
+  }
+}
+
+// Column of a query's or key's row, turned and rounded as above.
+template <bool Interleaved>
+__device__ float turned(const AttentionArguments& a, const __half* row, int position, int column) {
+  const int half = a.head_columns / 2;
+  const int pair = Interleaved ? column / 2 : column % half;
+  const int first = Interleaved ? 2 * pair : pair, second = Interleaved ? first + 1 : first + half;
+  float x = __half2float(row[first]), y = __half2float(row[second]);
+  float cos[1], sin[1];
+  load_angles(a.cos, a, position, pair, cos);
+  load_angles(a.sin, a, position, pair, sin);
+  turn(cos[0], sin[0], x, y);
+  return __half2float(__float2half_rn(column == first ? x : y));
+}
+
+// Heads of any even width: a warp computes one query, key by key, a lane every 32nd column.
+template <bool Interleaved>
+__global__ void plain_attention_kernel(AttentionArguments a, float scale) {
+  begin_kernel();
+  constexpr int kGroups = kMostHeadColumns / kWarp;
+  TextTile tile;
+  if (!find_tile<1>(a, blockIdx.x, tile)) {
+    return;
+  }
+  const int head = blockIdx.y, lane = threadIdx.x, columns = a.heads * a.head_columns;
+  const __half* text = a.qkv + int64_t{3} * tile.begin * columns + head * a.head_columns;
+  float query[kGroups], output[kGroups] = {};
+  for (int g = 0; g < kGroups; ++g) {
+    const int column = g * kWarp + lane;
+    query[g] = column < a.head_columns
+                   ? turned<Interleaved>(a, text + int64_t{3} * tile.first * columns, position_of(a, tile, tile.first), column)
+                   : 0.0f;
+  }
+  float largest = -INFINITY, sum = 0.0f;
+  for (int key = 0; key < tile.length; ++key) {
+    const __half* row = text + int64_t{3} * key * columns;
+    const int position = position_of(a, tile, key);
+    float score = 0.0f;
+    for (int g = 0; g < kGroups; ++g) {
+      const int column = g * kWarp + lane;
+      if (column < a.head_columns) {
+        score = fmaf(query[g], turned<Interleaved>(a, row + columns, position, column), score);
+      }
+    }
+    score = row_sum<kWarp, 0>(score) * scale;
+    const float most = fmaxf(largest, score);
+    const float kept = exp2_approximate(largest - most), weight = exp2_approximate(score - most);
+    largest = most;
+    sum = sum * kept + weight;
+    for (int g = 0; g < kGroups; ++g) {
+      const int column = g * kWarp + lane;
+      if (column < a.head_columns) {
+        output[g] = fmaf(weight, __half2float(row[2 * columns + column]), output[g] * kept);
+      }
+    }
+  }
+  for (int g = 0; g < kGroups; ++g) {
+    const int column = g * kWarp + lane;
+    if (column < a.head_columns) {
+      a.y[int64_t{1} * (tile.begin + tile.first) * columns + head * a.head_columns + column] =
+          __float2half_rn(output[g] / sum);
+    }
+  }
+}
+
+template <int Warps>
+void launch_short(const AttentionArguments& a, bool interleaved, Stream stream) {
+  const auto kernel = interleaved ? short_attention_kernel<Warps, true> : short_attention_kernel<Warps, false>;
+  int most_heads = Warps;
+  while (most_heads > 1 && int64_t{1} * a.texts * a.heads < most_heads * kBlocksOfMultiprocessor * multiprocessors()) {
+    most_heads /= 2;
+  }
+  launch_with_memory(kernel, dim3(static_cast<unsigned>(a.texts), static_cast<unsigned>(a.heads)), dim3(Warps * kWarp),
+                     3 * sizeof(__half) * Warps * 32 * kTileColumns + kSharedAlignment, stream, a,
+                     score_scale(a.head_columns), most_heads);
+}
+
+template <int Tiles>
+void launch_long(const AttentionArguments& a, bool interleaved, Stream stream) {
+  const auto kernel = interleaved ? long_attention_kernel<Tiles, true> : long_attention_kernel<Tiles, false>;
+  const int64_t tiles = tile_count<Tiles * kLongWarps * 16>(a);
+  launch(kernel, dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(a.heads)), dim3(kLongThreads), stream, a,
+         score_scale(a.head_columns));
+}
+
+void launch_turn_keys(const AttentionArguments& a, bool interleaved, __half* keys, Stream stream) {
+  const auto kernel = interleaved ? turn_keys_kernel<true> : turn_keys_kernel<false>;
+  launch(kernel, dim3(static_cast<unsigned>(tile_count<kTurnedRows>(a))), dim3(kTurnThreads), stream, a, keys);
+}
+
+bool tensor_core_shape(const AttentionArguments& a) {
+  return a.head_columns == kHeadColumns && aligned(a.qkv) && aligned(a.y) && aligned(a.cos) && aligned(a.sin);
+}
+
+}  // namespace
+
+int64_t turned_key_rows(int64_t rows, int64_t longest, int columns, int num_heads) {
+  return columns / num_heads == kHeadColumns && longest > kTurnedOnLoad ? rows : 0;
+}
+
+void rotary_attention(const Half* qkv, const float* cos, const float* sin, const int32_t* positions,
+                      const int32_t* offsets, Half* y, Half* keys, int64_t rows, int64_t longest, int texts,
+                      int table_rows, int columns, int num_heads, bool interleaved, Stream stream) {
+  AttentionArguments a = {};
+  a.qkv = static_cast<const __half*>(qkv);
+  a.keys = static_cast<const __half*>(keys);
+  a.cos = cos;
+  a.sin = sin;
+  a.positions = positions;
+  a.offsets = offsets;
+  a.y = static_cast<__half*>(y);
+  a.rows = rows;
+  a.length = longest;
+  a.texts = texts;
+  a.heads = num_heads;
+  a.head_columns = columns / num_heads;
+  a.table_rows = table_rows;
+  a.at_most = INT_MAX;
+  if (!tensor_core_shape(a)) {
+    const auto kernel = interleaved ? plain_attention_kernel<true> : plain_attention_kernel<false>;
+    launch(kernel, dim3(static_cast<unsigned>(tile_count<1>(a)), static_cast<unsigned>(num_heads)), dim3(kWarp), stream,
+           a, score_scale(a.head_columns));
+    return;
+  }
+  if (offsets != nullptr || longest <= kTurnedOnLoad) {
+    a.at_most = kTurnedOnLoad;
+    const auto launch = longest <= kShortest ? launch_short<4> : launch_short<8>;
+    launch(a, interleaved, stream);
+  }
+  if (longest > kTurnedOnLoad) {
+    a.more_than = kTurnedOnLoad;
+    a.at_most = INT_MAX;
+    launch_turn_keys(a, interleaved, static_cast<__half*>(keys), stream);
+    if (hopper_attention_runs()) {
+      hopper_attention(a, interleaved, stream);
+    } else {
+      launch_long<2>(a, interleaved, stream);
+    }
+  }
+}
+
+}  // namespace jinaclip

@@ -1,0 +1,330 @@
+// What the attention kernels share: their arguments, which text a block works on, and turned queries as fragments.
+//
+// Symbols: N rows (tokens), H heads of 64 columns, D = 64 H columns, B texts (or images) of L rows.
+#pragma once
+
+#include <cfloat>
+
+#include "operators.h"
+#include "rows.h"
+#include "tensor_core.h"
+
+namespace jinaclip {
+
+constexpr int kHeadColumns = 64;  // of the tensor core kernels
+
+struct AttentionArguments {
+  const __half* qkv;         // [N, 3D]
+  const __half* keys;        // [N, D]: turned; null: the kernel turns those of qkv
+  const float *cos, *sin;    // [table_rows, K/2]
+  const int32_t* positions;  // [N], or null: the index in the text
+  const int32_t* offsets;    // [B + 1], where each text begins, and their end; null: every text has `length` rows
+  __half* y;                 // [N, D]
+  int64_t rows, length;
+  int texts, heads, head_columns, table_rows;
+  int more_than, at_most;  // only texts of such lengths
+};
+
+// Part of a text that a block computes: queries first to first + Tile - 1 of a text at rows begin to begin + length - 1.
+struct TextTile {
+  int begin, length, first;
+};
+
+__device__ inline int clamped_offset(const AttentionArguments& a, int text) {
+  const int offset = a.offsets[text];
+  return offset < 0 ? 0 : offset > a.rows ? static_cast<int>(a.rows) : offset;
+}
+
+__device__ inline bool asked_for(const AttentionArguments& a, const TextTile& tile) {
+  return tile.length > a.more_than && tile.length <= a.at_most;
+}
+
+// A whole text. False: it is empty, or its length is not asked for.
+__device__ inline bool find_text(const AttentionArguments& a, int text, TextTile& tile) {
+  tile.begin = a.offsets != nullptr ? clamped_offset(a, text) : static_cast<int>(text * a.length);
+  tile.length = a.offsets != nullptr ? clamped_offset(a, text + 1) - tile.begin : static_cast<int>(a.length);
+  tile.first = 0;
+  return tile.length > 0 && asked_for(a, tile);
+}
+
+// Tiles of Tile queries are numbered so that text b has those from offsets[b] / Tile + b on: at least as many as it
+// needs, and no block has to add up lengths.
+template <int Tile>
+__host__ __device__ inline int64_t tile_count(const AttentionArguments& a) {
+  return a.offsets != nullptr ? a.rows / Tile + a.texts : a.texts * ((a.length + Tile - 1) / Tile);
+}
+
+// Called by whole warps. False: there is no such tile, or its text's length is not asked for.
+template <int Tile>
+__device__ inline bool find_tile(const AttentionArguments& a, int64_t number, TextTile& tile) {
+  int64_t first;
+  if (a.offsets == nullptr) {
+    const int64_t tiles = (a.length + Tile - 1) / Tile;
+    tile.begin = static_cast<int>(number / tiles * a.length);
+    tile.length = static_cast<int>(a.length);
+    first = number % tiles * Tile;
+  } else {
+    // The last text whose tiles begin at or before `number`: 32 probes at a time.
+    const int lane = threadIdx.x % kWarp;
+    int low = 0, high = a.texts;
+    while (high - low > 1) {
+      const int step = (high - low + kWarp - 1) / kWarp;
+      const int probe = low + lane * step;
+      const bool before = probe < high && a.offsets[probe] / Tile + probe <= number;
+      const int count = __popc(__ballot_sync(0xffffffffu, before));
+      low += (count > 0 ? count - 1 : 0) * step;
+      high = low + step < high ? low + step : high;
+      if (step == 1) {
+        break;
+      }
+    }
+    tile.begin = clamped_offset(a, low);
+    tile.length = clamped_offset(a, low + 1) - tile.begin;
+    first = (number - (a.offsets[low] / Tile + low)) * Tile;
+  }
+  tile.first = static_cast<int>(first);
+  return first >= 0 && first < tile.length && asked_for(a, tile);
+}
+
+__device__ inline int position_of(const AttentionArguments& a, const TextTile& tile, int row) {
+  return a.positions != nullptr ? a.positions[tile.begin + row] : row;
+}
+
+// Count neighbouring values of a row of cos or sin; NaN for positions that the table does not have.
+template <int Count>
+__device__ inline void load_angles(const float* table, const AttentionArguments& a, int position, int pair,
+                                   float (&values)[Count]) {
+  const bool known = position >= 0 && position < a.table_rows;
+  load(table + int64_t{1} * (known ? position : 0) * (a.head_columns / 2) + pair, values);
+#pragma unroll
+  for (int i = 0; i < Count; ++i) {
+    values[i] = known ? values[i] : NAN;
+  }
+}
+
+// (a, b) turned by an angle.
+__device__ inline void turn(float cos, float sin, float& a, float& b) {
+  const float x = a, y = b;
+  a = x * cos - y * sin;
+  b = x * sin + y * cos;
+}
+
+// The two 8-column chunks of a row that thread `part` of 4 turns: their pairs have the angles 8 * part to 8 * part + 7.
+template <bool Interleaved>
+__device__ inline int chunk_of(int part, int i) {
+  return Interleaved ? 2 * part + i : part + 4 * i;
+}
+
+struct Angles {
+  float cos[8], sin[8];
+
+  __device__ void read(const AttentionArguments& a, int position, int part) {
+    load_angles(a.cos, a, position, 8 * part, cos);
+    load_angles(a.sin, a, position, 8 * part, sin);
+  }
+};
+
+template <bool Interleaved>
+__device__ inline void turn_chunks(const Angles& angles, uint4 (&chunks)[2]) {
+  uint32_t words[2][4] = {{chunks[0].x, chunks[0].y, chunks[0].z, chunks[0].w},
+                          {chunks[1].x, chunks[1].y, chunks[1].z, chunks[1].w}};
+#pragma unroll
+  for (int w = 0; w < 4; ++w) {
+    if constexpr (Interleaved) {
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        float x, y;
+        unpack_halves(words[j][w], x, y);
+        turn(angles.cos[4 * j + w], angles.sin[4 * j + w], x, y);
+        words[j][w] = pack_halves(x, y);
+      }
+    } else {
+      float x[2], y[2];
+      unpack_halves(words[0][w], x[0], x[1]);
+      unpack_halves(words[1][w], y[0], y[1]);
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        turn(angles.cos[2 * w + j], angles.sin[2 * w + j], x[j], y[j]);
+      }
+      words[0][w] = pack_halves(x[0], x[1]);
+      words[1][w] = pack_halves(y[0], y[1]);
+    }
+  }
+  chunks[0] = {words[0][0], words[0][1], words[0][2], words[0][3]};
+  chunks[1] = {words[1][0], words[1][1], words[1][2], words[1][3]};
+}
+
+// Softmax over keys that come tile by tile, for the two rows of a lane's C fragments. Sums are of what the lane holds.
+// Exponents are relative to the largest score of a row, or to an earlier one that is smaller by at most kSlack: then what
+// was summed stays as it is, and a float16 weight of up to 2^kSlack has the same relative rounding.
+struct RunningSoftmax {
+  static constexpr float kSlack = 8.0f;  // of an exponent of two
+  static constexpr int kChains = 4;
+  float largest[2] = {-INFINITY, -INFINITY}, sums[2] = {0.0f, 0.0f};
+
+  // Scores become their exponentials. Returns, the same in all lanes, whether earlier outputs have to be multiplied with
+  // `scales`, as the sums were.
+  template <int Groups>
+  __device__ bool update(float (&scores)[Groups][4], float scale, float (&scales)[2]) {
+    float most[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      float of_chains[kChains];  // independent, so that none waits for the one before
+#pragma unroll
+      for (int c = 0; c < kChains; ++c) {
+        of_chains[c] = scores[c / 2][2 * i + c % 2];
+      }
+#pragma unroll
+      for (int g = kChains / 2; g < Groups; ++g) {
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          float& chain = of_chains[(2 * g + j) % kChains];
+          chain = fmaxf(chain, scores[g][2 * i + j]);
+        }
+      }
+      most[i] = fmaxf(fmaxf(of_chains[0], of_chains[1]), fmaxf(of_chains[2], of_chains[3]));
+    }
+#pragma unroll
+    for (int distance = 1; distance < 4; distance *= 2) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        most[i] = fmaxf(most[i], __shfl_xor_sync(0xffffffffu, most[i], distance));
+      }
+    }
+    const bool within = (most[0] - largest[0]) * scale <= kSlack && (most[1] - largest[1]) * scale <= kSlack;
+    const bool rescaled = __ballot_sync(0xffffffffu, !within) != 0;
+    if (rescaled) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        most[i] = fmaxf(most[i], largest[i]);
+        scales[i] = exp2_approximate((largest[i] - most[i]) * scale);
+        largest[i] = most[i];
+        sums[i] *= scales[i];
+      }
+    }
+    float of_chains[2][kChains] = {};
+#pragma unroll
+    for (int g = 0; g < Groups; ++g) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const int row = j / 2;
+        scores[g][j] = exp2_approximate(fmaf(scores[g][j], scale, -largest[row] * scale));
+        of_chains[row][(2 * g + j) % kChains] += scores[g][j];
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      sums[i] += (of_chains[i][0] + of_chains[i][1]) + (of_chains[i][2] + of_chains[i][3]);
+    }
+    return rescaled;
+  }
+
+  // Of a whole row, once all keys have come.
+  __device__ float reciprocal_sum(int i) const {
+    float sum = sums[i];
+    sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+    sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+    return 1.0f / sum;
+  }
+};
+
+// Scores of keys from the `known`-th of a tile on become -inf.
+template <int Groups>
+__device__ inline void mask_scores(float (&scores)[Groups][4], int known) {
+  const int lane = threadIdx.x % kWarp;
+#pragma unroll
+  for (int g = 0; g < Groups; ++g) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      if (8 * g + lane % 4 * 2 + j % 2 >= known) {
+        scores[g][j] = -INFINITY;
+      }
+    }
+  }
+}
+
+// Queries row to row + 15 of a text's head, turned, into 16 rows of a tile, by one warp. Those beyond the text become zero.
+template <bool Interleaved>
+__device__ inline void load_queries(const AttentionArguments& a, const TextTile& tile, int head, int row, __half* to) {
+  const int lane = threadIdx.x % kWarp, part = lane % 4;
+  const int columns = a.heads * kHeadColumns;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int in_tile = lane / 4 + 8 * i, own = row + in_tile;
+    uint4 chunks[2] = {};
+    if (own < tile.length) {
+      const __half* from = a.qkv + int64_t{3} * (tile.begin + own) * columns + head * kHeadColumns;
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        chunks[j] = *reinterpret_cast<const uint4*>(from + 8 * chunk_of<Interleaved>(part, j));
+      }
+      Angles angles;
+      angles.read(a, position_of(a, tile, own), part);
+      turn_chunks<Interleaved>(angles, chunks);
+    }
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      *reinterpret_cast<uint4*>(to + tile_at(in_tile, chunk_of<Interleaved>(part, j))) = chunks[j];
+    }
+  }
+}
+
+// Outputs [16, 64] of queries row to row + 15 as C fragments, divided by the rows' sums, by way of 16 rows of shared memory
+// that only this warp uses.
+__device__ inline void store_outputs(const AttentionArguments& a, const TextTile& tile, int head, int row,
+                                     const RunningSoftmax& softmax, const float (&outputs)[8][4], __half* staging) {
+  const int lane = threadIdx.x % kWarp;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const float factor = softmax.reciprocal_sum(i);
+#pragma unroll
+    for (int g = 0; g < 8; ++g) {
+      *reinterpret_cast<uint32_t*>(staging + tile_at(lane / 4 + 8 * i, g) + lane % 4 * 2) =
+          pack_halves(outputs[g][2 * i] * factor, outputs[g][2 * i + 1] * factor);
+    }
+  }
+  __syncwarp();
+  __half* to = a.y + int64_t{1} * (tile.begin + row) * a.heads * kHeadColumns + head * kHeadColumns;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const int in_tile = lane / 8 + 4 * i, chunk = lane % 8;
+    if (row + in_tile < tile.length) {
+      *reinterpret_cast<uint4*>(to + in_tile * a.heads * kHeadColumns + 8 * chunk) =
+          *reinterpret_cast<const uint4*>(staging + tile_at(in_tile, chunk));
+    }
+  }
+  __syncwarp();
+}
+
+// Score times this, as an exponent of two.
+__host__ __device__ inline float score_scale(int head_columns) {
+  return 1.4426950408889634f / sqrtf(static_cast<float>(head_columns));
+}
+
+// A tile's weights, C fragments, as A fragments of float16.
+template <int Groups>
+__device__ inline void round_weights(const float (&scores)[Groups][4], uint32_t (&weights)[Groups / 2][4]) {
+#pragma unroll
+  for (int k = 0; k < Groups / 2; ++k) {
+#pragma unroll
+    for (int w = 0; w < 4; ++w) {
+      const float(&pair)[4] = scores[2 * k + w / 2];
+      weights[k][w] = pack_halves(pair[w % 2 * 2], pair[w % 2 * 2 + 1]);
+    }
+  }
+}
+
+__device__ inline void rescale(float (&outputs)[8][4], const float (&scales)[2]) {
+#pragma unroll
+  for (int g = 0; g < 8; ++g) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      outputs[g][j] *= scales[j / 2];
+    }
+  }
+}
+
+// With Hopper's warpgroup products; only where hopper_attention_runs().
+void hopper_attention(const AttentionArguments& arguments, bool interleaved, Stream stream);
+
+}  // namespace jinaclip

@@ -1,0 +1,322 @@
+// Hopper's warpgroup products (wgmma) and what feeds them: barriers that count arrivals, and registers that move from
+// one warpgroup to others. On the host, loops over exchanged values.
+#pragma once
+
+#include "tensor_core.h"
+
+// Defined where code for Hopper itself (sm_90a) is generated, and on the host.
+#if defined(JINACLIP_HOST) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define JINACLIP_WARPGROUPS
+#endif
+
+namespace jinaclip {
+
+constexpr int kHopperKeys = 96;  // of a tile
+
+#ifdef JINACLIP_HOST
+
+// A barrier whose phase ends when so many warps have arrived.
+class Arrivals {
+ public:
+  void expect(unsigned count) {
+    count_ = count;
+    arrived_ = phase_ = 0;
+  }
+  void arrive() {
+    host_shim::state().moved = true;
+    if (++arrived_ == count_) {
+      arrived_ = 0;
+      phase_ ^= 1;
+    }
+  }
+  // Until the phase of this parity has ended.
+  void wait(unsigned parity) {
+    while (phase_ == parity) {
+      host_shim::yield();
+    }
+  }
+
+ private:
+  unsigned count_, arrived_, phase_;
+};
+
+inline void publish_copies() {}
+inline void publish_barriers() {}
+inline void prefetch(const void*) {}
+template <int Count>
+void fewer_registers() {}
+template <int Count>
+void more_registers() {}
+
+inline float tile_value(const __half* tile, int row, int column) {
+  return __half2float(tile[tile_at(row, column / 8) + column % 8]);
+}
+
+// scores = queries [64, 64] keys' [64, Keys] of a warpgroup; queries are a tile of 64 rows, keys the first of another.
+template <int Keys>
+void start_scores(float (&scores)[kHopperKeys / 8][4], const __half* queries, const __half* keys) {
+  const int r = host_shim::lane() / 4, c = host_shim::lane() % 4 * 2;
+  const int first = threadIdx.x / 32 % 4 * 16;  // row of the warp
+  for (int g = 0; g < Keys / 8; ++g) {
+    std::fill_n(scores[g], 4, 0.0f);
+    for (int k = 0; k < 4; ++k) {
+      const auto query = [&](int row, int column) {
+        return pack_halves(tile_value(queries, first + row, 16 * k + column),
+                           tile_value(queries, first + row, 16 * k + column + 1));
+      };
+      const auto key = [&](int column) {
+        return pack_halves(tile_value(keys, 8 * g + r, 16 * k + column), tile_value(keys, 8 * g + r, 16 * k + column + 1));
+      };
+      multiply(scores[g], {query(r, c), query(r + 8, c), query(r, c + 8), query(r + 8, c + 8)}, key(c), key(c + 8));
+    }
+  }
+}
+
+// outputs += weights [64, Keys] values [Keys, 64] of a warpgroup; values are the first rows of a tile.
+template <int Keys>
+void start_outputs(float (&outputs)[8][4], const uint32_t (&weights)[kHopperKeys / 16][4], const __half* tile) {
+  const int r = host_shim::lane() / 4, c = host_shim::lane() % 4 * 2;
+  for (int g = 0; g < 8; ++g) {
+    for (int k = 0; k < Keys / 16; ++k) {
+      const auto at = [&](int row, int column) { return tile_value(tile, 16 * k + row, 8 * g + column); };
+      multiply(outputs[g], weights[k], pack_halves(at(c, r), at(c + 1, r)), pack_halves(at(c + 8, r), at(c + 9, r)));
+    }
+  }
+}
+
+// Until at most so many of the products that were started are under way.
+template <int Most, int Groups>
+void finish_products(float (&)[Groups][4]) {}
+
+#elif defined(__CUDACC__)
+
+class Arrivals {
+ public:
+  __device__ void expect(unsigned count) {
+    asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(address()), "r"(count) : "memory");
+  }
+  __device__ void arrive() { asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(address()) : "memory"); }
+  // Until the phase of this parity has ended.
+  __device__ void wait(unsigned parity) {
+#ifdef JINACLIP_WARPGROUPS
+    asm volatile(
+        "{\n"
+        ".reg .pred done;\n"
+        "again:\n"
+        "mbarrier.try_wait.parity.shared.b64 done, [%0], %1;\n"
+        "@!done bra again;\n"
+        "}" ::"r"(address()),
+        "r"(parity)
+        : "memory");
+#endif
+  }
+
+ private:
+  __device__ uint32_t address() const { return static_cast<uint32_t>(__cvta_generic_to_shared(&state_)); }
+  uint64_t state_;
+};
+
+// Makes what this thread has written to shared memory visible to warpgroup products, once others know of it.
+__device__ inline void publish_copies() {
+#ifdef JINACLIP_WARPGROUPS
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
+
+// The same for barriers that were set up.
+__device__ inline void publish_barriers() {
+#ifdef JINACLIP_WARPGROUPS
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+#endif
+}
+
+// Brings 128 bytes into the L2 cache.
+__device__ inline void prefetch(const void* from) { asm volatile("prefetch.global.L2 [%0];" ::"l"(from)); }
+
+// Registers of each thread of a warpgroup from here on.
+template <int Count>
+__device__ inline void fewer_registers() {
+#ifdef JINACLIP_WARPGROUPS
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(Count));
+#endif
+}
+template <int Count>
+__device__ inline void more_registers() {
+#ifdef JINACLIP_WARPGROUPS
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(Count));
+#endif
+}
+
+// The low half of a tile's descriptor: its address, in units of 16 bytes as all of a descriptor. The high half is the
+// same for all tiles: 128-byte swizzle, groups of eight rows 1024 bytes apart.
+__device__ inline uint32_t tile_descriptor(const __half* tile) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(tile)) >> 4 | 1u << 16;
+}
+
+// PTX of a product: it is begun with the low halves of tiles' descriptors, has a step for 16 columns of queries and keys or
+// 16 rows of values, whose part of a tile begins `offset` units behind its first, and is committed. Without `add` a step's
+// results replace what was there.
+#define JINACLIP_BEGIN_PRODUCT "{\n.reg .b64 part, rows;\n.reg .b32 low;\n.reg .pred add;\nwgmma.fence.sync.aligned;\n"
+#define JINACLIP_PART(name, low_half, offset) \
+  "add.u32 low, " low_half ", " #offset ";\nmov.b64 " name ", {low, 0x40000040};\n"
+#define JINACLIP_STEP(add, shape, results, operands, transposed)                                                 \
+  "setp.ne.b32 add, " #add ", 0;\nwgmma.mma_async.sync.aligned." shape ".f32.f16.f16 {" results "}, " operands \
+  ", add, 1, 1, " transposed ";\n"
+#define JINACLIP_END_PRODUCT "wgmma.commit_group.sync.aligned;\n}"
+#define JINACLIP_SCORES_STEP(add, shape, results, queries, keys, offset)                        \
+  JINACLIP_PART("rows", queries, offset)                                                        \
+  JINACLIP_PART("part", keys, offset) JINACLIP_STEP(add, shape, results, "rows, part", "0, 0")
+#define JINACLIP_OUTPUTS_STEP(weights, values, offset) \
+  JINACLIP_PART("part", values, offset)                \
+  JINACLIP_STEP(1, "m64n64k16", JINACLIP_RESULTS_32, "{" weights "}, part", "1")
+#define JINACLIP_RESULTS_24 \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+  "%16, %17, %18, %19, %20, %21, %22, %23"
+#define JINACLIP_RESULTS_32 \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define JINACLIP_RESULTS_48 \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
+  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
+
+// scores = queries [64, 64] keys' [64, Keys] of a warpgroup; queries are a tile of 64 rows, keys the first of another.
+template <int Keys>
+__device__ void start_scores(float (&scores)[kHopperKeys / 8][4], const __half* queries, const __half* keys);
+
+template <>
+__device__ inline void start_scores<96>(float (&scores)[kHopperKeys / 8][4], const __half* queries, const __half* keys) {
+#ifdef JINACLIP_WARPGROUPS
+  asm volatile(
+      JINACLIP_BEGIN_PRODUCT
+      JINACLIP_SCORES_STEP(0, "m64n96k16", JINACLIP_RESULTS_48, "%48", "%49", 0)
+      JINACLIP_SCORES_STEP(1, "m64n96k16", JINACLIP_RESULTS_48, "%48", "%49", 2)
+      JINACLIP_SCORES_STEP(1, "m64n96k16", JINACLIP_RESULTS_48, "%48", "%49", 4)
+      JINACLIP_SCORES_STEP(1, "m64n96k16", JINACLIP_RESULTS_48, "%48", "%49", 6)
+      JINACLIP_END_PRODUCT
+      : "=f"(scores[0][0]), "=f"(scores[0][1]), "=f"(scores[0][2]), "=f"(scores[0][3]),
+        "=f"(scores[1][0]), "=f"(scores[1][1]), "=f"(scores[1][2]), "=f"(scores[1][3]),
+        "=f"(scores[2][0]), "=f"(scores[2][1]), "=f"(scores[2][2]), "=f"(scores[2][3]),
+        "=f"(scores[3][0]), "=f"(scores[3][1]), "=f"(scores[3][2]), "=f"(scores[3][3]),
+        "=f"(scores[4][0]), "=f"(scores[4][1]), "=f"(scores[4][2]), "=f"(scores[4][3]),
+        "=f"(scores[5][0]), "=f"(scores[5][1]), "=f"(scores[5][2]), "=f"(scores[5][3]),
+        "=f"(scores[6][0]), "=f"(scores[6][1]), "=f"(scores[6][2]), "=f"(scores[6][3]),
+        "=f"(scores[7][0]), "=f"(scores[7][1]), "=f"(scores[7][2]), "=f"(scores[7][3]),
+        "=f"(scores[8][0]), "=f"(scores[8][1]), "=f"(scores[8][2]), "=f"(scores[8][3]),
+        "=f"(scores[9][0]), "=f"(scores[9][1]), "=f"(scores[9][2]), "=f"(scores[9][3]),
+        "=f"(scores[10][0]), "=f"(scores[10][1]), "=f"(scores[10][2]), "=f"(scores[10][3]),
+        "=f"(scores[11][0]), "=f"(scores[11][1]), "=f"(scores[11][2]), "=f"(scores[11][3])
+      : "r"(tile_descriptor(queries)), "r"(tile_descriptor(keys))
+      : "memory");
+#endif
+}
+
+template <>
+__device__ inline void start_scores<48>(float (&scores)[kHopperKeys / 8][4], const __half* queries, const __half* keys) {
+#ifdef JINACLIP_WARPGROUPS
+  asm volatile(
+      JINACLIP_BEGIN_PRODUCT
+      JINACLIP_SCORES_STEP(0, "m64n48k16", JINACLIP_RESULTS_24, "%24", "%25", 0)
+      JINACLIP_SCORES_STEP(1, "m64n48k16", JINACLIP_RESULTS_24, "%24", "%25", 2)
+      JINACLIP_SCORES_STEP(1, "m64n48k16", JINACLIP_RESULTS_24, "%24", "%25", 4)
+      JINACLIP_SCORES_STEP(1, "m64n48k16", JINACLIP_RESULTS_24, "%24", "%25", 6)
+      JINACLIP_END_PRODUCT
+      : "=f"(scores[0][0]), "=f"(scores[0][1]), "=f"(scores[0][2]), "=f"(scores[0][3]),
+        "=f"(scores[1][0]), "=f"(scores[1][1]), "=f"(scores[1][2]), "=f"(scores[1][3]),
+        "=f"(scores[2][0]), "=f"(scores[2][1]), "=f"(scores[2][2]), "=f"(scores[2][3]),
+        "=f"(scores[3][0]), "=f"(scores[3][1]), "=f"(scores[3][2]), "=f"(scores[3][3]),
+        "=f"(scores[4][0]), "=f"(scores[4][1]), "=f"(scores[4][2]), "=f"(scores[4][3]),
+        "=f"(scores[5][0]), "=f"(scores[5][1]), "=f"(scores[5][2]), "=f"(scores[5][3])
+      : "r"(tile_descriptor(queries)), "r"(tile_descriptor(keys))
+      : "memory");
+#endif
+}
+
+// outputs += weights [64, Keys] values [Keys, 64] of a warpgroup; values are the first rows of a tile.
+template <int Keys>
+__device__ void start_outputs(float (&outputs)[8][4], const uint32_t (&weights)[kHopperKeys / 16][4],
+                              const __half* values);
+
+template <>
+__device__ inline void start_outputs<96>(float (&outputs)[8][4], const uint32_t (&weights)[kHopperKeys / 16][4],
+                                         const __half* values) {
+#ifdef JINACLIP_WARPGROUPS
+  asm volatile(
+      JINACLIP_BEGIN_PRODUCT
+      JINACLIP_OUTPUTS_STEP("%32, %33, %34, %35", "%56", 0)
+      JINACLIP_OUTPUTS_STEP("%36, %37, %38, %39", "%56", 128)
+      JINACLIP_OUTPUTS_STEP("%40, %41, %42, %43", "%56", 256)
+      JINACLIP_OUTPUTS_STEP("%44, %45, %46, %47", "%56", 384)
+      JINACLIP_OUTPUTS_STEP("%48, %49, %50, %51", "%56", 512)
+      JINACLIP_OUTPUTS_STEP("%52, %53, %54, %55", "%56", 640)
+      JINACLIP_END_PRODUCT
+      : "+f"(outputs[0][0]), "+f"(outputs[0][1]), "+f"(outputs[0][2]), "+f"(outputs[0][3]),
+        "+f"(outputs[1][0]), "+f"(outputs[1][1]), "+f"(outputs[1][2]), "+f"(outputs[1][3]),
+        "+f"(outputs[2][0]), "+f"(outputs[2][1]), "+f"(outputs[2][2]), "+f"(outputs[2][3]),
+        "+f"(outputs[3][0]), "+f"(outputs[3][1]), "+f"(outputs[3][2]), "+f"(outputs[3][3]),
+        "+f"(outputs[4][0]), "+f"(outputs[4][1]), "+f"(outputs[4][2]), "+f"(outputs[4][3]),
+        "+f"(outputs[5][0]), "+f"(outputs[5][1]), "+f"(outputs[5][2]), "+f"(outputs[5][3]),
+        "+f"(outputs[6][0]), "+f"(outputs[6][1]), "+f"(outputs[6][2]), "+f"(outputs[6][3]),
+        "+f"(outputs[7][0]), "+f"(outputs[7][1]), "+f"(outputs[7][2]), "+f"(outputs[7][3])
+      : "r"(weights[0][0]), "r"(weights[0][1]), "r"(weights[0][2]), "r"(weights[0][3]),
+        "r"(weights[1][0]), "r"(weights[1][1]), "r"(weights[1][2]), "r"(weights[1][3]),
+        "r"(weights[2][0]), "r"(weights[2][1]), "r"(weights[2][2]), "r"(weights[2][3]),
+        "r"(weights[3][0]), "r"(weights[3][1]), "r"(weights[3][2]), "r"(weights[3][3]),
+        "r"(weights[4][0]), "r"(weights[4][1]), "r"(weights[4][2]), "r"(weights[4][3]),
+        "r"(weights[5][0]), "r"(weights[5][1]), "r"(weights[5][2]), "r"(weights[5][3]),
+        "r"(tile_descriptor(values))
+      : "memory");
+#endif
+}
+
+template <>
+__device__ inline void start_outputs<48>(float (&outputs)[8][4], const uint32_t (&weights)[kHopperKeys / 16][4],
+                                         const __half* values) {
+#ifdef JINACLIP_WARPGROUPS
+  asm volatile(
+      JINACLIP_BEGIN_PRODUCT
+      JINACLIP_OUTPUTS_STEP("%32, %33, %34, %35", "%44", 0)
+      JINACLIP_OUTPUTS_STEP("%36, %37, %38, %39", "%44", 128)
+      JINACLIP_OUTPUTS_STEP("%40, %41, %42, %43", "%44", 256)
+      JINACLIP_END_PRODUCT
+      : "+f"(outputs[0][0]), "+f"(outputs[0][1]), "+f"(outputs[0][2]), "+f"(outputs[0][3]),
+        "+f"(outputs[1][0]), "+f"(outputs[1][1]), "+f"(outputs[1][2]), "+f"(outputs[1][3]),
+        "+f"(outputs[2][0]), "+f"(outputs[2][1]), "+f"(outputs[2][2]), "+f"(outputs[2][3]),
+        "+f"(outputs[3][0]), "+f"(outputs[3][1]), "+f"(outputs[3][2]), "+f"(outputs[3][3]),
+        "+f"(outputs[4][0]), "+f"(outputs[4][1]), "+f"(outputs[4][2]), "+f"(outputs[4][3]),
+        "+f"(outputs[5][0]), "+f"(outputs[5][1]), "+f"(outputs[5][2]), "+f"(outputs[5][3]),
+        "+f"(outputs[6][0]), "+f"(outputs[6][1]), "+f"(outputs[6][2]), "+f"(outputs[6][3]),
+        "+f"(outputs[7][0]), "+f"(outputs[7][1]), "+f"(outputs[7][2]), "+f"(outputs[7][3])
+      : "r"(weights[0][0]), "r"(weights[0][1]), "r"(weights[0][2]), "r"(weights[0][3]),
+        "r"(weights[1][0]), "r"(weights[1][1]), "r"(weights[1][2]), "r"(weights[1][3]),
+        "r"(weights[2][0]), "r"(weights[2][1]), "r"(weights[2][2]), "r"(weights[2][3]),
+        "r"(tile_descriptor(values))
+      : "memory");
+#endif
+}
+
+#undef JINACLIP_BEGIN_PRODUCT
+#undef JINACLIP_PART
+#undef JINACLIP_STEP
+#undef JINACLIP_SCORES_STEP
+#undef JINACLIP_OUTPUTS_STEP
+#undef JINACLIP_END_PRODUCT
+#undef JINACLIP_RESULTS_24
+#undef JINACLIP_RESULTS_32
+#undef JINACLIP_RESULTS_48
+
+// Until at most so many of the products that were started are under way; `results` are those of one that has ended.
+template <int Most, int Groups>
+__device__ inline void finish_products(float (&results)[Groups][4]) {
+#ifdef JINACLIP_WARPGROUPS
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(Most) : "memory");
+#pragma unroll
+  for (int g = 0; g < Groups; ++g) {
+    asm volatile("" : "+f"(results[g][0]), "+f"(results[g][1]), "+f"(results[g][2]), "+f"(results[g][3])::"memory");
+  }
+#endif
+}
+
+#endif
+
+}  // namespace jinaclip
