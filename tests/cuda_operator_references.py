@@ -72,19 +72,21 @@ def rotary(x: Array, cos: Array, sin: Array, positions: Array, num_heads: int, i
 
 
 def split_rotary(
-    qkv: Array, cos: Array, sin: Array, positions: Array | None, num_heads: int, interleaved: bool
+    qkv: Array, cos: Array, sin: Array, num_heads: int, interleaved: bool
 ) -> tuple[Float64, Float64, Float64]:
-    """qkv [..., T, 3D], cos and sin [P, K/2], positions [...] one a row, to q, k and v [..., T, D].
+    """qkv [..., T, 3D], cos and sin [P, K/2], to q, k and v [..., T, D]; a row's position is its index along T."""
+    positions = np.arange(math.prod(qkv.shape[:-1])) % max(qkv.shape[-2], 1)
+    return _turned(qkv, cos, sin, positions, num_heads, interleaved)
 
-    Without positions a row's position is its index along T.
-    """
+
+def _turned(
+    qkv: Array, cos: Array, sin: Array, positions: Array, num_heads: int, interleaved: bool
+) -> tuple[Float64, Float64, Float64]:
     leading = qkv.shape[:-1]
     width = qkv.shape[-1] // 3
     rows = qkv.reshape(math.prod(leading), 3 * width)
-    length = max(qkv.shape[-2], 1)
-    index = np.arange(rows.shape[0]) % length if positions is None else positions.reshape(-1)
-    q = rotary(rows[:, :width], cos, sin, index, num_heads, interleaved)
-    k = rotary(rows[:, width : 2 * width], cos, sin, index, num_heads, interleaved)
+    q = rotary(rows[:, :width], cos, sin, positions, num_heads, interleaved)
+    k = rotary(rows[:, width : 2 * width], cos, sin, positions, num_heads, interleaved)
     v = rows[:, 2 * width :].astype(np.float64)
     return q.reshape(*leading, width), k.reshape(*leading, width), v.reshape(*leading, width)
 
@@ -154,7 +156,7 @@ def rotary_attention(
     if offsets is None:
         offsets = np.arange(0, rows + 1, max(qkv.shape[-2], 1))
     positions = _counted(rows, offsets) if positions is None else positions
-    q, k, v = split_rotary(qkv, cos, sin, positions, num_heads, interleaved)
+    q, k, v = _turned(qkv, cos, sin, positions, num_heads, interleaved)
     width = qkv.shape[-1] // 3
     with np.errstate(over="ignore"):
         q, k = (x.astype(np.float16).astype(np.float64) for x in (q, k))

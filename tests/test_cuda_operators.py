@@ -10,7 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -175,42 +175,167 @@ def test_add_post_norm_beyond_65504(run: Run) -> None:
 
 
 # heads of the model (64), of the small and odd configurations, and with an odd number of pairs
-@pytest.mark.parametrize("given", [True, False], ids=["positions", "no positions"])
 @pytest.mark.parametrize("interleaved", [False, True], ids=["half", "interleaved"])
 @pytest.mark.parametrize(("heads", "head_width"), [(16, 64), (2, 64), (5, 24), (3, 40), (2, 6), (1, 2), (4, 8)])
-def test_split_rotary(run: Run, heads: int, head_width: int, interleaved: bool, given: bool) -> None:
+def test_split_rotary(run: Run, heads: int, head_width: int, interleaved: bool) -> None:
     rng = np.random.default_rng(head_width)
-    width, table = heads * head_width, 50
-    angles = rng.uniform(0, 7, (table, head_width // 2))
-    cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
-    for shape in [(1, 1), (1, 33), (3, 11), (33,)]:
-        if not given and len(shape) == 1:
-            shape = (1, *shape)
+    width = heads * head_width
+    cos, sin = angles_of(rng, 50, head_width)
+    for shape in [(1, 1), (1, 33), (3, 11), (33,), (64, 48)]:
         qkv = rows_of(rng, int(np.prod(shape)), 3 * width).clip(-4e4, 4e4).reshape(*shape, 3 * width)
-        positions = rng.integers(0, table, shape).astype(np.int32) if given else None
-        outputs = run(
-            "SplitRotary",
-            [qkv, cos, sin, positions],
-            [np.float16] * 3,
-            num_heads=heads,
-            interleaved=int(interleaved),
-        )
-        expected = references.split_rotary(qkv, cos, sin, positions, heads, interleaved)
+        outputs = run("SplitRotary", [qkv, cos, sin], [np.float16] * 3, num_heads=heads, interleaved=int(interleaved))
+        expected = references.split_rotary(qkv, cos, sin, heads, interleaved)
         largest = np.abs(qkv).max(axis=-1, keepdims=True).astype(np.float64)
         for actual, reference in zip(outputs, expected, strict=True):
             assert_close(actual, reference, 2**-22 * largest)
         np.testing.assert_array_equal(outputs[2], qkv[..., 2 * width :])
 
 
-def test_a_position_outside_the_tables_gives_nan_in_its_row(run: Run) -> None:
-    qkv = np.ones((4, 3 * 64), np.float16)
-    tables = np.ones((5, 32), np.float32)
-    positions = np.array([0, 5, -1, 4], np.int32)
-    q, k, v = run("SplitRotary", [qkv, tables, tables, positions], [np.float16] * 3, num_heads=1, interleaved=0)
-    for turned in (q, k):
-        np.testing.assert_array_equal(np.isnan(turned).all(axis=1), [False, True, True, False])
-        assert np.isfinite(turned[[0, 3]]).all()
-    np.testing.assert_array_equal(v, qkv[:, 128:])
+def angles_of(rng: np.random.Generator, rows: int, head_width: int) -> tuple[Array, Array]:
+    angles = rng.uniform(0, 7, (rows, head_width // 2))
+    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+
+
+@pytest.fixture(params=["warpgroups", "mma"])
+def products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long texts with Hopper's products, and with those that every GPU has."""
+    monkeypatch.setenv("JINACLIP_CUDA_WARPGROUPS", str(int(request.param == "warpgroups")))
+
+
+class Texts:
+    """Inputs of RotaryAttention for texts one after the other, and its result.
+
+    Args:
+        unused: rows behind the last text.
+        longest: token_offset's second dimension, at least the longest text.
+    """
+
+    def __init__(
+        self, lengths: Sequence[int], heads: int = 2, head_width: int = 64, *, unused: int = 0, longest: int = 16,
+        interleaved: bool = False, seed: int = 0,
+    ) -> None:  # fmt: skip
+        rng = np.random.default_rng(seed)
+        self.lengths, self.heads, self.interleaved = lengths, heads, interleaved
+        rows, longest = sum(lengths) + unused, max(longest, *lengths)
+        self.qkv = rng.normal(size=(rows, 3 * heads * head_width)).astype(np.float16)
+        self.cos, self.sin = angles_of(rng, longest, head_width)
+        self.offsets = np.cumsum([0, *lengths]).astype(np.int32)
+        self.positions = np.zeros(rows, np.int32)
+        self.positions[: rows - unused] = np.concatenate([np.arange(length) for length in lengths])
+        self.token_offset = np.zeros((len(lengths), longest), np.int32)
+
+    def rows(self, text: int) -> slice:
+        return slice(self.offsets[text], self.offsets[text + 1])
+
+    def inputs(self) -> list[Array | None]:
+        return [self.qkv, self.cos, self.sin, self.positions, self.offsets, self.token_offset]
+
+    def run(self, run: Run) -> Array:
+        return attention(run, self.inputs(), self.heads, self.interleaved)
+
+    def hold(self, run: Run) -> None:
+        hold_attention(self.run(run), self.inputs(), self.heads, self.interleaved)
+
+
+def attention(run: Run, inputs: list[Array | None], heads: int, interleaved: bool) -> Array:
+    y, _ = run("RotaryAttention", inputs, [np.float16] * 2, num_heads=heads, interleaved=int(interleaved))
+    return y
+
+
+def hold_attention(y: Array, inputs: list[Array | None], heads: int, interleaved: bool) -> None:
+    """Right but for the weights' rounding to float16, the output's, and float32 sums and exponents."""
+    expected, size = references.rotary_attention(*inputs[:5], heads, interleaved)  # type: ignore[arg-type, call-arg]
+    known = ~np.isnan(expected)
+    assert_close(y[known], expected[known], 2.0**-11 * size[known] + 1e-5 * (1 + size[known]))
+
+
+# one text a tile of 16, 64, 96 and 192 rows and beside them; more texts than are looked up at once; an empty one
+LENGTHS = [
+    [1], [16], [17], [41], [64], [65], [128], [129], [256], [257], [288], [385],
+    [5, 64, 1, 0, 65, 130, 17, 3], [300, 10, 257, 0, 500], [3] * 300 + [50] + [2] * 70, [2] * 40 + [270],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("interleaved", [False, True], ids=["half", "interleaved"])
+@pytest.mark.parametrize("lengths", LENGTHS, ids=lambda lengths: f"{len(lengths)}x{max(lengths)}")
+@pytest.mark.usefixtures("products")
+def test_attention_of_packed_texts(run: Run, lengths: list[int], interleaved: bool) -> None:
+    Texts(lengths, unused=21, interleaved=interleaved).hold(run)
+
+
+@pytest.mark.parametrize("interleaved", [False, True], ids=["half", "interleaved"])
+@pytest.mark.parametrize("shape", [(3, 1), (2, 33), (1, 200), (2, 300), (3, 289)])
+@pytest.mark.usefixtures("products")
+def test_attention_of_pictures(run: Run, shape: tuple[int, int], interleaved: bool) -> None:
+    """[B, T, 3D] without offsets: each row of the batch is one, positions are counted."""
+    rng = np.random.default_rng(shape[1])
+    qkv = rng.normal(size=(*shape, 3 * 2 * 64)).astype(np.float16)
+    inputs: list[Array | None] = [qkv, *angles_of(rng, shape[1], 64), None, None]
+    hold_attention(attention(run, inputs, 2, interleaved), inputs, 2, interleaved)
+
+
+@pytest.mark.parametrize("interleaved", [False, True], ids=["half", "interleaved"])
+@pytest.mark.parametrize(("heads", "head_width"), [(5, 24), (3, 40), (2, 6), (1, 2), (2, 256)])
+def test_attention_of_other_heads(run: Run, heads: int, head_width: int, interleaved: bool) -> None:
+    Texts([7, 40, 0, 1, 3], heads, head_width, interleaved=interleaved).hold(run)
+
+
+@pytest.mark.parametrize("heads", [1, 3, 16])
+def test_attention_of_other_numbers_of_heads(run: Run, heads: int) -> None:
+    Texts([20, 33, 70], heads).hold(run)
+
+
+@pytest.mark.usefixtures("products")
+def test_a_text_has_the_same_bits_beside_any_others(run: Run) -> None:
+    for length in (3, 41, 130, 256, 300):
+        beside = Texts([5, 260, length, 31])
+        alone = Texts([length], longest=length)
+        alone.qkv, alone.cos, alone.sin = beside.qkv[beside.rows(2)].copy(), beside.cos, beside.sin
+        np.testing.assert_array_equal(beside.run(run)[beside.rows(2)], alone.run(run))
+
+
+@pytest.mark.parametrize("lengths", [[20, 30, 70], [300, 280, 290]])
+@pytest.mark.usefixtures("products")
+def test_nan_and_unknown_positions_stay_in_their_text(run: Run, lengths: list[int]) -> None:
+    before = Texts(lengths).run(run)
+    for spoil in ("value", "position"):
+        texts = Texts(lengths)
+        if spoil == "value":
+            texts.qkv[texts.offsets[1] + 4, 3 * 128 - 1] = np.nan  # of a value: one column of the second head
+        else:
+            texts.positions[texts.offsets[1] + 4] = -1 if lengths[0] == 20 else 100_000
+        after = texts.run(run)
+        spoiled = np.isnan(after)
+        own = texts.rows(1)
+        assert spoiled[own, -1].all() if spoil == "value" else spoiled[own].all()
+        assert not spoiled[texts.rows(0)].any() and not spoiled[texts.rows(2)].any()
+        for text in (0, 2):
+            np.testing.assert_array_equal(after[texts.rows(text)], before[texts.rows(text)])
+
+
+@pytest.mark.parametrize("growth", [0.02, 0.5, -0.5], ids=["within the slack", "beyond it", "falling"])
+@pytest.mark.parametrize("length", [200, 400])
+@pytest.mark.usefixtures("products")
+def test_scores_that_grow_from_key_to_key(run: Run, length: int, growth: float) -> None:
+    """The largest score so far changes with every tile of keys, by less or by more than what is let be."""
+    texts = Texts([length], heads=1)
+    texts.cos[:], texts.sin[:] = 1, 0
+    texts.qkv[:, :128] = 0
+    texts.qkv[:, 0] = 8
+    texts.qkv[:, 64] = (np.arange(length) * growth).astype(np.float16)
+    texts.hold(run)
+
+
+@pytest.mark.parametrize("length", [60, 300])
+@pytest.mark.usefixtures("products")
+def test_outliers_choose_one_key(run: Run, length: int) -> None:
+    """Scores of 10^7: the weights are one and zeros, none is NaN."""
+    texts = Texts([length], heads=1)
+    texts.cos[:], texts.sin[:] = 1, 0
+    texts.qkv[:, :64] = 2e4
+    texts.qkv[7, 64:128] = 6e4
+    y = texts.run(run)
+    np.testing.assert_array_equal(y, np.broadcast_to(texts.qkv[7, 128:], y.shape))
 
 
 @pytest.mark.parametrize(
@@ -311,12 +436,12 @@ def operands(operator: str, rows: int, width: int) -> tuple[list[Array | None], 
             return [x.astype(np.float32), x, gain, bias], full + half, {"epsilon": EPSILON, "keep_norm": 0}
         case "AddPostNorm":
             return [x, x[::-1].copy(), gain, bias], half, {"epsilon": EPSILON}
-        case "SplitRotary":
+        case "SplitRotary" | "RotaryAttention":
             qkv = np.concatenate([x, x, x], axis=1)
-            tables = rng.uniform(-1, 1, (64, 4)).astype(np.float32)
-            positions = (np.arange(rows) % 64).astype(np.int32)
-            attributes = {"num_heads": width // 8, "interleaved": 1}
-            return [qkv, tables, tables[::-1].copy(), positions], half * 3, attributes
+            head_width = 8 if operator == "SplitRotary" or width % 64 else 64
+            attributes = {"num_heads": width // head_width, "interleaved": 1}
+            outputs = half * (3 if operator == "SplitRotary" else 2)
+            return [qkv, *angles_of(rng, max(rows, 1), head_width)], outputs, attributes
         case "SwigluNorm":
             return [np.concatenate([x, x], axis=1), gain, bias], half, {"epsilon": EPSILON}
         case "Gelu":
@@ -329,9 +454,10 @@ def operands(operator: str, rows: int, width: int) -> tuple[list[Array | None], 
 
 
 NORMS = ["LayerNorm", "AddLayerNorm", "AddPostNorm", "SwigluNorm", "L2Normalize"]
-ROW_OPERATORS = [*NORMS, "SplitRotary", "Gelu", "Linear"]
+ROW_OPERATORS = [*NORMS, "Gelu", "Linear"]
+TEXT_OPERATORS = ["SplitRotary", "RotaryAttention"]
 # inputs with one row for each row of the output
-PER_ROW = {"AddLayerNorm": [0, 1], "AddPostNorm": [0, 1], "SplitRotary": [0, 3]}
+PER_ROW = {"AddLayerNorm": [0, 1], "AddPostNorm": [0, 1]}
 
 
 @pytest.mark.parametrize("operator", ROW_OPERATORS)
@@ -401,7 +527,7 @@ def test_many_rows(run: Run, operator: str, width: int) -> None:
         np.testing.assert_array_equal(whole, np.tile(part, (64, 1)))
 
 
-@pytest.mark.parametrize("operator", ROW_OPERATORS)
+@pytest.mark.parametrize("operator", [*ROW_OPERATORS, *TEXT_OPERATORS])
 def test_no_rows(run: Run, operator: str) -> None:
     inputs, outputs, attributes = operands(operator, 0, 128)
     for answer in run(operator, inputs, outputs, **attributes):
@@ -409,7 +535,7 @@ def test_no_rows(run: Run, operator: str) -> None:
         assert answer.shape[0] == 0
 
 
-@pytest.mark.parametrize("operator", ROW_OPERATORS)
+@pytest.mark.parametrize("operator", [*ROW_OPERATORS, *TEXT_OPERATORS])
 @pytest.mark.parametrize("width", [120, 1024, 2736])
 def test_misaligned_memory(run: Run, operator: str, width: int) -> None:
     """The path without vector accesses computes the same but for the order of its sums."""
@@ -431,6 +557,19 @@ def test_misaligned_memory(run: Run, operator: str, width: int) -> None:
         ("SplitRotary", [(2, 25), (4, 4), (4, 4)], 3, {"num_heads": 1, "interleaved": 0}, "heads"),
         ("SplitRotary", [(2, 24), (4, 3), (4, 3)], 3, {"num_heads": 1, "interleaved": 0}, "cos and sin"),
         ("SplitRotary", [(5, 24), (4, 4), (4, 4)], 3, {"num_heads": 1, "interleaved": 0}, "positions"),
+        ("RotaryAttention", [(2, 25), (4, 4), (4, 4)], 2, {"num_heads": 1, "interleaved": 0}, "heads"),
+        ("RotaryAttention", [(2, 774), (4, 129), (4, 129)], 2, {"num_heads": 1, "interleaved": 0}, "256"),
+        ("RotaryAttention", [(2, 24), (4, 3), (4, 3)], 2, {"num_heads": 1, "interleaved": 0}, "cos and sin"),
+        ("RotaryAttention", [(5, 24), (4, 4), (4, 4)], 2, {"num_heads": 1, "interleaved": 0}, "more positions"),
+        ("RotaryAttention", [(5, 24), (9, 4), (9, 4), (4,)], 2, {"num_heads": 1, "interleaved": 0}, "positions does"),
+        ("RotaryAttention", [(5, 24), (9, 4), (9, 4), (5,), (3,)], 2, {"num_heads": 1, "interleaved": 0}, "without"),
+        (
+            "RotaryAttention",
+            [(5, 24), (9, 4), (9, 4), (5,), (3,), (1, 5)],
+            2,
+            {"num_heads": 1, "interleaved": 0},
+            "token_offset",
+        ),
         ("SwigluNorm", [(2, 8), (5,), (5,)], 1, {"epsilon": 1e-5}, "half"),
         ("SwigluNorm", [(2, 7), (3,), (3,)], 1, {"epsilon": 1e-5}, "odd"),
         ("Linear", [(2, 8), (7, 8)], 1, {}, "weight"),
@@ -444,7 +583,8 @@ def test_shapes_that_do_not_fit_are_refused(
         "LayerNorm": "efff",
         "AddLayerNorm": "feff",
         "AddPostNorm": "eeff",
-        "SplitRotary": "efff",
+        "SplitRotary": "eff",
+        "RotaryAttention": "effiii",
         "SwigluNorm": "eff",
         "Linear": "ee",
         "MeanPool": "fi",
@@ -467,8 +607,10 @@ def test_every_kernel_waits_for_the_one_in_front() -> None:
     """A kernel that is launched early and does not wait reads unwritten data; the host build does not show it."""
     kernels = []
     for path in sorted(SOURCES.glob("*.cu")):
-        kernels += re.findall(r"__global__ void (\w+)\([^)]*\) \{\s*([^;]*;)?", path.read_text("utf-8"))
-    assert len(kernels) > 10
+        text = re.sub(r"^#.*\n", "", path.read_text("utf-8"), flags=re.MULTILINE)
+        bounds = r"(?:__launch_bounds__\([^)]*\)\s*)?"
+        kernels += re.findall(rf"__global__ void {bounds}(\w+)\([^)]*\) \{{\s*([^;]*;)?", text)
+    assert len(kernels) > 15
     assert {name for name, first in kernels if first != "begin_kernel();"} == {"probe"}  # probe is never launched
 
 

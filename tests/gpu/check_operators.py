@@ -148,26 +148,20 @@ def add_post_norm_case(rows: int, width: int, dtype: type, one: bool = False, re
     )
 
 
-def split_rotary_case(
-    length: int, heads: int, head_width: int, interleaved: int, given: bool, repeats: int = 1
-) -> Case:
+def split_rotary_case(length: int, heads: int, head_width: int, interleaved: int, repeats: int = 1) -> Case:
     rng = np.random.default_rng(length + head_width)
     width = heads * head_width
     qkv = normal(rng, 1, length, 3 * width)
     angles = rng.uniform(0, 7, (length, head_width // 2))
     cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
-    positions = rng.integers(0, length, (1, length)).astype(np.int32) if given else None
     return Case(
         "SplitRotary",
-        f"{length * repeats} x {heads} heads of {head_width}"
-        + (" interleaved" if interleaved else "")
-        + (" positions" if given else ""),
-        [qkv, cos, sin] + ([] if positions is None else [positions]),
+        f"{length * repeats} x {heads} heads of {head_width}" + (" interleaved" if interleaved else ""),
+        [qkv, cos, sin],
         [((1, length, width), np.float16)] * 3,
-        lambda: list(references.split_rotary(qkv, cos, sin, positions, heads, bool(interleaved))),
+        lambda: list(references.split_rotary(qkv, cos, sin, heads, bool(interleaved))),
         lambda expected: 2e-6,
         {"num_heads": heads, "interleaved": interleaved},
-        row_inputs=(0, 3),
         repeats=repeats,
     )
 
@@ -290,7 +284,7 @@ def small_cases() -> list[Case]:
             cases += [gelu_case(rows, width), l2_normalize_case(rows, width)]
     for heads, head_width in ((16, 64), (5, 24), (3, 40), (2, 6)):
         for interleaved in (0, 1):
-            cases += [split_rotary_case(33, heads, head_width, interleaved, given) for given in (False, True)]
+            cases += [split_rotary_case(33, heads, head_width, interleaved)]
     for interleaved in (0, 1):
         for lengths in ([1], [33], [5, 64, 1, 0, 65, 130, 17], [200, 256, 3], [300, 10, 257, 0, 500], [1297]):
             cases += [rotary_attention_case(lengths, 2, 64, interleaved)]
@@ -313,7 +307,7 @@ def model_cases() -> list[Case]:
         layer_norm_case(image, 1024, np.float32, IMAGES),
         layer_norm_case(image, 1024, np.float16, IMAGES),
         add_layer_norm_case(image, 1024, 0, IMAGES),
-        split_rotary_case(image, 16, 64, 1, False, IMAGES),
+        split_rotary_case(image, 16, 64, 1, IMAGES),
         rotary_attention_case([image], 16, 64, 1, packed=False, repeats=IMAGES),
         swiglu_norm_case(image, 2730, 2736, IMAGES),
     ]
@@ -329,7 +323,7 @@ def model_cases() -> list[Case]:
     cases += [add_post_norm_case(128, 1024, np.float16, repeats=164)]
     cases += [layer_norm_case(rows, 1024, np.float32) for rows in (32, image)]
     cases += [add_layer_norm_case(image, 1024, 0), swiglu_norm_case(image, 2730, 2736)]
-    cases += [split_rotary_case(image, 16, 64, 1, False), l2_normalize_case(32, 1024)]
+    cases += [split_rotary_case(image, 16, 64, 1), l2_normalize_case(32, 1024)]
     cases += [rotary_attention_case([image], 16, 64, 1, packed=False)]
     cases += [rotary_attention_case([length] * (4096 // length), 16, 64, 0) for length in (128, 256, 512, 2048)]
     return cases

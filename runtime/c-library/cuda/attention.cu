@@ -248,7 +248,7 @@ __global__ void __launch_bounds__(kLongThreads, 2) long_attention_kernel(Attenti
   }
 }
 
-constexpr int kTurnedRows = 16;  // of a block of turn_keys_kernel
+constexpr int kTurnedRows = 4;  // of a block of turn_keys_kernel
 constexpr int kTurnThreads = 256;
 
 // keys [N, D]: those of qkv, turned.

@@ -160,6 +160,7 @@ __device__ inline void turn_chunks(const Angles& angles, uint4 (&chunks)[2]) {
 struct RunningSoftmax {
   static constexpr float kSlack = 8.0f;  // of an exponent of two
   static constexpr int kChains = 4;
+  static constexpr float kExtreme = 1 << 20;  // an exponent whose rounding is felt
   float largest[2] = {-INFINITY, -INFINITY}, sums[2] = {0.0f, 0.0f};
 
   // Scores become their exponentials. Returns, the same in all lanes, whether earlier outputs have to be multiplied with
@@ -202,13 +203,26 @@ struct RunningSoftmax {
         sums[i] *= scales[i];
       }
     }
+    const float shifts[2] = {largest[0] * scale, largest[1] * scale};
+    float factor = scale;
+    if (__ballot_sync(0xffffffffu, fmaxf(fabsf(shifts[0]), fabsf(shifts[1])) > kExtreme) != 0) {
+      // A shift's rounding would be an exponent of its own: products are rounded in the same way.
+#pragma unroll
+      for (int g = 0; g < Groups; ++g) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          scores[g][j] = multiply_rounded(scores[g][j], scale);
+        }
+      }
+      factor = 1.0f;
+    }
     float of_chains[2][kChains] = {};
 #pragma unroll
     for (int g = 0; g < Groups; ++g) {
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         const int row = j / 2;
-        scores[g][j] = exp2_approximate(fmaf(scores[g][j], scale, -largest[row] * scale));
+        scores[g][j] = exp2_approximate(fmaf(scores[g][j], factor, -shifts[row]));
         of_chains[row][(2 * g + j) % kChains] += scores[g][j];
       }
     }

@@ -100,7 +100,7 @@ def build_cuda(output: Path, architectures: Sequence[str], ptx: Sequence[str]) -
         command = [
             *(nvcc, "-std=c++17", "-O3", "-shared", "-cudart", "shared", "--threads", "0", *targets),
             *("-Xcompiler", ",".join(["-fPIC", "-fvisibility=hidden", *WARNINGS]), "-I", str(include)),
-            *(*map(str, sorted(HERE.glob("*.cu"))), *map(str, (HERE / "operators.cpp", HERE / "early_launch.cpp"))),
+            *(*map(str, sorted(HERE.glob("*.cu"))), *map(str, (HERE / "operators.cpp", HERE / "current_device.cpp"))),
             *("-L", links, "-L", str(cublas.parent), f"-l:{cublas.name}", "-o", str(library)),
         ]
         run(command)

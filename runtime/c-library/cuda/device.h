@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstdlib>
 #include <stdexcept>
 #include <string>
 
@@ -31,12 +32,19 @@ void launch_with_memory(void (*kernel)(Parameters...), dim3 grid, dim3 block, si
 }
 
 inline int multiprocessors() { return 3; }  // a few, so that blocks take several tiles each
-inline bool hopper_attention_runs() { return true; }
+inline bool hopper_attention_runs() {
+  const char* value = std::getenv("JINACLIP_CUDA_WARPGROUPS");
+  return value == nullptr || std::string(value) != "0";
+}
 
 inline void begin_kernel() {}
 inline float fast_exp(float x) { return std::exp(x); }
 inline float fast_divide(float x, float y) { return x / y; }
 inline float reciprocal_root(float x) { return 1.0f / std::sqrt(x); }
+inline float multiply_rounded(float x, float y) {
+  volatile float product = x * y;
+  return product;
+}
 
 #else
 
@@ -53,7 +61,8 @@ bool early_launches();
 // Of the current device.
 int multiprocessors();
 
-// Whether the current device has warpgroup products: compute capability 9.0.
+// Whether the current device has warpgroup products: compute capability 9.0, unless the environment variable
+// JINACLIP_CUDA_WARPGROUPS is 0 at the first call (in the host build: at this call).
 bool hopper_attention_runs();
 
 #ifdef __CUDACC__
@@ -104,6 +113,8 @@ __device__ inline void begin_kernel() {
 __device__ inline float fast_exp(float x) { return __expf(x); }
 __device__ inline float fast_divide(float x, float y) { return __fdividef(x, y); }
 __device__ inline float reciprocal_root(float x) { return rsqrtf(x); }
+// Rounded before it is added to anything.
+__device__ inline float multiply_rounded(float x, float y) { return __fmul_rn(x, y); }
 #endif
 
 #endif

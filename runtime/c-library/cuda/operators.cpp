@@ -238,7 +238,6 @@ Kernel make_split_rotary(const Attributes& attributes) {
   require(num_heads > 0, "SplitRotary: num_heads is not positive");
   return [num_heads, interleaved](const Context& context) {
     const Tensor qkv = context.input(0), cos = context.input(1), sin = context.input(2);
-    const std::optional<Tensor> positions = context.optional_input(3);
     require(qkv.shape.size() >= 2, "SplitRotary: qkv has fewer than two dimensions");
     require(qkv.last() % (3 * num_heads * 2) == 0,
             "SplitRotary: qkv's last dimension is not three times num_heads heads of even width");
@@ -248,21 +247,15 @@ Kernel make_split_rotary(const Attributes& attributes) {
     require(cos.shape.size() == 2 && cos.shape[1] == columns / num_heads / 2 && cos.shape == sin.shape &&
                 cos.shape[0] <= INT_MAX,
             "SplitRotary: cos and sin are not [P, half of a head's width]");
-    if (positions.has_value()) {
-      require(positions->rows(0) == rows, "SplitRotary: positions does not have one element a row");
-    } else {
-      require(length <= cos.shape[0], "SplitRotary: more positions than rows of cos and sin");
-    }
+    require(length <= cos.shape[0], "SplitRotary: more positions than rows of cos and sin");
     std::vector<int64_t> shape = qkv.shape;
     shape.back() = columns;
     Half* q = context.output<Half>(0, shape);
     Half* k = context.output<Half>(1, shape);
     Half* v = context.output<Half>(2, shape);
     if (rows > 0) {
-      split_rotary(qkv.data, cos.as<float>(), sin.as<float>(),
-                   positions.has_value() ? positions->as<int32_t>() : nullptr, q, k, v, rows, length,
-                   static_cast<int>(cos.shape[0]), columns, static_cast<int>(num_heads), interleaved,
-                   context.stream());
+      split_rotary(qkv.data, cos.as<float>(), sin.as<float>(), q, k, v, rows, length, columns,
+                   static_cast<int>(num_heads), interleaved, context.stream());
     }
   };
 }
@@ -456,8 +449,7 @@ ort::CustomOpDomain* make_domain() {
       {"LayerNorm", {{kAny}, {kFloat}, {kFloat}}, {kFloat16}, make_layer_norm},
       {"AddLayerNorm", {{kFloat}, {kFloat16}, {kFloat}, {kFloat}}, {kFloat, kFloat16}, make_add_layer_norm},
       {"AddPostNorm", {{kAny}, {kFloat16}, {kFloat}, {kFloat}}, {kFloat16}, make_add_post_norm},
-      {"SplitRotary", {{kFloat16}, {kFloat}, {kFloat}, {kInt32, true}}, {kFloat16, kFloat16, kFloat16},
-       make_split_rotary},
+      {"SplitRotary", {{kFloat16}, {kFloat}, {kFloat}}, {kFloat16, kFloat16, kFloat16}, make_split_rotary},
       {"RotaryAttention",
        {{kFloat16}, {kFloat}, {kFloat}, {kInt32, true}, {kInt32, true}, {kInt32, true}},
        {kFloat16, kFloat16},

@@ -26,11 +26,10 @@ void add_post_norm(const void* residual, bool residual_is_float32, bool one_resi
                    const float* gain, const float* bias, Half* y, int64_t rows, int columns, float epsilon,
                    Stream stream);
 
-// qkv float16 [rows, 3 * columns]; cos, sin [table_rows, columns / num_heads / 2]; positions [rows], or null: the
-// position is the row's index modulo `length`; q, k, v float16 [rows, columns].
-void split_rotary(const Half* qkv, const float* cos, const float* sin, const int32_t* positions, Half* q, Half* k,
-                  Half* v, int64_t rows, int64_t length, int table_rows, int columns, int num_heads, bool interleaved,
-                  Stream stream);
+// qkv float16 [rows, 3 * columns]; cos, sin [length or more, columns / num_heads / 2]; a row's position is its index modulo
+// `length`; q, k, v float16 [rows, columns].
+void split_rotary(const Half* qkv, const float* cos, const float* sin, Half* q, Half* k, Half* v, int64_t rows,
+                  int64_t length, int columns, int num_heads, bool interleaved, Stream stream);
 
 // Heads have at most so many columns in rotary_attention.
 constexpr int kMostHeadColumns = 256;
@@ -38,10 +37,10 @@ constexpr int kMostHeadColumns = 256;
 // Rows of `keys` that rotary_attention needs: `rows`, or 0 where it turns keys as it loads them.
 int64_t turned_key_rows(int64_t rows, int64_t longest, int columns, int num_heads);
 
-// qkv, cos, sin as above; text b is rows offsets[b] to offsets[b + 1] - 1 (offsets int32 [texts + 1], no text longer than
+// qkv as above; text b is rows offsets[b] to offsets[b + 1] - 1 (offsets int32 [texts + 1], no text longer than
 // `longest`), or without offsets b * longest to (b + 1) * longest - 1; positions [rows], or null: a row's index in its
-// text; y float16 [rows, columns], of which rows of no text are not written; keys: memory of float16
-// [turned_key_rows, columns].
+// text; cos, sin [table_rows, columns / num_heads / 2]; y float16 [rows, columns], of which rows of no text are not
+// written; keys: memory of float16 [turned_key_rows, columns].
 void rotary_attention(const Half* qkv, const float* cos, const float* sin, const int32_t* positions,
                       const int32_t* offsets, Half* y, Half* keys, int64_t rows, int64_t longest, int texts,
                       int table_rows, int columns, int num_heads, bool interleaved, Stream stream);

@@ -1,5 +1,5 @@
 // SplitRotary: qkv [rows, 3D] float16 -> q, k, v [rows, D] float16; pairs of q and k are rotated by the angle of the
-// row's position, v is copied. Heads have K = D / num_heads columns; pairs are (i, i + K/2), or (2i, 2i+1) if
+// row's index in its text, v is copied. Heads have K = D / num_heads columns; pairs are (i, i + K/2), or (2i, 2i+1) if
 // interleaved. One read of qkv, one write of each output.
 #include "operators.h"
 #include "rows.h"
@@ -11,20 +11,15 @@ namespace {
 // one of the row's three parts.
 template <int Pairs, bool Interleaved>
 __global__ void split_rotary_kernel(const __half* qkv, const float* __restrict__ cos,
-                                    const float* __restrict__ sin, const int32_t* positions,
-                                    __half* __restrict__ q, __half* __restrict__ k, __half* __restrict__ v,
-                                    unsigned length, int table_rows, int columns, int head_columns) {
+                                    const float* __restrict__ sin, __half* __restrict__ q, __half* __restrict__ k,
+                                    __half* __restrict__ v, unsigned length, int columns, int head_columns) {
   begin_kernel();
   const int64_t row = blockIdx.x;
   const int part = blockIdx.y + threadIdx.y;  // q, k, v
   const int half = head_columns / 2;
   qkv += row * 3 * columns + part * columns;                          // [D]
   __half* out = (part == 0 ? q : part == 1 ? k : v) + row * columns;  // [D]
-  // The columns are loaded before the position is waited for.
-  int position = 0;
-  if (part < 2) {
-    position = positions != nullptr ? positions[row] : static_cast<int>(blockIdx.x % length);
-  }
+  const int64_t angles = int64_t{1} * (blockIdx.x % length) * half;  // the row's, in cos and sin
   for (int unit = threadIdx.x; unit < columns / (2 * Pairs); unit += blockDim.x) {
     // `first` and `second` are where the two vectors of the unit begin, `pair` is the first of its pairs in the head.
     int first, second, pair;
@@ -46,16 +41,14 @@ __global__ void split_rotary_kernel(const __half* qkv, const float* __restrict__
       float values[2 * Pairs];
       load(qkv + first, values);
       if (part < 2) {
-        const bool known = position >= 0 && position < table_rows;
-        const int64_t at = (known ? int64_t{1} * position * half : 0) + pair;
         float c[Pairs], s[Pairs];
-        load(cos + at, c);
-        load(sin + at, s);
+        load(cos + angles + pair, c);
+        load(sin + angles + pair, s);
 #pragma unroll
         for (int i = 0; i < Pairs; ++i) {
           const float a = values[2 * i], b = values[2 * i + 1];
-          values[2 * i] = known ? a * c[i] - b * s[i] : NAN;
-          values[2 * i + 1] = known ? a * s[i] + b * c[i] : NAN;
+          values[2 * i] = a * c[i] - b * s[i];
+          values[2 * i + 1] = a * s[i] + b * c[i];
         }
       }
       store(out + first, values);
@@ -64,16 +57,14 @@ __global__ void split_rotary_kernel(const __half* qkv, const float* __restrict__
       load(qkv + first, a);
       load(qkv + second, b);
       if (part < 2) {
-        const bool known = position >= 0 && position < table_rows;
-        const int64_t at = (known ? int64_t{1} * position * half : 0) + pair;
         float c[Pairs], s[Pairs];
-        load(cos + at, c);
-        load(sin + at, s);
+        load(cos + angles + pair, c);
+        load(sin + angles + pair, s);
 #pragma unroll
         for (int i = 0; i < Pairs; ++i) {
           const float x = a[i], y = b[i];
-          a[i] = known ? x * c[i] - y * s[i] : NAN;
-          b[i] = known ? x * s[i] + y * c[i] : NAN;
+          a[i] = x * c[i] - y * s[i];
+          b[i] = x * s[i] + y * c[i];
         }
       }
       store(out + first, a);
@@ -84,9 +75,8 @@ __global__ void split_rotary_kernel(const __half* qkv, const float* __restrict__
 
 }  // namespace
 
-void split_rotary(const Half* qkv, const float* cos, const float* sin, const int32_t* positions, Half* q, Half* k,
-                  Half* v, int64_t rows, int64_t length, int table_rows, int columns, int num_heads, bool interleaved,
-                  Stream stream) {
+void split_rotary(const Half* qkv, const float* cos, const float* sin, Half* q, Half* k, Half* v, int64_t rows,
+                  int64_t length, int columns, int num_heads, bool interleaved, Stream stream) {
   const int head_columns = columns / num_heads;
   const bool vectors = head_columns % (interleaved ? 8 : 16) == 0 && aligned(qkv) && aligned(cos) && aligned(sin) &&
                        aligned(q) && aligned(k) && aligned(v);
@@ -98,8 +88,8 @@ void split_rotary(const Half* qkv, const float* cos, const float* sin, const int
   const unsigned in_block = rows <= kFewRows ? 1 : 3;  // parts
   launch(kernel, dim3(static_cast<unsigned>(rows), 3 / in_block),
          dim3(static_cast<unsigned>(units < 256 ? units : 256), in_block), stream,
-         static_cast<const __half*>(qkv), cos, sin, positions, static_cast<__half*>(q), static_cast<__half*>(k),
-         static_cast<__half*>(v), static_cast<unsigned>(length), table_rows, columns, head_columns);
+         static_cast<const __half*>(qkv), cos, sin, static_cast<__half*>(q), static_cast<__half*>(k),
+         static_cast<__half*>(v), static_cast<unsigned>(length), columns, head_columns);
 }
 
 }  // namespace jinaclip
