@@ -328,7 +328,7 @@ __global__ void plain_attention_kernel(AttentionArguments a, float scale) {
     }
     score = row_sum<kWarp, 0>(score) * scale;
     const float most = fmaxf(largest, score);
-    const float kept = exp2_approximate(largest - most), weight = exp2_approximate(score - most);
+    const float kept = fast_exp2(largest - most), weight = fast_exp2(score - most);
     largest = most;
     sum = sum * kept + weight;
     for (int g = 0; g < kGroups; ++g) {

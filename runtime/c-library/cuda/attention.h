@@ -198,7 +198,7 @@ struct RunningSoftmax {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         most[i] = fmaxf(most[i], largest[i]);
-        scales[i] = exp2_approximate((largest[i] - most[i]) * scale);
+        scales[i] = fast_exp2((largest[i] - most[i]) * scale);
         largest[i] = most[i];
         sums[i] *= scales[i];
       }
@@ -222,7 +222,7 @@ struct RunningSoftmax {
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         const int row = j / 2;
-        scores[g][j] = exp2_approximate(fmaf(scores[g][j], factor, -shifts[row]));
+        scores[g][j] = fast_exp2(fmaf(scores[g][j], factor, -shifts[row]));
         of_chains[row][(2 * g + j) % kChains] += scores[g][j];
       }
     }

@@ -38,7 +38,8 @@ inline bool hopper_attention_runs() {
 }
 
 inline void begin_kernel() {}
-inline float fast_exp(float x) { return std::exp(x); }
+inline float fast_exp2(float x) { return std::exp2(x); }
+inline float fast_reciprocal(float x) { return 1.0f / x; }
 inline float fast_divide(float x, float y) { return x / y; }
 inline float reciprocal_root(float x) { return 1.0f / std::sqrt(x); }
 inline float multiply_rounded(float x, float y) {
@@ -109,8 +110,18 @@ __device__ inline void begin_kernel() {
 #endif
 }
 
-// Errors of a few units in the last place of float32.
-__device__ inline float fast_exp(float x) { return __expf(x); }
+// Errors of a few units in the last place of float32. One instruction each for the first two, with zero in place of results
+// that are denormal.
+__device__ inline float fast_exp2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+__device__ inline float fast_reciprocal(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
 __device__ inline float fast_divide(float x, float y) { return __fdividef(x, y); }
 __device__ inline float reciprocal_root(float x) { return rsqrtf(x); }
 // Rounded before it is added to anything.

@@ -37,8 +37,6 @@ inline void unpack_halves(uint32_t word, float& low, float& high) {
   high = static_cast<float>(both[1]);
 }
 
-inline float exp2_approximate(float x) { return std::exp2(x); }
-
 // Four matrices of 8 x 8; lane i gives the address of row i % 8 of matrix i / 8.
 template <bool Transposed>
 void load_matrices(const __half* row, uint32_t (&words)[4]) {
@@ -108,12 +106,6 @@ __device__ inline void unpack_halves(uint32_t word, float& low, float& high) {
   const float2 both = __half22float2(*reinterpret_cast<const __half2*>(&word));
   low = both.x;
   high = both.y;
-}
-
-__device__ inline float exp2_approximate(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
 }
 
 template <bool Transposed>

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from dataclasses import dataclass
@@ -10,8 +11,8 @@ from typing import Any
 
 Entry = dict[str, Any]
 LAUNCHES = ("kernel", "product")
-# Flash attention, and CUTLASS's memory-efficient attention.
-_ATTENTION = re.compile(r"flash_fwd(_splitkv)?_kernel|attention_kernel_batched")
+# Flash attention, CUTLASS's memory-efficient attention, and the launches of jinaclip's.
+_ATTENTION = re.compile(r"flash_fwd(_splitkv)?_kernel|attention_kernel_batched|jinaclip.*(attention|turn_keys)_kernel")
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,7 @@ class Journal:
 
 
 def launches_per_block(launches: list[Entry]) -> int:
-    """Launches from the attention of the last block but one to that of the last: what a block adds where all that
-    blocks share is done.
-    """
-    attention = [index for index, launch in enumerate(launches) if _ATTENTION.search(launch.get("kernel", ""))]
-    return attention[-1] - attention[-2]
+    """Launches from the end of the first block's attention to that of the second's; the last may be for one token."""
+    found = [bool(_ATTENTION.search(launch.get("kernel", ""))) for launch in launches]
+    ends = [index for index, pair in enumerate(itertools.pairwise(found)) if pair == (True, False)]
+    return ends[1] - ends[0]

@@ -584,6 +584,7 @@ def test_launches_a_block_are_as_documented(
     open_session: Open, journal: Journal, make_batch: MakeBatch, tower: str, kind: str
 ) -> None:
     session = open_session(tower, kind)
+    session.run(make_batch(tower, *LARGE[tower]))  # which tries algorithms for products
     mark = journal.mark()
     session.run(make_batch(tower, *LARGE[tower]))
     assert launches_per_block(journal.since(mark).launches) == documented_launches()[tower, kind]
