@@ -1,5 +1,6 @@
-// RotaryAttention: qkv [N, 3D] float16 -> y [N, D] float16: queries and keys turned by the angle of their row's position,
-// then softmax(q k' / sqrt(K)) v within each text and head. No padding is computed, no score is written to memory.
+// RotaryAttention: qkv [N, 3D] float16 -> y [N, D] float16: queries and keys turned by the angle of their row's
+// position, then softmax(q k' / sqrt(K)) v within each text and head. No padding is computed, no score is written to
+// memory.
 //
 // Turned keys and values lie in shared memory, queries, scores and outputs in registers. Scores and outputs are float32
 // sums; turned queries and keys and the exponentials are rounded to float16, as products take them.
@@ -102,9 +103,9 @@ struct Queries {
   }
 };
 
-// Short texts. A block has one head of a text, or several heads of a text that is short enough: all their queries, keys and
-// values lie in shared memory at once, Warps * 32 rows of each, a head's rows rounded up to 16. Queries and keys are turned
-// there; then each warp takes 16 queries of a head at a time.
+// Short texts. A block has one head of a text, or several heads of a text that is short enough: all their queries, keys
+// and values lie in shared memory at once, Warps * 32 rows of each, a head's rows rounded up to 16. Queries and keys
+// are turned there; then each warp takes 16 queries of a head at a time.
 template <int Warps, bool Interleaved>
 __global__ void __launch_bounds__(Warps* kWarp, 16 / Warps)
     short_attention_kernel(AttentionArguments a, float scale, int most_heads) {
@@ -189,7 +190,8 @@ struct alignas(128) KeyTile {
   __half keys[kKeys * kTileColumns], values[kKeys * kTileColumns];
 };
 
-// Starts the copies of turned keys and of values first to first + 63 of a text's head; rows beyond the text become zero.
+// Starts the copies of turned keys and of values first to first + 63 of a text's head; rows beyond the text become
+// zero.
 __device__ inline void copy_tile(const AttentionArguments& a, const TextTile& tile, int head, int first, KeyTile& to) {
   const int64_t columns = int64_t{1} * a.heads * kHeadColumns;
 #pragma unroll
@@ -204,8 +206,8 @@ __device__ inline void copy_tile(const AttentionArguments& a, const TextTile& ti
   commit_copies();
 }
 
-// Longer texts, with keys that are turned already: a block computes Tiles * 64 queries of a head; a warp has Tiles * 16 of
-// them. While 64 keys are weighed, the next are copied.
+// Longer texts, with keys that are turned already: a block computes Tiles * 64 queries of a head; a warp has Tiles * 16
+// of them. While 64 keys are weighed, the next are copied.
 template <int Tiles, bool Interleaved>
 __global__ void __launch_bounds__(kLongThreads, 2) long_attention_kernel(AttentionArguments a, float scale) {
   begin_kernel();
@@ -244,7 +246,8 @@ __global__ void __launch_bounds__(kLongThreads, 2) long_attention_kernel(Attenti
   __syncthreads();
 #pragma unroll
   for (int t = 0; t < Tiles; ++t) {
-    store_outputs(a, tile, head, row + 16 * t, queries.softmax[t], queries.outputs[t], own_rows + t * 16 * kTileColumns);
+    store_outputs(a, tile, head, row + 16 * t, queries.softmax[t], queries.outputs[t],
+                  own_rows + t * 16 * kTileColumns);
   }
 }
 
@@ -311,9 +314,9 @@ __global__ void plain_attention_kernel(AttentionArguments a, float scale) {
   float query[kGroups], output[kGroups] = {};
   for (int g = 0; g < kGroups; ++g) {
     const int column = g * kWarp + lane;
-    query[g] = column < a.head_columns
-                   ? turned<Interleaved>(a, text + int64_t{3} * tile.first * columns, position_of(a, tile, tile.first), column)
-                   : 0.0f;
+    query[g] = column < a.head_columns ? turned<Interleaved>(a, text + int64_t{3} * tile.first * columns,
+                                                             position_of(a, tile, tile.first), column)
+                                       : 0.0f;
   }
   float largest = -INFINITY, sum = 0.0f;
   for (int key = 0; key < tile.length; ++key) {

@@ -25,7 +25,8 @@ struct AttentionArguments {
   int more_than, at_most;  // only texts of such lengths
 };
 
-// Part of a text that a block computes: queries first to first + Tile - 1 of a text at rows begin to begin + length - 1.
+// Part of a text that a block computes: queries first to first + Tile - 1 of a text at rows begin to begin + length
+// - 1.
 struct TextTile {
   int begin, length, first;
 };
@@ -155,16 +156,16 @@ __device__ inline void turn_chunks(const Angles& angles, uint4 (&chunks)[2]) {
 }
 
 // Softmax over keys that come tile by tile, for the two rows of a lane's C fragments. Sums are of what the lane holds.
-// Exponents are relative to the largest score of a row, or to an earlier one that is smaller by at most kSlack: then what
-// was summed stays as it is, and a float16 weight of up to 2^kSlack has the same relative rounding.
+// Exponents are relative to the largest score of a row, or to an earlier one that is smaller by at most kSlack: then
+// what was summed stays as it is, and a float16 weight of up to 2^kSlack has the same relative rounding.
 struct RunningSoftmax {
   static constexpr float kSlack = 8.0f;  // of an exponent of two
   static constexpr int kChains = 4;
   static constexpr float kExtreme = 1 << 20;  // an exponent whose rounding is felt
   float largest[2] = {-INFINITY, -INFINITY}, sums[2] = {0.0f, 0.0f};
 
-  // Scores become their exponentials. Returns, the same in all lanes, whether earlier outputs have to be multiplied with
-  // `scales`, as the sums were.
+  // Scores become their exponentials. Returns, the same in all lanes, whether earlier outputs have to be multiplied
+  // with `scales`, as the sums were.
   template <int Groups>
   __device__ bool update(float (&scores)[Groups][4], float scale, float (&scales)[2]) {
     float most[2];
@@ -257,7 +258,8 @@ __device__ inline void mask_scores(float (&scores)[Groups][4], int known) {
   }
 }
 
-// Queries row to row + 15 of a text's head, turned, into 16 rows of a tile, by one warp. Those beyond the text become zero.
+// Queries row to row + 15 of a text's head, turned, into 16 rows of a tile, by one warp. Those beyond the text become
+// zero.
 template <bool Interleaved>
 __device__ inline void load_queries(const AttentionArguments& a, const TextTile& tile, int head, int row, __half* to) {
   const int lane = threadIdx.x % kWarp, part = lane % 4;
@@ -283,8 +285,8 @@ __device__ inline void load_queries(const AttentionArguments& a, const TextTile&
   }
 }
 
-// Outputs [16, 64] of queries row to row + 15 as C fragments, divided by the rows' sums, by way of 16 rows of shared memory
-// that only this warp uses.
+// Outputs [16, 64] of queries row to row + 15 as C fragments, divided by the rows' sums, by way of 16 rows of shared
+// memory that only this warp uses.
 __device__ inline void store_outputs(const AttentionArguments& a, const TextTile& tile, int head, int row,
                                      const RunningSoftmax& softmax, const float (&outputs)[8][4], __half* staging) {
   const int lane = threadIdx.x % kWarp;
@@ -322,7 +324,7 @@ __device__ inline void round_weights(const float (&scores)[Groups][4], uint32_t 
   for (int k = 0; k < Groups / 2; ++k) {
 #pragma unroll
     for (int w = 0; w < 4; ++w) {
-      const float(&pair)[4] = scores[2 * k + w / 2];
+      const float (&pair)[4] = scores[2 * k + w / 2];
       weights[k][w] = pack_halves(pair[w % 2 * 2], pair[w % 2 * 2 + 1]);
     }
   }

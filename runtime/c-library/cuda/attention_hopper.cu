@@ -1,10 +1,10 @@
 // RotaryAttention's long texts and images on Hopper (compute capability 9.0): its warpgroup products (wgmma).
 //
 // One block a multiprocessor takes tiles of 192 queries in turn. Its first warpgroup copies turned keys and values, 96
-// rows at a time, into a ring of eight places in shared memory; the three others hold 64 queries each, in registers with
-// their scores and outputs. A place is full when its copies have arrived, and empty when all consumers have read it.
-// Consumers start their products in a fixed order, so that one multiplies while the others compute exponentials; each
-// starts the scores of the next keys before it weighs the values of the last.
+// rows at a time, into a ring of eight places in shared memory. The three others have 64 queries each, with their
+// scores and outputs in registers. A place is full when its copies have arrived, and empty when all consumers have read
+// it. Consumers start their products in a fixed order, so that one multiplies while the others compute exponentials;
+// each starts the scores of the next keys before it weighs the values of the last.
 #include "attention.h"
 #include "warpgroup.h"
 
@@ -42,11 +42,12 @@ struct KeyCount {
   static constexpr int value = Count;
 };
 
-// The same value, of which the compiler then knows that it is the same in all lanes: it keeps it in registers of the warp.
-__device__ inline int uniform(int value) { return __shfl_sync(0xffffffffu, value, 0); }
+// The same value, of which the compiler then knows that it is the same in all lanes: it keeps it in registers of the
+// warp.
+[[maybe_unused]] __device__ inline int uniform(int value) { return __shfl_sync(0xffffffffu, value, 0); }
 
-// Calls work(tile, head) for this block's share of all tiles and heads; the blocks take them in turn. 32 texts are looked up
-// at a time, a lane each.
+// Calls work(tile, head) for this block's share of all tiles and heads; the blocks take them in turn. 32 texts are
+// looked up at a time, a lane each.
 template <typename Work>
 __device__ inline void for_each_tile(const AttentionArguments& a, Work work) {
   const int lane = threadIdx.x % kWarp;
@@ -67,7 +68,7 @@ __device__ inline void for_each_tile(const AttentionArguments& a, Work work) {
   }
 }
 
-__device__ inline void produce(const AttentionArguments& a, Shared& shared) {
+[[maybe_unused]] __device__ inline void produce(const AttentionArguments& a, Shared& shared) {
   const int thread = threadIdx.x, columns = a.heads * kHeadColumns;
   const int row_of_thread = thread / 8, chunk = thread % 8;
   const int at = tile_at(row_of_thread, chunk);
@@ -99,7 +100,8 @@ __device__ inline void produce(const AttentionArguments& a, Shared& shared) {
   };
   for_each_tile(a, [&](const TextTile& tile, int head) {
     for (int row = tile.first + thread; row < tile.first + kQueries && row < tile.length; row += 128) {
-      prefetch(a.qkv + int64_t{3} * (tile.begin + row) * columns + head * kHeadColumns);  // consumers ask for them later
+      prefetch(a.qkv + int64_t{3} * (tile.begin + row) * columns +
+               head * kHeadColumns);  // consumers ask for them later
     }
     const __half* keys = a.keys + int64_t{1} * tile.begin * columns + head * kHeadColumns + chunk * 8;
     const __half* values = a.qkv + (int64_t{3} * tile.begin + 2) * columns + head * kHeadColumns + chunk * 8;

@@ -72,7 +72,8 @@ constexpr int64_t kEarlyThreads = int64_t{1} << 19;
 // Shared memory that a kernel may have without asking for more.
 constexpr size_t kPlainSharedBytes = 48 * 1024;
 
-// With `bytes` of shared memory a block. Every kernel calls begin_kernel first: an early launch is ordered by that alone.
+// With `bytes` of shared memory a block. Every kernel calls begin_kernel first: an early launch is ordered by that
+// alone.
 template <typename... Parameters, typename... Arguments>
 void launch_with_memory(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t bytes, Stream stream,
                         Arguments... arguments) {
@@ -99,10 +100,10 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, Stream stream,
   launch_with_memory(kernel, grid, block, 0, stream, arguments...);
 }
 
-// Waits until the kernel in front has ended and its writes are visible, then lets the kernel behind be launched. In this
-// order at most two kernels of a stream are on the device: none is launched while the one before the last still runs.
-// What a kernel in front may have written must not be read through `const __restrict__` pointers: such loads may take
-// a path that takes memory as constant while the kernel runs, from its launch on.
+// Waits until the kernel in front has ended and its writes are visible, then lets the kernel behind be launched. In
+// this order at most two kernels of a stream are on the device: none is launched while the one before the last still
+// runs. What a kernel in front may have written must not be read through `const __restrict__` pointers: such loads may
+// take a path that takes memory as constant while the kernel runs, from its launch on.
 __device__ inline void begin_kernel() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
@@ -110,8 +111,8 @@ __device__ inline void begin_kernel() {
 #endif
 }
 
-// Errors of a few units in the last place of float32. One instruction each for the first two, with zero in place of results
-// that are denormal.
+// Errors of a few units in the last place of float32. One instruction each for the first two, with zero in place of
+// results that are denormal.
 __device__ inline float fast_exp2(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));

@@ -26,8 +26,8 @@ void add_post_norm(const void* residual, bool residual_is_float32, bool one_resi
                    const float* gain, const float* bias, Half* y, int64_t rows, int columns, float epsilon,
                    Stream stream);
 
-// qkv float16 [rows, 3 * columns]; cos, sin [length or more, columns / num_heads / 2]; a row's position is its index modulo
-// `length`; q, k, v float16 [rows, columns].
+// qkv float16 [rows, 3 * columns]; cos, sin [length or more, columns / num_heads / 2]; a row's position is its index
+// modulo `length`; q, k, v float16 [rows, columns].
 void split_rotary(const Half* qkv, const float* cos, const float* sin, Half* q, Half* k, Half* v, int64_t rows,
                   int64_t length, int columns, int num_heads, bool interleaved, Stream stream);
 
@@ -53,8 +53,8 @@ void swiglu_norm(const Half* gate_up, const float* gain, const float* bias, Half
 void gelu(const Half* x, Half* y, int64_t count, Stream stream);
 
 // x float16 or float32 [rows, columns]; offsets [texts + 1]; y [texts, columns].
-void mean_pool(const void* x, bool x_is_float32, const int32_t* offsets, float* y, int64_t rows, int texts,
-               int columns, Stream stream);
+void mean_pool(const void* x, bool x_is_float32, const int32_t* offsets, float* y, int64_t rows, int texts, int columns,
+               Stream stream);
 
 // x, y [rows, columns].
 void l2_normalize(const float* x, float* y, int64_t rows, int columns, Stream stream);

@@ -7,19 +7,19 @@
 namespace jinaclip {
 namespace {
 
-// A thread handles Pairs pairs: two vectors of Pairs columns, or one of 2 * Pairs if interleaved. A block is one row, or
-// one of the row's three parts.
+// A thread handles Pairs pairs: two vectors of Pairs columns, or one of 2 * Pairs if interleaved. A block is one row,
+// or one of the row's three parts.
 template <int Pairs, bool Interleaved>
-__global__ void split_rotary_kernel(const __half* qkv, const float* __restrict__ cos,
-                                    const float* __restrict__ sin, __half* __restrict__ q, __half* __restrict__ k,
-                                    __half* __restrict__ v, unsigned length, int columns, int head_columns) {
+__global__ void split_rotary_kernel(const __half* qkv, const float* __restrict__ cos, const float* __restrict__ sin,
+                                    __half* __restrict__ q, __half* __restrict__ k, __half* __restrict__ v,
+                                    unsigned length, int columns, int head_columns) {
   begin_kernel();
   const int64_t row = blockIdx.x;
   const int part = blockIdx.y + threadIdx.y;  // q, k, v
   const int half = head_columns / 2;
   qkv += row * 3 * columns + part * columns;                          // [D]
   __half* out = (part == 0 ? q : part == 1 ? k : v) + row * columns;  // [D]
-  const int64_t angles = int64_t{1} * (blockIdx.x % length) * half;  // the row's, in cos and sin
+  const int64_t angles = int64_t{1} * (blockIdx.x % length) * half;   // the row's, in cos and sin
   for (int unit = threadIdx.x; unit < columns / (2 * Pairs); unit += blockDim.x) {
     // `first` and `second` are where the two vectors of the unit begin, `pair` is the first of its pairs in the head.
     int first, second, pair;
@@ -87,9 +87,9 @@ void split_rotary(const Half* qkv, const float* cos, const float* sin, Half* q, 
   const int units = columns / (2 * pairs);
   const unsigned in_block = rows <= kFewRows ? 1 : 3;  // parts
   launch(kernel, dim3(static_cast<unsigned>(rows), 3 / in_block),
-         dim3(static_cast<unsigned>(units < 256 ? units : 256), in_block), stream,
-         static_cast<const __half*>(qkv), cos, sin, static_cast<__half*>(q), static_cast<__half*>(k),
-         static_cast<__half*>(v), static_cast<unsigned>(length), columns, head_columns);
+         dim3(static_cast<unsigned>(units < 256 ? units : 256), in_block), stream, static_cast<const __half*>(qkv), cos,
+         sin, static_cast<__half*>(q), static_cast<__half*>(k), static_cast<__half*>(v), static_cast<unsigned>(length),
+         columns, head_columns);
 }
 
 }  // namespace jinaclip

@@ -17,8 +17,8 @@ constexpr int kTileColumns = 64;
 
 __device__ inline int tile_at(int row, int chunk) { return row * kTileColumns + ((chunk ^ (row & 7)) << 3); }
 
-// What a launch has to ask for beyond the memory it needs: dynamic_shared_memory() begins at a multiple of this, eight such
-// rows.
+// What a launch has to ask for beyond the memory it needs: dynamic_shared_memory() begins at a multiple of this, eight
+// such rows.
 constexpr size_t kSharedAlignment = 1024;
 
 #ifdef JINACLIP_HOST
@@ -139,10 +139,10 @@ __device__ inline void* dynamic_shared_memory() {
 
 // Copies to shared memory that go on while the thread does other work; zeros, if not `inside`.
 __device__ inline void copy_16_bytes(__half* to, const __half* from, bool inside) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(
-                   static_cast<uint32_t>(__cvta_generic_to_shared(to))),
-               "l"(__cvta_generic_to_global(from)), "r"(inside ? 16 : 0)
-               : "memory");
+  asm volatile(
+      "cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(static_cast<uint32_t>(__cvta_generic_to_shared(to))),
+      "l"(__cvta_generic_to_global(from)), "r"(inside ? 16 : 0)
+      : "memory");
 }
 __device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Until at most so many of this thread's groups of copies are under way.

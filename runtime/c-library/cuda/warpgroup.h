@@ -65,7 +65,8 @@ void start_scores(float (&scores)[kHopperKeys / 8][4], const __half* queries, co
                            tile_value(queries, first + row, 16 * k + column + 1));
       };
       const auto key = [&](int column) {
-        return pack_halves(tile_value(keys, 8 * g + r, 16 * k + column), tile_value(keys, 8 * g + r, 16 * k + column + 1));
+        return pack_halves(tile_value(keys, 8 * g + r, 16 * k + column),
+                           tile_value(keys, 8 * g + r, 16 * k + column + 1));
       };
       multiply(scores[g], {query(r, c), query(r + 8, c), query(r, c + 8), query(r + 8, c + 8)}, key(c), key(c + 8));
     }
@@ -153,9 +154,9 @@ __device__ inline uint32_t tile_descriptor(const __half* tile) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(tile)) >> 4 | 1u << 16;
 }
 
-// PTX of a product: it is begun with the low halves of tiles' descriptors, has a step for 16 columns of queries and keys or
-// 16 rows of values, whose part of a tile begins `offset` units behind its first, and is committed. Without `add` a step's
-// results replace what was there.
+// PTX of a product: it is begun with the low halves of tiles' descriptors, has a step for 16 columns of queries and
+// keys or 16 rows of values, whose part of a tile begins `offset` units behind its first, and is committed. Without
+// `add` a step's results replace what was there.
 #define JINACLIP_BEGIN_PRODUCT "{\n.reg .b64 part, rows;\n.reg .b32 low;\n.reg .pred add;\nwgmma.fence.sync.aligned;\n"
 #define JINACLIP_PART(name, low_half, offset) \
   "add.u32 low, " low_half ", " #offset ";\nmov.b64 " name ", {low, 0x40000040};\n"
@@ -185,7 +186,8 @@ template <int Keys>
 __device__ void start_scores(float (&scores)[kHopperKeys / 8][4], const __half* queries, const __half* keys);
 
 template <>
-__device__ inline void start_scores<96>(float (&scores)[kHopperKeys / 8][4], const __half* queries, const __half* keys) {
+__device__ inline void start_scores<96>(float (&scores)[kHopperKeys / 8][4], const __half* queries,
+                                        const __half* keys) {
 #ifdef JINACLIP_WARPGROUPS
   asm volatile(
       JINACLIP_BEGIN_PRODUCT
@@ -212,7 +214,8 @@ __device__ inline void start_scores<96>(float (&scores)[kHopperKeys / 8][4], con
 }
 
 template <>
-__device__ inline void start_scores<48>(float (&scores)[kHopperKeys / 8][4], const __half* queries, const __half* keys) {
+__device__ inline void start_scores<48>(float (&scores)[kHopperKeys / 8][4], const __half* queries,
+                                        const __half* keys) {
 #ifdef JINACLIP_WARPGROUPS
   asm volatile(
       JINACLIP_BEGIN_PRODUCT
