@@ -67,6 +67,7 @@ def certificate(bundle: Path, precision: str) -> dict[str, Any]:
     return json.loads(content)  # type: ignore[no-any-return]
 
 
+@pytest.mark.slow
 def test_outlier_channels_of_100_pass_in_every_precision(tmp_path: Path, capsys: Capture) -> None:
     """At full width. With every block in int8 a photo is at 0.95, so blocks stay in float32, at most half of them."""
     checkpoint = checkpoint_of(tmp_path / "checkpoint", 1024, outliers(100, (800, 850, 900, 950, 1000, 1010)))

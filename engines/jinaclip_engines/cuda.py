@@ -28,11 +28,11 @@ def for_cuda(model: ir.Model, heads: int, operators: bool = False) -> dict[str, 
     Args:
         model: a bundle's fp16 graph; changed.
         heads: attention heads of the tower.
-        operators: over the project's own operators (runtime/c-library/cuda) where blocks are float16; text is then
-            packed, without padding, if all of them are.
+        operators: over the project's own operators (runtime/c-library/cuda) where blocks are float16.
 
     Returns:
-        By pass, the places that it changed. "packed_text" is 0 where a graph reads texts with padding.
+        By pass, the places that it changed. Text whose blocks are all float16 is packed, without padding; "packed_text"
+        is 0 where a graph reads texts with padding.
 
     Raises:
         PassError: the graph is no fp16 graph of a bundle.
@@ -145,7 +145,7 @@ PASSES: dict[str, Callable[[ir.Model, int], int]] = {
     "flash_attention": flash_attention,
     "cast_pairs": cast_pairs,
 }
-STANDARD_PASSES: dict[str, Callable[[ir.Model, int], int]] = {"fewer_casts": fewer_casts}
+STANDARD_PASSES: dict[str, Callable[[ir.Model, int], int]] = {"fewer_casts": fewer_casts, "packed_text": packed_text}
 OPERATOR_PASSES: dict[str, Callable[[ir.Model, int], int]] = {
     "fused_operators": fused_operators,
     "packed_text": packed_text,

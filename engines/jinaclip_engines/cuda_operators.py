@@ -28,6 +28,8 @@ from jinaclip_engines.graph import JINACLIP, Linear, Ops, array, constant, produ
 
 # The SwiGLU layer is padded to a multiple of this: 32 bytes, which float16 products are fast with.
 SWIGLU_MULTIPLE = 16
+# Columns of cos and sin where RotaryAttention can be used: half of a head's 64. Other heads keep Attention.
+ATTENTION_ANGLES = 32
 
 
 def fused_operators(model: ir.Model, heads: int) -> int:
@@ -93,6 +95,9 @@ class JinaclipOperators:
         return list(op.several("SplitRotary", inputs, 3, JINACLIP, num_heads=heads, interleaved=interleaved))
 
     def attention(self, op: Ops, qkv: ir.Value, rotary: Rotary, heads: int) -> ir.Value:
+        if constant(rotary.cos).shape[1] != ATTENTION_ANGLES:
+            q, k, v = self.split_rotary(op, qkv, rotary, heads, interleaved=1)
+            return op("Attention", [q, k, v], q_num_heads=heads, kv_num_heads=heads)
         return rotary_attention(op, [qkv, rotary.cos, rotary.sin], heads, interleaved=1)
 
     def swiglu(self, op: Ops, y: ir.Value, block: ImageBlock, name: str) -> Delta:

@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
 from jinaclip.packed_texts import IDS, OFFSETS, POSITIONS, TOKEN_OFFSET
 from jinaclip_engines.cuda_blocks import unlike
-from jinaclip_engines.cuda_operators import rotary_attention
-from jinaclip_engines.graph import JINACLIP, Ops, nodes, producer, tidy
+from jinaclip_engines.cuda_operators import ATTENTION_ANGLES, rotary_attention
+from jinaclip_engines.graph import JINACLIP, MICROSOFT, Ops, constant, nodes, producer, tidy
 
 
 def packed_text(model: ir.Model, heads: int) -> int:
     """All texts of a batch as one row of tokens, for all operators.
 
     The inputs become: input_ids int64 [N]; positions int32 [N], of each token in its text; offsets int32 [B + 1], where
-    each text begins, and N; token_offset int32 [B, S], S tokens in the longest text, of which only the shape is read.
+    each text begins and the last one ends; token_offset int32 [B, S], S tokens in the longest text, of which only the
+    shape is read.
 
     Args:
-        model: after `fused_operators`; changed.
+        model: after `fused_operators` or `fewer_casts`; changed.
         heads: attention heads of the tower.
 
     Returns:
-        The number of attention nodes; 0 for images, and for a text graph with a block that is not fused: it keeps
-        input_ids [B, T] with padding.
+        The number of attention nodes; 0 for images, for a text graph with a block that is not float16 throughout, and
+        over `fused_operators` for heads that are not 64 wide: it keeps input_ids [B, T] with padding.
     """
     ids = model.graph.inputs[0]
-    if ids.name != IDS or nodes(model, "RotaryEmbedding"):
+    attentions = nodes(model, "Attention")
+    if ids.name != IDS or any("q_num_heads" not in node.attributes for node in attentions):
+        return 0
+    splits = [split for node in attentions if (split := producer(node.inputs[0], "SplitRotary"))]
+    mixed = 0 < len(splits) < len(attentions)
+    if mixed or any(constant(split.inputs[1]).shape[1] != ATTENTION_ANGLES for split in splits):
         return 0
     raw = model.graph.outputs[0]
     mean = producer(raw, "Div")
@@ -37,19 +44,66 @@ def packed_text(model: ir.Model, heads: int) -> int:
     positions = _input(model, POSITIONS, ["tokens"])
     offsets = _input(model, OFFSETS, ["offsets"])
     token_offset = _input(model, TOKEN_OFFSET, ["batch", "longest"])
-    attentions = nodes(model, "Attention")
-    for node in attentions:
-        split = producer(node.inputs[0], "SplitRotary")
-        if split is None:
-            raise unlike("an attention")
+    if not splits:
+        _as_one_row(model, ids, positions)
+    for index, node in enumerate(attentions):
         with Ops(model, before=node) as op:
-            inputs = [*split.inputs[:3], positions, offsets, token_offset]
-            op.replace(node.outputs[0], rotary_attention(op, inputs, heads, interleaved=0))
-    cast = producer(masked.inputs[0], "Cast")
+            if splits:
+                inputs = [*splits[index].inputs[:3], positions, offsets, token_offset]
+                y = rotary_attention(op, inputs, heads, interleaved=0)
+            else:
+                y = _packed_attention(op, node, [token_offset, offsets], heads)
+            op.replace(node.outputs[0], y)
     with Ops(model, before=mean) as op:
-        op.replace(raw, op("MeanPool", [cast.inputs[0] if cast else masked.inputs[0], offsets], JINACLIP))
+        if splits:
+            cast = producer(masked.inputs[0], "Cast")
+            means = op("MeanPool", [cast.inputs[0] if cast else masked.inputs[0], offsets], JINACLIP)
+        else:
+            means = _means(op, masked.inputs[0], ids, offsets)
+        op.replace(raw, means)
     tidy(model)
     return len(attentions)
+
+
+def _packed_attention(op: Ops, node: ir.Node, texts: list[ir.Value], heads: int) -> ir.Value:
+    """Of an Attention over one row of tokens, [1, N, D]."""
+    first = op.const(np.array([0]))
+    parts = [op("Squeeze", [value, first]) for value in node.inputs[:3]]
+    y = op("PackedMultiHeadAttention", [*parts, None, *texts], MICROSOFT, num_heads=heads)
+    return op("Unsqueeze", [y, first])
+
+
+def _as_one_row(model: ir.Model, ids: ir.Value, positions: ir.Value) -> None:
+    """ids and positions [1, N] for operators that take [B, T]."""
+    readers, turned = list(ids.uses()), nodes(model, "RotaryEmbedding")
+    with Ops(model, before=next(iter(model.graph))) as op:
+        first = op.const(np.array([0]))
+        row = op("Unsqueeze", [ids, first])
+        counted = op("Unsqueeze", [op("Cast", [positions], to=ir.DataType.INT64), first])
+    for use in readers:
+        use.node.replace_input_with(use.idx, row)
+    for node in turned:
+        node.replace_input_with(3, counted)
+
+
+def _means(op: Ops, x: ir.Value | None, ids: ir.Value, offsets: ir.Value) -> ir.Value:
+    """x [1, N, D] float32 -> [B, D], as a product with [B, N]: 1 / length where a token is of the text, else 0.
+
+    What lies behind the last text need not be a number.
+    """
+    first, one = op.const(np.array([0])), op.const(np.array([1]))
+    begins = op("Slice", [offsets, first, op.const(np.array([-1]))])
+    ends = op("Slice", [offsets, one, op.const(np.array([np.iinfo(np.int64).max]))])
+    last = op("Slice", [offsets, op.const(np.array([-1])), op.const(np.array([np.iinfo(np.int64).max]))])
+    count = op("Cast", [op("Squeeze", [op("Shape", [ids]), first])], to=ir.DataType.INT32)
+    rows = op("Range", [op.const(np.int32(0)), count, op.const(np.int32(1))])
+    row, column = op("Unsqueeze", [rows, first]), op("Unsqueeze", [rows, one])
+    from_begin = op("GreaterOrEqual", [row, op("Unsqueeze", [begins, one])])
+    inside = op("And", [from_begin, op("Less", [row, op("Unsqueeze", [ends, one])])])
+    lengths = op("Cast", [op("Sub", [ends, begins])], to=ir.DataType.FLOAT)
+    weights = op("Div", [op("Cast", [inside], to=ir.DataType.FLOAT), op("Unsqueeze", [lengths, one])])
+    known = op("Where", [op("Less", [column, last]), op("Squeeze", [x, first]), op.const(np.float32(0))])
+    return op("MatMul", [weights, known])
 
 
 def _input(model: ir.Model, name: str, shape: list[str]) -> ir.Value:

@@ -65,8 +65,8 @@ CPU_COST = RunCost(opening_tokens=11, tokens=512, images=1, budget_bytes=BUDGET_
 UNPADDED_CPU_COST = replace(CPU_COST, padding=0.05, padding_growth=0.001)
 # Not measured: on a GPU a run takes a millisecond or two whatever is in it, until it is full.
 GPU_COST = RunCost(opening_tokens=512, tokens=16384, images=16, budget_bytes=4 << 30, writes_scores=False)
-# Texts one after the other, without padding. A run is slower for a long text among short ones, whose attention then takes
-# more launches and larger blocks; what that costs is estimated, not measured.
+# Texts one after the other, without padding. A long text among short ones makes their attention take more launches and
+# larger blocks; what that costs is estimated, not measured.
 PACKED_GPU_COST = replace(GPU_COST, padding=0.007, packed=True)
 
 

@@ -133,7 +133,7 @@ __global__ void __launch_bounds__(Warps* kWarp, 16 / Warps)
   for (int row = threadIdx.x / 8; row < rows; row += kThreads / 8) {
     const int head = row * reciprocal >> 16, in_text = row - head * rows_of_head, chunk = threadIdx.x % 8;
     const bool inside = in_text < tile.length;
-    const __half* from = text + ((inside ? in_text : 0) * stride + head * kHeadColumns + 8 * chunk);
+    const __half* from = text + (int64_t{1} * (inside ? in_text : 0) * stride + head * kHeadColumns + 8 * chunk);
     const int at = tile_at(row, chunk);
     copy_16_bytes(queries + at, from, inside);
     copy_16_bytes(keys + at, from + columns, inside);
@@ -286,70 +286,6 @@ __global__ void __launch_bounds__(kTurnThreads) turn_keys_kernel(AttentionArgume
   }
 }
 
-// Column of a query's or key's row, turned and rounded as above.
-template <bool Interleaved>
-__device__ float turned(const AttentionArguments& a, const __half* row, int position, int column) {
-  const int half = a.head_columns / 2;
-  const int pair = Interleaved ? column / 2 : column % half;
-  const int first = Interleaved ? 2 * pair : pair, second = Interleaved ? first + 1 : first + half;
-  float x = __half2float(row[first]), y = __half2float(row[second]);
-  float cos[1], sin[1];
-  load_angles(a.cos, a, position, pair, cos);
-  load_angles(a.sin, a, position, pair, sin);
-  turn(cos[0], sin[0], x, y);
-  return __half2float(__float2half_rn(column == first ? x : y));
-}
-
-// Heads of any even width: a warp computes one query, key by key, a lane every 32nd column.
-template <bool Interleaved>
-__global__ void plain_attention_kernel(AttentionArguments a, float scale) {
-  begin_kernel();
-  constexpr int kGroups = kMostHeadColumns / kWarp;
-  TextTile tile;
-  if (!find_tile<1>(a, blockIdx.x, tile)) {
-    return;
-  }
-  const int head = blockIdx.y, lane = threadIdx.x, columns = a.heads * a.head_columns;
-  const __half* text = a.qkv + int64_t{3} * tile.begin * columns + head * a.head_columns;
-  float query[kGroups], output[kGroups] = {};
-  for (int g = 0; g < kGroups; ++g) {
-    const int column = g * kWarp + lane;
-    query[g] = column < a.head_columns ? turned<Interleaved>(a, text + int64_t{3} * tile.first * columns,
-                                                             position_of(a, tile, tile.first), column)
-                                       : 0.0f;
-  }
-  float largest = -INFINITY, sum = 0.0f;
-  for (int key = 0; key < tile.length; ++key) {
-    const __half* row = text + int64_t{3} * key * columns;
-    const int position = position_of(a, tile, key);
-    float score = 0.0f;
-    for (int g = 0; g < kGroups; ++g) {
-      const int column = g * kWarp + lane;
-      if (column < a.head_columns) {
-        score = fmaf(query[g], turned<Interleaved>(a, row + columns, position, column), score);
-      }
-    }
-    score = row_sum<kWarp, 0>(score) * scale;
-    const float most = fmaxf(largest, score);
-    const float kept = fast_exp2(largest - most), weight = fast_exp2(score - most);
-    largest = most;
-    sum = sum * kept + weight;
-    for (int g = 0; g < kGroups; ++g) {
-      const int column = g * kWarp + lane;
-      if (column < a.head_columns) {
-        output[g] = fmaf(weight, __half2float(row[2 * columns + column]), output[g] * kept);
-      }
-    }
-  }
-  for (int g = 0; g < kGroups; ++g) {
-    const int column = g * kWarp + lane;
-    if (column < a.head_columns) {
-      a.y[int64_t{1} * (tile.begin + tile.first) * columns + head * a.head_columns + column] =
-          __float2half_rn(output[g] / sum);
-    }
-  }
-}
-
 template <int Warps>
 void launch_short(const AttentionArguments& a, bool interleaved, Stream stream) {
   const auto kernel = interleaved ? short_attention_kernel<Warps, true> : short_attention_kernel<Warps, false>;
@@ -359,7 +295,7 @@ void launch_short(const AttentionArguments& a, bool interleaved, Stream stream) 
   }
   launch_with_memory(kernel, dim3(static_cast<unsigned>(a.texts), static_cast<unsigned>(a.heads)), dim3(Warps * kWarp),
                      3 * sizeof(__half) * Warps * 32 * kTileColumns + kSharedAlignment, stream, a,
-                     score_scale(a.head_columns), most_heads);
+                     kScoreScale, most_heads);
 }
 
 template <int Tiles>
@@ -367,7 +303,7 @@ void launch_long(const AttentionArguments& a, bool interleaved, Stream stream) {
   const auto kernel = interleaved ? long_attention_kernel<Tiles, true> : long_attention_kernel<Tiles, false>;
   const int64_t tiles = tile_count<Tiles * kLongWarps * 16>(a);
   launch(kernel, dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(a.heads)), dim3(kLongThreads), stream, a,
-         score_scale(a.head_columns));
+         kScoreScale);
 }
 
 void launch_turn_keys(const AttentionArguments& a, bool interleaved, __half* keys, Stream stream) {
@@ -375,19 +311,15 @@ void launch_turn_keys(const AttentionArguments& a, bool interleaved, __half* key
   launch(kernel, dim3(static_cast<unsigned>(tile_count<kTurnedRows>(a))), dim3(kTurnThreads), stream, a, keys);
 }
 
-bool tensor_core_shape(const AttentionArguments& a) {
-  return a.head_columns == kHeadColumns && aligned(a.qkv) && aligned(a.y) && aligned(a.cos) && aligned(a.sin);
-}
-
 }  // namespace
 
-int64_t turned_key_rows(int64_t rows, int64_t longest, int columns, int num_heads) {
-  return columns / num_heads == kHeadColumns && longest > kTurnedOnLoad ? rows : 0;
+int64_t turned_key_rows(int64_t rows, int64_t longest) {
+  return longest > kTurnedOnLoad ? rows : 0;
 }
 
 void rotary_attention(const Half* qkv, const float* cos, const float* sin, const int32_t* positions,
                       const int32_t* offsets, Half* y, Half* keys, int64_t rows, int64_t longest, int texts,
-                      int table_rows, int columns, int num_heads, bool interleaved, Stream stream) {
+                      int table_rows, int num_heads, bool interleaved, Stream stream) {
   AttentionArguments a = {};
   a.qkv = static_cast<const __half*>(qkv);
   a.keys = static_cast<const __half*>(keys);
@@ -400,14 +332,10 @@ void rotary_attention(const Half* qkv, const float* cos, const float* sin, const
   a.length = longest;
   a.texts = texts;
   a.heads = num_heads;
-  a.head_columns = columns / num_heads;
   a.table_rows = table_rows;
   a.at_most = INT_MAX;
-  if (!tensor_core_shape(a)) {
-    const auto kernel = interleaved ? plain_attention_kernel<true> : plain_attention_kernel<false>;
-    launch(kernel, dim3(static_cast<unsigned>(tile_count<1>(a)), static_cast<unsigned>(num_heads)), dim3(kWarp), stream,
-           a, score_scale(a.head_columns));
-    return;
+  if (!aligned(qkv) || !aligned_for_load(cos) || !aligned_for_load(sin) || !aligned(y)) {
+    throw std::runtime_error("RotaryAttention: memory that does not begin at a multiple of 16 bytes");
   }
   if (offsets != nullptr || longest <= kTurnedOnLoad) {
     a.at_most = kTurnedOnLoad;

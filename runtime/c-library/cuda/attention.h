@@ -11,17 +11,16 @@
 
 namespace jinaclip {
 
-constexpr int kHeadColumns = 64;  // of the tensor core kernels
 
 struct AttentionArguments {
   const __half* qkv;         // [N, 3D]
-  const __half* keys;        // [N, D]: turned; null: the kernel turns those of qkv
+  const __half* keys;        // [N, D]: turned; null, where the kernel turns those of qkv itself
   const float *cos, *sin;    // [table_rows, K/2]
   const int32_t* positions;  // [N], or null: the index in the text
   const int32_t* offsets;    // [B + 1], where each text begins, and their end; null: every text has `length` rows
   __half* y;                 // [N, D]
   int64_t rows, length;
-  int texts, heads, head_columns, table_rows;
+  int texts, heads, table_rows;
   int more_than, at_most;  // only texts of such lengths
 };
 
@@ -96,7 +95,7 @@ template <int Count>
 __device__ inline void load_angles(const float* table, const AttentionArguments& a, int position, int pair,
                                    float (&values)[Count]) {
   const bool known = position >= 0 && position < a.table_rows;
-  load(table + int64_t{1} * (known ? position : 0) * (a.head_columns / 2) + pair, values);
+  load(table + int64_t{1} * (known ? position : 0) * (kHeadColumns / 2) + pair, values);
 #pragma unroll
   for (int i = 0; i < Count; ++i) {
     values[i] = known ? values[i] : NAN;
@@ -162,7 +161,7 @@ struct RunningSoftmax {
   static constexpr float kSlack = 8.0f;  // of an exponent of two
   static constexpr int kChains = 4;
   static constexpr float kExtreme = 1 << 20;  // an exponent whose rounding is felt
-  float largest[2] = {-INFINITY, -INFINITY}, sums[2] = {0.0f, 0.0f};
+  float largest[2] = {-FLT_MAX, -FLT_MAX}, sums[2] = {0.0f, 0.0f};
 
   // Scores become their exponentials. Returns, the same in all lanes, whether earlier outputs have to be multiplied
   // with `scales`, as the sums were.
@@ -312,10 +311,8 @@ __device__ inline void store_outputs(const AttentionArguments& a, const TextTile
   __syncwarp();
 }
 
-// Score times this, as an exponent of two.
-__host__ __device__ inline float score_scale(int head_columns) {
-  return 1.4426950408889634f / sqrtf(static_cast<float>(head_columns));
-}
+// Score times this, 1 / sqrt(64) to the base two, is an exponent.
+constexpr float kScoreScale = 1.4426950408889634f / 8.0f;
 
 // A tile's weights, C fragments, as A fragments of float16.
 template <int Groups>

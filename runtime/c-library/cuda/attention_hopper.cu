@@ -155,6 +155,7 @@ __device__ inline void consume(const AttentionArguments& a, float scale, Shared&
       for (int first = 0; first < tile.length; first += kHopperKeys) {
         if (first > 0) {
           wait_for_order();
+          __syncwarp();
           let_next_start();
         }
         for (int part = 0; part < 2; ++part) {
@@ -251,12 +252,15 @@ __global__ void __launch_bounds__(kThreads, 1) hopper_attention_kernel(Attention
   }
   __syncthreads();
   if (uniform(threadIdx.x / 128) == 0) {
-    fewer_registers<40>();
+    fewer_registers<56>();
     produce(a, shared);
   } else {
     more_registers<152>();
     consume<Interleaved>(a, scale, shared);
   }
+#else
+  begin_kernel();
+  __trap();  // a driver that is told to use PTX on Hopper: better an error than outputs that are not written
 #endif
 }
 
@@ -267,7 +271,7 @@ void hopper_attention(const AttentionArguments& arguments, bool interleaved, Str
   const int64_t tiles = tile_count<kQueries>(arguments) * arguments.heads;  // or fewer
   const int64_t blocks = multiprocessors();
   launch_with_memory(kernel, dim3(static_cast<unsigned>(tiles < blocks ? tiles : blocks)), dim3(kThreads),
-                     sizeof(Shared) + kSharedAlignment, stream, arguments, score_scale(arguments.head_columns));
+                     sizeof(Shared) + kSharedAlignment, stream, arguments, kScoreScale);
 }
 
 }  // namespace jinaclip

@@ -269,15 +269,14 @@ Kernel make_rotary_attention(const Attributes& attributes) {
     const std::optional<Tensor> positions = context.optional_input(3), offsets = context.optional_input(4);
     const std::optional<Tensor> token_offset = context.optional_input(5);
     require(qkv.shape.size() >= 2, "RotaryAttention: qkv has fewer than two dimensions");
-    require(qkv.last() % (3 * num_heads * 2) == 0,
-            "RotaryAttention: qkv's last dimension is not three times num_heads heads of even width");
+    require(qkv.last() == 3 * num_heads * kHeadColumns,
+            "RotaryAttention: qkv's last dimension is not three times num_heads heads of 64 columns");
     const int columns = width(qkv.last()) / 3, heads = static_cast<int>(num_heads);
-    require(columns / heads <= kMostHeadColumns, "RotaryAttention: heads of more than 256 columns");
     const int64_t rows = qkv.rows();
     require_rows(rows);
-    require(cos.shape.size() == 2 && cos.shape[1] == columns / heads / 2 && cos.shape == sin.shape &&
-                cos.shape[0] <= INT_MAX,
-            "RotaryAttention: cos and sin are not [P, half of a head's width]");
+    require(cos.shape.size() == 2 && cos.shape[0] >= 1 && cos.shape[0] <= INT_MAX &&
+                cos.shape[1] == kHeadColumns / 2 && cos.shape == sin.shape,
+            "RotaryAttention: cos and sin are not [P, 32]");
     require(offsets.has_value() == token_offset.has_value(),
             "RotaryAttention: of offsets and token_offset one is given without the other");
     int64_t longest = qkv.shape[qkv.shape.size() - 2], texts = longest == 0 ? 0 : rows / longest;
@@ -299,13 +298,12 @@ Kernel make_rotary_attention(const Attributes& attributes) {
     std::vector<int64_t> shape = qkv.shape;
     shape.back() = columns;
     Half* y = context.output<Half>(0, shape);
-    Half* keys = context.output<Half>(1, {any ? turned_key_rows(rows, longest, columns, heads) : 0, columns});
+    Half* keys = context.output<Half>(1, {any ? turned_key_rows(rows, longest) : 0, columns});
     if (any) {
       rotary_attention(qkv.data, cos.as<float>(), sin.as<float>(),
                        positions.has_value() ? positions->as<int32_t>() : nullptr,
                        offsets.has_value() ? offsets->as<int32_t>() : nullptr, y, keys, rows, longest,
-                       static_cast<int>(texts), static_cast<int>(cos.shape[0]), columns, heads, interleaved,
-                       context.stream());
+                       static_cast<int>(texts), static_cast<int>(cos.shape[0]), heads, interleaved, context.stream());
     }
   };
 }

@@ -31,19 +31,19 @@ void add_post_norm(const void* residual, bool residual_is_float32, bool one_resi
 void split_rotary(const Half* qkv, const float* cos, const float* sin, Half* q, Half* k, Half* v, int64_t rows,
                   int64_t length, int columns, int num_heads, bool interleaved, Stream stream);
 
-// Heads have at most so many columns in rotary_attention.
-constexpr int kMostHeadColumns = 256;
+// Columns of a head in rotary_attention.
+constexpr int kHeadColumns = 64;
 
 // Rows of `keys` that rotary_attention needs: `rows`, or 0 where it turns keys as it loads them.
-int64_t turned_key_rows(int64_t rows, int64_t longest, int columns, int num_heads);
+int64_t turned_key_rows(int64_t rows, int64_t longest);
 
-// qkv as above; text b is rows offsets[b] to offsets[b + 1] - 1 (offsets int32 [texts + 1], no text longer than
-// `longest`), or without offsets b * longest to (b + 1) * longest - 1; positions [rows], or null: a row's index in its
-// text; cos, sin [table_rows, columns / num_heads / 2]; y float16 [rows, columns], of which rows of no text are not
-// written; keys: memory of float16 [turned_key_rows, columns].
+// qkv float16 [rows, 3 * num_heads * 64]; text b is rows offsets[b] to offsets[b + 1] - 1 (offsets int32 [texts + 1],
+// no text longer than `longest`), or without offsets b * longest to (b + 1) * longest - 1; positions [rows], or null: a
+// row's index in its text; cos, sin [table_rows, 32]; y float16 [rows, num_heads * 64], of which rows of no text are not
+// written; keys: memory of float16 [turned_key_rows, num_heads * 64].
 void rotary_attention(const Half* qkv, const float* cos, const float* sin, const int32_t* positions,
                       const int32_t* offsets, Half* y, Half* keys, int64_t rows, int64_t longest, int texts,
-                      int table_rows, int columns, int num_heads, bool interleaved, Stream stream);
+                      int table_rows, int num_heads, bool interleaved, Stream stream);
 
 // gate_up float16 [rows, 2 * padded]; gain, bias [columns], columns <= padded; y float16 [rows, padded].
 void swiglu_norm(const Half* gate_up, const float* gain, const float* bias, Half* y, int64_t rows, int columns,

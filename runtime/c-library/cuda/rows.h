@@ -25,11 +25,17 @@ struct alignas(sizeof(T) * Width < 16 ? sizeof(T) * Width : 16) Pack {
 
 template <int Width, typename T>
 __device__ inline void load(const T* from, float (&values)[Width]) {
+#ifdef JINACLIP_HOST  // where constants of a graph need not be aligned
+  for (int i = 0; i < Width; ++i) {
+    values[i] = to_float(from[i]);
+  }
+#else
   const Pack<T, Width> pack = *reinterpret_cast<const Pack<T, Width>*>(from);
 #pragma unroll
   for (int i = 0; i < Width; ++i) {
     values[i] = to_float(pack.items[i]);
   }
+#endif
 }
 
 template <int Width, typename T>
@@ -208,6 +214,13 @@ void choose_row_shape(int64_t rows, int columns, bool vectors, Fast launch_fast,
 }
 
 inline bool aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
+
+// For `load` alone.
+#ifdef JINACLIP_HOST
+inline bool aligned_for_load(const void*) { return true; }
+#else
+inline bool aligned_for_load(const void* pointer) { return aligned(pointer); }
+#endif
 
 // The grid of a kernel with Threads threads a row. Warps of few rows are spread over the multiprocessors.
 struct RowGrid {
