@@ -160,7 +160,7 @@ def test_widths_that_are_no_powers_of_two(
     checkpoint = Checkpoint(make_checkpoint(dim, text=text, vision=vision))
     export_bundle(checkpoint, bundle, identity=Identity("odd", None, None), precisions=("fp32", "fp16"))
     path, counts = fused(bundle / "text-fp16.onnx", tmp_path, text["num_attention_heads"])
-    assert counts["packed_text"] == 0 and not nodes(read(path), "RotaryAttention", JINACLIP)  # its heads are of 64
+    assert counts["packed_text"] == 0 and not nodes(read(path), "RotaryAttention", JINACLIP)
     ids = np.where(batches("text")[0] == PAD, PAD, batches("text")[0] % 30000 + 4)
     hold(bundle, "text", host_operators, path, ids)
     path, counts = fused(bundle / "image-fp16.onnx", tmp_path, 3)
@@ -193,6 +193,23 @@ def test_neighbours_change_nothing(precise_bundle: Path, host_operators: Path, t
     assert np.array_equal(found[0][1], found[1][1]) and not np.array_equal(found[0][0], found[1][0])
     alone = run_fused(path, host_operators, picture[None])["l2norm_image_embeddings"][0]
     assert np.abs(found[0][1] - alone).max() <= 5e-4
+
+
+@pytest.mark.parametrize("operators", [True, False], ids=["operators", "standard"])
+def test_tokens_and_texts_that_fill_up_a_shape(
+    precise_bundle: Path, host_operators: Path, tmp_path: Path, operators: bool
+) -> None:
+    """Rows behind the last text, and texts without tokens, change nothing."""
+    path, _ = fused(precise_bundle / "text-fp16.onnx", tmp_path, operators=operators)
+    texts = [RNG.integers(4, 36000, length) for length in (1, 7, 40)]
+    given = packed(texts)
+    filled = packed([*texts, np.full(9, PAD)])
+    filled["positions"][-9:] = 0
+    filled["offsets"] = np.append(given["offsets"], [given["offsets"][-1]] * 2).astype(np.int32)
+    filled["token_offset"] = np.zeros((5, 64), np.int32)
+    found, expected = (run_operators(path, host_operators, inputs) for inputs in (filled, given))
+    for name, values in found.items():
+        assert len(values) == 5 and cosines(values[:3], expected[name]).min() >= 0.999999
 
 
 def lowered(bundle: Path, tower: str, directory: Path, keep: Collection[str], large: str = "") -> Path:
@@ -350,7 +367,7 @@ def test_fewer_casts(precise_bundle: Path, tmp_path: Path, tower: str) -> None:
     products = [node for node in nodes(model, "MatMul") if node.inputs[1].producer() is None]  # type: ignore[union-attr]
     for node in products:
         assert constant(node.inputs[1]).dtype == np.float16
-    assert len(nodes(model, "MatMul")) - len(products) == (1 if tower == "text" else 0)  # the means of the texts
+    assert len(nodes(model, "MatMul")) - len(products) == (2 if tower == "text" else 0)  # means
     for node in nodes(model, "SkipLayerNormalization", MICROSOFT):
         assert all(constant(value).dtype == np.float32 for value in node.inputs[2:5])
 

@@ -212,9 +212,9 @@ class Texts:
 
     def __init__(
         self, lengths: Sequence[int], heads: int = 2, *, unused: int = 0, longest: int = 16,
-        interleaved: bool = False, seed: int = 0,
+        interleaved: bool = False,
     ) -> None:  # fmt: skip
-        rng = np.random.default_rng(seed)
+        rng = np.random.default_rng(0)
         self.lengths, self.heads, self.interleaved = lengths, heads, interleaved
         rows, longest = sum(lengths) + unused, max(longest, *lengths)
         self.qkv = rng.normal(size=(rows, 3 * heads * 64)).astype(np.float16)
@@ -249,7 +249,7 @@ def hold_attention(y: Array, inputs: list[Array | None], heads: int, interleaved
     assert_close(y[known], expected[known], 2.0**-11 * size[known] + 1e-5 * (1 + size[known]))
 
 
-# one text a tile of 16, 64, 96 and 192 rows and beside them; more texts than are looked up at once; an empty one
+# at and beside multiples of 16, 64, 96 and 192; more than 32 texts; an empty text
 LENGTHS = [
     [1], [16], [17], [41], [64], [65], [128], [129], [256], [257], [288], [385],
     [5, 64, 1, 0, 65, 130, 17, 3], [300, 10, 257, 0, 500], [3] * 300 + [50] + [2] * 70, [2] * 40 + [270],
@@ -307,11 +307,32 @@ def test_nan_and_unknown_positions_stay_in_their_text(run: Run, lengths: list[in
             np.testing.assert_array_equal(after[texts.rows(text)], before[texts.rows(text)])
 
 
+@pytest.mark.parametrize("lengths", [[20, 30], [300, 20]])
+def test_positions_and_offsets_may_come_alone(run: Run, lengths: list[int]) -> None:
+    texts = Texts(lengths)
+    qkv, cos, sin, _, offsets, token_offset = texts.inputs()
+    counted = attention(run, [qkv, cos, sin, None, offsets, token_offset], 2, False)
+    np.testing.assert_array_equal(counted, texts.run(run))
+    one = Texts(lengths[:1])
+    alone = attention(run, [one.qkv, one.cos, one.sin, one.positions[::-1].copy()], 2, False)
+    inputs: list[Array | None] = [one.qkv, one.cos, one.sin, one.positions[::-1].copy(), one.offsets]
+    hold_attention(alone, inputs, 2, False)
+
+
+@pytest.mark.parametrize("offsets", [[-5, 30, 10**6], [40, 20, 60], [0, 0, 0], [2**31 - 1, 5, -(2**31)]])
+@pytest.mark.usefixtures("products")
+def test_offsets_that_are_none_read_nothing_else(run: Run, offsets: list[int]) -> None:
+    """What is computed is not defined; memory outside of qkv is not touched (the session would crash)."""
+    texts = Texts([30, 270])
+    texts.offsets = np.array(offsets, np.int32)
+    assert texts.run(run).shape == (300, 128)
+
+
 @pytest.mark.parametrize("growth", [0.02, 0.5, -0.5], ids=["within the slack", "beyond it", "falling"])
 @pytest.mark.parametrize("length", [200, 400])
 @pytest.mark.usefixtures("products")
 def test_scores_that_grow_from_key_to_key(run: Run, length: int, growth: float) -> None:
-    """The largest score so far changes with every tile of keys, by less or by more than what is let be."""
+    """The largest score so far changes with every tile of keys, by less or by more than kSlack."""
     texts = Texts([length], heads=1)
     texts.cos[:], texts.sin[:] = 1, 0
     texts.qkv[:, :128] = 0
@@ -339,7 +360,7 @@ def test_keys_that_overflow_have_no_weight(run: Run, length: int) -> None:
 @pytest.mark.parametrize("length", [60, 300])
 @pytest.mark.usefixtures("products")
 def test_outliers_choose_one_key(run: Run, length: int) -> None:
-    """Scores of 10^7: the weights are one and zeros, none is NaN."""
+    """Scores of 10^10: one weight is 1, the others are 0, and none is NaN."""
     texts = Texts([length], heads=1)
     texts.cos[:], texts.sin[:] = 1, 0
     texts.qkv[:, :64] = 2e4

@@ -31,8 +31,8 @@ def for_cuda(model: ir.Model, heads: int, operators: bool = False) -> dict[str, 
         operators: over the project's own operators (runtime/c-library/cuda) where blocks are float16.
 
     Returns:
-        By pass, the places that it changed. Text whose blocks are all float16 is packed, without padding; "packed_text"
-        is 0 where a graph reads texts with padding.
+        By pass, the places that it changed. "packed_text" is 0 for images and where texts keep their padding: a block
+        is float32, or with `operators` heads are not 64 wide.
 
     Raises:
         PassError: the graph is no fp16 graph of a bundle.

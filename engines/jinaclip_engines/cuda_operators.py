@@ -2,8 +2,9 @@
 
 A block of a picture is nine nodes: Linear (queries, keys and values), RotaryAttention, LayerNorm, Linear, AddLayerNorm,
 Linear (gate and up), SwigluNorm, Linear, AddLayerNorm; the residual stream between them is float32. The last block, for
-the class token alone, has SplitRotary and Attention instead of RotaryAttention. A block of a text is eight nodes. Its
-stream is the output of a norm, so that no sum grows along the blocks, and it is float16.
+the class token alone, and all blocks whose heads are not 64 wide have SplitRotary and Attention instead of
+RotaryAttention. A block of a text is nine nodes, with SplitRotary and Attention; `packed_text` makes RotaryAttention of
+these two. Its stream is the output of a norm, so that no sum grows along the blocks, and it is float16.
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ class JinaclipOperators:
 
 
 def rotary_attention(op: Ops, inputs: Sequence[ir.Value | None], heads: int, *, interleaved: int) -> ir.Value:
-    """Its second output is memory that the operator works in."""
+    """y [..., D]. The operator's second output is scratch memory, for the rotated keys of long texts."""
     y, _ = op.several("RotaryAttention", inputs, 2, JINACLIP, num_heads=heads, interleaved=interleaved)
     return y
 

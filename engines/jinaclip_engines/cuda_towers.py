@@ -52,7 +52,7 @@ class Writer(Protocol):
         """Queries and keys, turned, and values -> float16."""
 
     def attention(self, op: Ops, qkv: ir.Value, rotary: Rotary, heads: int) -> ir.Value:
-        """Attention of a picture's patches to all of them, interleaved -> float16."""
+        """Self-attention of an image's tokens, with interleaved rotary positions -> float16 [B, T, D]."""
 
     def swiglu(self, op: Ops, y: ir.Value, block: ImageBlock, name: str) -> Delta:
         """down(ffn_norm(silu(gate(y)) · up(y))), whose product may pass 65504."""

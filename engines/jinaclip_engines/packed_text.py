@@ -23,8 +23,8 @@ def packed_text(model: ir.Model, heads: int) -> int:
         heads: attention heads of the tower.
 
     Returns:
-        The number of attention nodes; 0 for images, for a text graph with a block that is not float16 throughout, and
-        over `fused_operators` for heads that are not 64 wide: it keeps input_ids [B, T] with padding.
+        The number of attention nodes. 0 leaves the graph as it is: images; a text graph with a block that is not
+        float16 throughout; after `fused_operators`, heads that are not 64 wide.
     """
     ids = model.graph.inputs[0]
     attentions = nodes(model, "Attention")
@@ -52,7 +52,7 @@ def packed_text(model: ir.Model, heads: int) -> int:
                 inputs = [*splits[index].inputs[:3], positions, offsets, token_offset]
                 y = rotary_attention(op, inputs, heads, interleaved=0)
             else:
-                y = _packed_attention(op, node, [token_offset, offsets], heads)
+                y = _packed_attention(op, node, token_offset, offsets, heads)
             op.replace(node.outputs[0], y)
     with Ops(model, before=mean) as op:
         if splits:
@@ -65,11 +65,11 @@ def packed_text(model: ir.Model, heads: int) -> int:
     return len(attentions)
 
 
-def _packed_attention(op: Ops, node: ir.Node, texts: list[ir.Value], heads: int) -> ir.Value:
-    """Of an Attention over one row of tokens, [1, N, D]."""
+def _packed_attention(op: Ops, node: ir.Node, token_offset: ir.Value, offsets: ir.Value, heads: int) -> ir.Value:
+    """PackedMultiHeadAttention in place of an Attention over one row of tokens; [1, N, D]."""
     first = op.const(np.array([0]))
     parts = [op("Squeeze", [value, first]) for value in node.inputs[:3]]
-    y = op("PackedMultiHeadAttention", [*parts, None, *texts], MICROSOFT, num_heads=heads)
+    y = op("PackedMultiHeadAttention", [*parts, None, token_offset, offsets], MICROSOFT, num_heads=heads)
     return op("Unsqueeze", [y, first])
 
 
@@ -87,14 +87,14 @@ def _as_one_row(model: ir.Model, ids: ir.Value, positions: ir.Value) -> None:
 
 
 def _means(op: Ops, x: ir.Value | None, ids: ir.Value, offsets: ir.Value) -> ir.Value:
-    """x [1, N, D] float32 -> [B, D], as a product with [B, N]: 1 / length where a token is of the text, else 0.
-
-    What lies behind the last text need not be a number.
+    """x [1, N, D] float32 -> [B, D]: the mean of each text, as a product with [B, N]: 1 / length where a token is of
+    the text, else 0. Rows behind the last text do not count, and NaN or infinity stays in its text.
     """
     first, one = op.const(np.array([0])), op.const(np.array([1]))
+    zero, end = op.const(np.float32(0)), op.const(np.array([np.iinfo(np.int64).max]))
     begins = op("Slice", [offsets, first, op.const(np.array([-1]))])
-    ends = op("Slice", [offsets, one, op.const(np.array([np.iinfo(np.int64).max]))])
-    last = op("Slice", [offsets, op.const(np.array([-1])), op.const(np.array([np.iinfo(np.int64).max]))])
+    ends = op("Slice", [offsets, one, end])
+    last = op("Slice", [offsets, op.const(np.array([-1])), end])
     count = op("Cast", [op("Squeeze", [op("Shape", [ids]), first])], to=ir.DataType.INT32)
     rows = op("Range", [op.const(np.int32(0)), count, op.const(np.int32(1))])
     row, column = op("Unsqueeze", [rows, first]), op("Unsqueeze", [rows, one])
@@ -102,8 +102,13 @@ def _means(op: Ops, x: ir.Value | None, ids: ir.Value, offsets: ir.Value) -> ir.
     inside = op("And", [from_begin, op("Less", [row, op("Unsqueeze", [ends, one])])])
     lengths = op("Cast", [op("Sub", [ends, begins])], to=ir.DataType.FLOAT)
     weights = op("Div", [op("Cast", [inside], to=ir.DataType.FLOAT), op("Unsqueeze", [lengths, one])])
-    known = op("Where", [op("Less", [column, last]), op("Squeeze", [x, first]), op.const(np.float32(0))])
-    return op("MatMul", [weights, known])
+    values = op("Squeeze", [x, first])
+    difference = op("Sub", [values, values])  # 0, or NaN where a value is not finite
+    counts = op("And", [op("Equal", [difference, zero]), op("Less", [column, last])])
+    means = op("MatMul", [weights, op("Where", [counts, values, zero])])
+    finite = op("Equal", [op("ReduceSum", [difference, one], keepdims=1), zero])  # of each row
+    spoiled = op("MatMul", [weights, op("Where", [finite, zero, op.const(np.float32(1))])])
+    return op("Add", [means, op("Where", [op("Greater", [spoiled, zero]), op.const(np.float32(np.nan)), zero])])
 
 
 def _input(model: ir.Model, name: str, shape: list[str]) -> ir.Value:

@@ -24,7 +24,7 @@ LIBRARY = "libjinaclip_cuda.so"
 # Of the operators' inputs, outputs and attributes; a graph that was made for another is left aside.
 VERSION = 3
 _CUDA_MAJOR = 13  # that the library is linked with
-_LEAST_CAPABILITY = (8, 0)  # what flash attention needs
+_LEAST_CAPABILITY = (8, 0)  # of the kernels: cp.async and mma.m16n8k16
 
 
 def operators_library() -> Path | None:

@@ -21,8 +21,8 @@ Shape = tuple[int, int, int]  # tokens, texts, longest text
 def shape_of(lengths: np.ndarray) -> Shape:
     """The shape that texts of these lengths [B] are run with: a little larger, so that few shapes come up.
 
-    Tokens are rounded up by at most an eighth, texts and the longest length to a power of two: those two decide only
-    how many blocks attention starts, and blocks without tokens end at once.
+    Tokens are rounded up by at most an eighth, texts and the longest length to a power of two. The longest length
+    decides which attention kernels are launched; blocks without tokens end at once.
     """
     return _rounded(int(lengths.sum())), _power_of_two(len(lengths)), _power_of_two(max(int(lengths.max()), _SHORTEST))
 

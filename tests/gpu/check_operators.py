@@ -4,10 +4,11 @@
 
 Needs numpy, onnx and onnxruntime-gpu; with torch, products are timed beside torch's. Every operator runs in an ONNX
 Runtime session on the CUDA provider and is compared with the numpy reference: odd widths, NaN in a row, and the shapes
-of the model (32 images, texts of 32 and 4096 tokens). Then it is timed: several nodes of it in one captured graph,
-between two CUDA events. What one text takes is timed again with JINACLIP_CUDA_PDL=0 in a process of its own. A line is
-printed for each result, and written to --output as JSON. The exit status is 1 if anything failed. With --host, the host
-build is checked on the CPU provider, without times.
+of the model (32 images, 4096 tokens in texts of several lengths, one text of 32). Then it is timed: several nodes of it
+in one captured graph, between two CUDA events. In processes of their own, what one text takes is timed with
+JINACLIP_CUDA_PDL=0 and 1, and attention is checked with JINACLIP_CUDA_WARPGROUPS=0, as GPUs other than Hopper run it. A
+line is printed for each result, and written to --output as JSON. The exit status is 1 if anything failed. With --host,
+the host build is checked on the CPU provider, without times.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -179,16 +181,19 @@ def rotary_attention_case(
     offsets = np.cumsum([0, *lengths]).astype(np.int32)
     given = [positions, offsets, np.zeros((len(lengths), longest), np.int32)] if packed else []
     shown = f"{len(lengths)} of {lengths[0]}" if len(set(lengths)) == 1 else str(lengths)
-    y, size = references.rotary_attention(
-        qkv, tables[0], tables[1], positions if packed else None, offsets if packed else None, heads, bool(interleaved)
-    )
+
+    @cache
+    def reference() -> tuple[Array, Array]:
+        texts = (positions, offsets) if packed else (None, None)
+        return references.rotary_attention(qkv, tables[0], tables[1], texts[0], texts[1], heads, bool(interleaved))
+
     return Case(
         "RotaryAttention",
         f"{shown}, {heads} heads" + (" interleaved" if interleaved else "") + (" packed" if packed else ""),
         [qkv, *tables, *given],
         [((*qkv.shape[:-1], width), np.float16)],
-        lambda: [y],
-        lambda expected: 1e-4 + 2.0**-11 * size,
+        lambda: [reference()[0]],
+        lambda expected: 1e-4 + 2.0**-11 * reference()[1],
         {"num_heads": heads, "interleaved": interleaved},
         repeats=repeats,
         flops=4.0 * width * repeats * sum(length**2 for length in lengths),
@@ -298,7 +303,7 @@ def small_cases() -> list[Case]:
 
 
 def model_cases() -> list[Case]:
-    """The shapes of the model: 32 images, texts of 32 and 4096 tokens."""
+    """The shapes of the model: 32 images, one, 4096 tokens in texts of several lengths, and one text of 32."""
     image = PATCHES
     cases = [
         layer_norm_case(image, 1024, np.float32, IMAGES),
@@ -582,12 +587,11 @@ def node_of(operator: str, inputs: list[str], outputs: list[str], **attributes: 
 
 
 class TextBlocks:
-    """Blocks of a text tower, each with weights of its own, for a text of 32 tokens."""
+    """Blocks of a text tower, each with weights of its own, for one text."""
 
-    def __init__(self, runner: Runner, blocks: int) -> None:
-        self.runner = runner
+    def __init__(self, runner: Runner, blocks: int, rows: int = 32) -> None:
+        self.runner, self.rows = runner, rows
         rng = np.random.default_rng(blocks)
-        rows = 32
         angles = rng.uniform(0, 7, (rows, 32))
         gain, bias = gain_and_bias(rng, 1024)
         arrays: dict[str, Array] = {
@@ -644,7 +648,7 @@ class TextBlocks:
         binding = session.io_binding()
         for name, value in self.values.items():
             binding.bind_ortvalue_input(name, value)
-        output = self.runner.empty((32, 1024), np.float16)
+        output = self.runner.empty((self.rows, 1024), np.float16)
         binding.bind_ortvalue_output(self.last, output)
         return session, binding, output
 
@@ -673,15 +677,16 @@ class TextBlocks:
 
 def check_overlap(runner: Runner) -> dict[str, Any]:
     """Kernels that are launched before the one in front ends compute what they do alone."""
-    chain = TextBlocks(runner, 2)
-    session, binding, output = chain.bound()
     rng = np.random.default_rng(1)
-    for run in range(5):
-        chain.values["stream_0"].update_inplace(normal(rng, 32, 1024))
-        for _ in range(20):
-            session.run_with_iobinding(binding)
-        if not np.array_equal(output.numpy(), chain.one_by_one()):
-            raise AssertionError(f"run {run}: the captured graph differs from its nodes one by one")
+    for rows in (32, 300):  # with 300 tokens, attention is three launches
+        chain = TextBlocks(runner, 2, rows)
+        session, binding, output = chain.bound()
+        for run in range(5):
+            chain.values["stream_0"].update_inplace(normal(rng, rows, 1024))
+            for _ in range(20):
+                session.run_with_iobinding(binding)
+            if not np.array_equal(output.numpy(), chain.one_by_one()):
+                raise AssertionError(f"{rows} tokens, run {run}: the captured graph differs from its nodes one by one")
     return {"runs": 5}
 
 
@@ -728,7 +733,7 @@ def measure(runner: Runner, case: Case, beside: bool = True) -> dict[str, Any]:
     result = {"us": round(microseconds, 2), "gb_s": round(case.moved_bytes() / microseconds / 1e3, 1)}
     if case.flops:
         result["tflop_s"] = round(case.flops / microseconds / 1e6, 1)
-        other = torch_microseconds(case) if beside else None
+        other = torch_microseconds(case) if beside and case.operator == "Linear" else None
         if other is not None:
             result["torch_us"] = round(other, 2)
             result["torch_tflop_s"] = round(case.flops / other / 1e6, 1)
@@ -772,6 +777,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, help="file of JSON lines")
     parser.add_argument("--seconds", type=float, default=60, help="start no check after this")
     parser.add_argument("--short", action="store_true", help="time what one text runs, nothing else")
+    parser.add_argument("--attention", action="store_true", help="check RotaryAttention's small shapes, nothing else")
     parser.add_argument("--host", action="store_true", help="check the host build on the CPU provider")
     args = parser.parse_args()
     if args.library is None:
@@ -781,6 +787,8 @@ def main() -> int:
     runner = Runner(args.library.resolve(), args.host)
     if args.short:
         return time_short(report, runner)
+    if args.attention:
+        return check_attention(report, runner)
     small = small_cases()
     for case in small:
         name = f"{case.operator} {case.title}"
@@ -797,7 +805,9 @@ def main() -> int:
         report.record("overlap", "two blocks of a text", lambda: check_overlap(runner))
         for early in "01":
             name = f"JINACLIP_CUDA_PDL={early}"
-            report.record("short", name, lambda early=early: in_a_process(args, early))  # type: ignore[misc]
+            report.record("short", name, lambda name=name: in_a_process(args, "--short", name))  # type: ignore[misc]
+        name = "JINACLIP_CUDA_WARPGROUPS=0"
+        report.record("right", name, lambda: in_a_process(args, "--attention", name))
     for case in [*model_cases(), *product_cases()] if not args.host else []:
         name = f"{case.operator} {case.title}"
         report.record("right", name, lambda case=case: check_case(runner, case), quiet=True)  # type: ignore[misc]
@@ -816,12 +826,25 @@ def time_short(report: Report, runner: Runner) -> int:
     return 1 if report.failed else 0
 
 
-def in_a_process(args: argparse.Namespace, early: str) -> dict[str, Any]:
-    """--short with JINACLIP_CUDA_PDL, which the library reads once. Its results go to a file beside --output."""
-    words = [sys.executable, __file__, "--short", "--library", str(args.library), "--seconds", "25"]
+def check_attention(report: Report, runner: Runner) -> int:
+    for case in (case for case in small_cases() if case.operator == "RotaryAttention"):
+        name = f"{case.operator} {case.title}"
+        report.record("right", name, lambda case=case: check_case(runner, case), quiet=True)  # type: ignore[misc]
+    return 1 if report.failed else 0
+
+
+def in_a_process(args: argparse.Namespace, what: str, setting: str) -> dict[str, Any]:
+    """--short or --attention with an environment variable that the library reads once, NAME=VALUE. The results go to a
+    file beside --output.
+    """
+    variable, value = setting.split("=")
+    words = [sys.executable, __file__, what, "--library", str(args.library), "--seconds", "25"]
     if args.output is not None:
-        words += ["--output", str(args.output.with_suffix(f".pdl{early}{args.output.suffix}"))]
-    done = subprocess.run(words, env=os.environ | {"JINACLIP_CUDA_PDL": early}, timeout=40)
+        words += [
+            "--output",
+            str(args.output.with_suffix(f".{variable.rpartition('_')[2]}{value}{args.output.suffix}")),
+        ]
+    done = subprocess.run(words, env=os.environ | {variable: value}, timeout=40)
     if done.returncode != 0:
         raise AssertionError(f"exit status {done.returncode}")
     return {}

@@ -7,20 +7,18 @@
 #include "attention.h"
 
 #include <climits>
-#include <cstdlib>
-#include <cstring>
 
 namespace jinaclip {
 namespace {
 
-constexpr int kKeys = 64;  // that are weighed at once
-// Texts of up to so many rows turn their keys where they are loaded; longer ones, whose keys are loaded by many blocks,
-// have them turned once before.
-constexpr int kShortest = 128, kTurnedOnLoad = 256;
-// Blocks that a kernel has, if it can, for each multiprocessor.
-constexpr int kBlocksOfMultiprocessor = 4;
+constexpr int kKeys = 64;  // rows of a key tile
+// Longest text of the short kernel with four warps, and with eight. Longer texts, whose keys are loaded by many blocks,
+// have them rotated once before.
+constexpr int kFourWarpRows = 128, kEightWarpRows = 256;
+// A block of the short kernel takes fewer heads until there are so many blocks for each multiprocessor.
+constexpr int kBlocksPerMultiprocessor = 4;
 
-// What a warp knows of Tiles * 16 queries of one head.
+// A warp's registers for Tiles * 16 queries of one head: query fragments, outputs and softmax state.
 template <int Tiles>
 struct Queries {
   uint32_t fragments[Tiles][4][4];
@@ -44,9 +42,10 @@ struct Queries {
     }
   }
 
-  // Weighs the first `known` of Groups * 16 keys and their values, rows of tiles.
+  // Attends to the first `valid_keys` of Groups * 16 keys and their values, rows of tiles; with `first` there are no
+  // earlier outputs to rescale.
   template <int Groups>
-  __device__ void attend(const __half* keys, const __half* values, int known, bool first, float scale) {
+  __device__ void attend(const __half* keys, const __half* values, int valid_keys, bool first, float scale) {
     const int lane = threadIdx.x % kWarp;
     float scores[Tiles][2 * Groups][4] = {};
 #pragma unroll
@@ -65,8 +64,8 @@ struct Queries {
     uint32_t weights[Tiles][Groups][4];
 #pragma unroll
     for (int t = 0; t < Tiles; ++t) {
-      if (known < 16 * Groups) {
-        mask_scores(scores[t], known);
+      if (valid_keys < 16 * Groups) {
+        mask_scores(scores[t], valid_keys);
       }
       float scales[2];
       if (softmax[t].update(scores[t], scale, scales) && !first) {
@@ -90,15 +89,15 @@ struct Queries {
   }
 
   // The same for up to 64 keys, in as few groups as hold them.
-  __device__ void attend_last(const __half* keys, const __half* values, int known, bool first, float scale) {
-    if (known > 48) {
-      attend<4>(keys, values, known, first, scale);
-    } else if (known > 32) {
-      attend<3>(keys, values, known, first, scale);
-    } else if (known > 16) {
-      attend<2>(keys, values, known, first, scale);
+  __device__ void attend_last(const __half* keys, const __half* values, int valid_keys, bool first, float scale) {
+    if (valid_keys > 48) {
+      attend<4>(keys, values, valid_keys, first, scale);
+    } else if (valid_keys > 32) {
+      attend<3>(keys, values, valid_keys, first, scale);
+    } else if (valid_keys > 16) {
+      attend<2>(keys, values, valid_keys, first, scale);
     } else {
-      attend<1>(keys, values, known, first, scale);
+      attend<1>(keys, values, valid_keys, first, scale);
     }
   }
 };
@@ -207,7 +206,7 @@ __device__ inline void copy_tile(const AttentionArguments& a, const TextTile& ti
 }
 
 // Longer texts, with keys that are turned already: a block computes Tiles * 64 queries of a head; a warp has Tiles * 16
-// of them. While 64 keys are weighed, the next are copied.
+// of them. While the products of 64 keys run, the next are copied.
 template <int Tiles, bool Interleaved>
 __global__ void __launch_bounds__(kLongThreads, 2) long_attention_kernel(AttentionArguments a, float scale) {
   begin_kernel();
@@ -290,12 +289,12 @@ template <int Warps>
 void launch_short(const AttentionArguments& a, bool interleaved, Stream stream) {
   const auto kernel = interleaved ? short_attention_kernel<Warps, true> : short_attention_kernel<Warps, false>;
   int most_heads = Warps;
-  while (most_heads > 1 && int64_t{1} * a.texts * a.heads < most_heads * kBlocksOfMultiprocessor * multiprocessors()) {
+  while (most_heads > 1 && int64_t{1} * a.texts * a.heads < most_heads * kBlocksPerMultiprocessor * multiprocessors()) {
     most_heads /= 2;
   }
   launch_with_memory(kernel, dim3(static_cast<unsigned>(a.texts), static_cast<unsigned>(a.heads)), dim3(Warps * kWarp),
-                     3 * sizeof(__half) * Warps * 32 * kTileColumns + kSharedAlignment, stream, a,
-                     kScoreScale, most_heads);
+                     3 * sizeof(__half) * Warps * 32 * kTileColumns + kSharedAlignment, stream, a, kScoreScale,
+                     most_heads);
 }
 
 template <int Tiles>
@@ -313,9 +312,7 @@ void launch_turn_keys(const AttentionArguments& a, bool interleaved, __half* key
 
 }  // namespace
 
-int64_t turned_key_rows(int64_t rows, int64_t longest) {
-  return longest > kTurnedOnLoad ? rows : 0;
-}
+int64_t turned_key_rows(int64_t rows, int64_t longest) { return longest > kEightWarpRows ? rows : 0; }
 
 void rotary_attention(const Half* qkv, const float* cos, const float* sin, const int32_t* positions,
                       const int32_t* offsets, Half* y, Half* keys, int64_t rows, int64_t longest, int texts,
@@ -337,13 +334,13 @@ void rotary_attention(const Half* qkv, const float* cos, const float* sin, const
   if (!aligned(qkv) || !aligned_for_load(cos) || !aligned_for_load(sin) || !aligned(y)) {
     throw std::runtime_error("RotaryAttention: memory that does not begin at a multiple of 16 bytes");
   }
-  if (offsets != nullptr || longest <= kTurnedOnLoad) {
-    a.at_most = kTurnedOnLoad;
-    const auto launch = longest <= kShortest ? launch_short<4> : launch_short<8>;
+  if (offsets != nullptr || longest <= kEightWarpRows) {
+    a.at_most = kEightWarpRows;
+    const auto launch = longest <= kFourWarpRows ? launch_short<4> : launch_short<8>;
     launch(a, interleaved, stream);
   }
-  if (longest > kTurnedOnLoad) {
-    a.more_than = kTurnedOnLoad;
+  if (longest > kEightWarpRows) {
+    a.more_than = kEightWarpRows;
     a.at_most = INT_MAX;
     launch_turn_keys(a, interleaved, static_cast<__half*>(keys), stream);
     if (hopper_attention_runs()) {

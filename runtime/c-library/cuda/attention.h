@@ -1,6 +1,7 @@
-// What the attention kernels share: their arguments, which text a block works on, and turned queries as fragments.
+// What the attention kernels share: arguments, which text and query tile a block computes, rotary positions, the
+// softmax over key tiles, and loading queries and storing outputs.
 //
-// Symbols: N rows (tokens), H heads of 64 columns, D = 64 H columns, B texts (or images) of L rows.
+// Symbols: N rows (tokens), H heads of 64 columns, D = 64 H columns, B texts (or images).
 #pragma once
 
 #include <cfloat>
@@ -11,17 +12,16 @@
 
 namespace jinaclip {
 
-
 struct AttentionArguments {
   const __half* qkv;         // [N, 3D]
-  const __half* keys;        // [N, D]: turned; null, where the kernel turns those of qkv itself
-  const float *cos, *sin;    // [table_rows, K/2]
+  const __half* keys;        // [N, D], rotated; not read by the kernel for short texts
+  const float *cos, *sin;    // [table_rows, 32]
   const int32_t* positions;  // [N], or null: the index in the text
   const int32_t* offsets;    // [B + 1], where each text begins, and their end; null: every text has `length` rows
   __half* y;                 // [N, D]
   int64_t rows, length;
   int texts, heads, table_rows;
-  int more_than, at_most;  // only texts of such lengths
+  int more_than, at_most;  // the launch computes texts with more_than < length <= at_most
 };
 
 // Part of a text that a block computes: queries first to first + Tile - 1 of a text at rows begin to begin + length
@@ -35,16 +35,16 @@ __device__ inline int clamped_offset(const AttentionArguments& a, int text) {
   return offset < 0 ? 0 : offset > a.rows ? static_cast<int>(a.rows) : offset;
 }
 
-__device__ inline bool asked_for(const AttentionArguments& a, const TextTile& tile) {
+__device__ inline bool length_in_range(const AttentionArguments& a, const TextTile& tile) {
   return tile.length > a.more_than && tile.length <= a.at_most;
 }
 
-// A whole text. False: it is empty, or its length is not asked for.
+// A whole text. False: it is empty, or its length is not in range.
 __device__ inline bool find_text(const AttentionArguments& a, int text, TextTile& tile) {
   tile.begin = a.offsets != nullptr ? clamped_offset(a, text) : static_cast<int>(text * a.length);
   tile.length = a.offsets != nullptr ? clamped_offset(a, text + 1) - tile.begin : static_cast<int>(a.length);
   tile.first = 0;
-  return tile.length > 0 && asked_for(a, tile);
+  return tile.length > 0 && length_in_range(a, tile);
 }
 
 // Tiles of Tile queries are numbered so that text b has those from offsets[b] / Tile + b on: at least as many as it
@@ -54,7 +54,7 @@ __host__ __device__ inline int64_t tile_count(const AttentionArguments& a) {
   return a.offsets != nullptr ? a.rows / Tile + a.texts : a.texts * ((a.length + Tile - 1) / Tile);
 }
 
-// Called by whole warps. False: there is no such tile, or its text's length is not asked for.
+// Called by whole warps. False: there is no such tile, or its text's length is not in range.
 template <int Tile>
 __device__ inline bool find_tile(const AttentionArguments& a, int64_t number, TextTile& tile) {
   int64_t first;
@@ -83,7 +83,7 @@ __device__ inline bool find_tile(const AttentionArguments& a, int64_t number, Te
     first = (number - (a.offsets[low] / Tile + low)) * Tile;
   }
   tile.first = static_cast<int>(first);
-  return first >= 0 && first < tile.length && asked_for(a, tile);
+  return first >= 0 && first < tile.length && length_in_range(a, tile);
 }
 
 __device__ inline int position_of(const AttentionArguments& a, const TextTile& tile, int row) {
@@ -154,58 +154,59 @@ __device__ inline void turn_chunks(const Angles& angles, uint4 (&chunks)[2]) {
   chunks[1] = {words[1][0], words[1][1], words[1][2], words[1][3]};
 }
 
-// Softmax over keys that come tile by tile, for the two rows of a lane's C fragments. Sums are of what the lane holds.
-// Exponents are relative to the largest score of a row, or to an earlier one that is smaller by at most kSlack: then
-// what was summed stays as it is, and a float16 weight of up to 2^kSlack has the same relative rounding.
+// Softmax over key tiles, for the two rows of a lane's C fragments; `sums` are of this lane's columns. Exponents are
+// relative to `reference_max`: a row's maximum, or an earlier one that is at most kSlack (base 2) smaller. Within the
+// slack outputs and sums are not rescaled; weights of up to 2^kSlack keep float16's relative precision.
 struct RunningSoftmax {
   static constexpr float kSlack = 8.0f;  // of an exponent of two
   static constexpr int kChains = 4;
-  static constexpr float kExtreme = 1 << 20;  // an exponent whose rounding is felt
-  float largest[2] = {-FLT_MAX, -FLT_MAX}, sums[2] = {0.0f, 0.0f};
+  static constexpr float kLargeExponent = 1 << 20;  // above this the rounding of a shift in float32 changes weights
+  float reference_max[2] = {-FLT_MAX, -FLT_MAX}, sums[2] = {0.0f, 0.0f};
 
   // Scores become their exponentials. Returns, the same in all lanes, whether earlier outputs have to be multiplied
   // with `scales`, as the sums were.
   template <int Groups>
   __device__ bool update(float (&scores)[Groups][4], float scale, float (&scales)[2]) {
-    float most[2];
+    float row_max[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      float of_chains[kChains];  // independent, so that none waits for the one before
+      float partial[kChains];  // independent, so that none waits for the one before
 #pragma unroll
       for (int c = 0; c < kChains; ++c) {
-        of_chains[c] = scores[c / 2][2 * i + c % 2];
+        partial[c] = scores[c / 2][2 * i + c % 2];
       }
 #pragma unroll
       for (int g = kChains / 2; g < Groups; ++g) {
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
-          float& chain = of_chains[(2 * g + j) % kChains];
+          float& chain = partial[(2 * g + j) % kChains];
           chain = fmaxf(chain, scores[g][2 * i + j]);
         }
       }
-      most[i] = fmaxf(fmaxf(of_chains[0], of_chains[1]), fmaxf(of_chains[2], of_chains[3]));
+      row_max[i] = fmaxf(fmaxf(partial[0], partial[1]), fmaxf(partial[2], partial[3]));
     }
 #pragma unroll
     for (int distance = 1; distance < 4; distance *= 2) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        most[i] = fmaxf(most[i], __shfl_xor_sync(0xffffffffu, most[i], distance));
+        row_max[i] = fmaxf(row_max[i], __shfl_xor_sync(0xffffffffu, row_max[i], distance));
       }
     }
-    const bool within = (most[0] - largest[0]) * scale <= kSlack && (most[1] - largest[1]) * scale <= kSlack;
+    const bool within =
+        (row_max[0] - reference_max[0]) * scale <= kSlack && (row_max[1] - reference_max[1]) * scale <= kSlack;
     const bool rescaled = __ballot_sync(0xffffffffu, !within) != 0;
     if (rescaled) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        most[i] = fmaxf(most[i], largest[i]);
-        scales[i] = fast_exp2((largest[i] - most[i]) * scale);
-        largest[i] = most[i];
+        row_max[i] = fmaxf(row_max[i], reference_max[i]);
+        scales[i] = fast_exp2((reference_max[i] - row_max[i]) * scale);
+        reference_max[i] = row_max[i];
         sums[i] *= scales[i];
       }
     }
-    const float shifts[2] = {largest[0] * scale, largest[1] * scale};
+    const float shifts[2] = {reference_max[0] * scale, reference_max[1] * scale};
     float factor = scale;
-    if (__ballot_sync(0xffffffffu, fmaxf(fabsf(shifts[0]), fabsf(shifts[1])) > kExtreme) != 0) {
+    if (__ballot_sync(0xffffffffu, fmaxf(fabsf(shifts[0]), fabsf(shifts[1])) > kLargeExponent) != 0) {
       // A shift's rounding would be an exponent of its own: products are rounded in the same way.
 #pragma unroll
       for (int g = 0; g < Groups; ++g) {
@@ -216,19 +217,19 @@ struct RunningSoftmax {
       }
       factor = 1.0f;
     }
-    float of_chains[2][kChains] = {};
+    float partial[2][kChains] = {};
 #pragma unroll
     for (int g = 0; g < Groups; ++g) {
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         const int row = j / 2;
         scores[g][j] = fast_exp2(fmaf(scores[g][j], factor, -shifts[row]));
-        of_chains[row][(2 * g + j) % kChains] += scores[g][j];
+        partial[row][(2 * g + j) % kChains] += scores[g][j];
       }
     }
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      sums[i] += (of_chains[i][0] + of_chains[i][1]) + (of_chains[i][2] + of_chains[i][3]);
+      sums[i] += (partial[i][0] + partial[i][1]) + (partial[i][2] + partial[i][3]);
     }
     return rescaled;
   }
@@ -242,15 +243,15 @@ struct RunningSoftmax {
   }
 };
 
-// Scores of keys from the `known`-th of a tile on become -inf.
+// Scores of keys from `valid_keys` of a tile on become -inf.
 template <int Groups>
-__device__ inline void mask_scores(float (&scores)[Groups][4], int known) {
+__device__ inline void mask_scores(float (&scores)[Groups][4], int valid_keys) {
   const int lane = threadIdx.x % kWarp;
 #pragma unroll
   for (int g = 0; g < Groups; ++g) {
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      if (8 * g + lane % 4 * 2 + j % 2 >= known) {
+      if (8 * g + lane % 4 * 2 + j % 2 >= valid_keys) {
         scores[g][j] = -INFINITY;
       }
     }

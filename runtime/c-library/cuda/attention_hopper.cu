@@ -1,10 +1,12 @@
 // RotaryAttention's long texts and images on Hopper (compute capability 9.0): its warpgroup products (wgmma).
 //
-// One block a multiprocessor takes tiles of 192 queries in turn. Its first warpgroup copies turned keys and values, 96
-// rows at a time, into a ring of eight places in shared memory. The three others have 64 queries each, with their
-// scores and outputs in registers. A place is full when its copies have arrived, and empty when all consumers have read
-// it. Consumers start their products in a fixed order, so that one multiplies while the others compute exponentials;
-// each starts the scores of the next keys before it weighs the values of the last.
+// One block a multiprocessor takes query tiles of 192 rows in turn. The producer warpgroup copies rotated keys and
+// values, 96 rows at a time, into eight pipeline stages. Three consumer warpgroups have 64 queries each, with their
+// scores and outputs in registers. A stage is full when its copies have arrived, and empty when all consumer warps have
+// released it. Consumers issue products in a fixed order, so that one multiplies while others compute exponentials.
+// Each issues the scores of the next key tile before the product with the values of the last one.
+#include <type_traits>
+
 #include "attention.h"
 #include "warpgroup.h"
 
@@ -14,36 +16,30 @@ namespace {
 constexpr int kConsumers = 3;  // warpgroups
 constexpr int kQueries = 64 * kConsumers;
 constexpr int kThreads = 128 * (1 + kConsumers);
-constexpr int kPlaces = 8;
-constexpr int kAhead = 3;  // copies that are under way while the next is started
-constexpr int kPlaceHalves = kHopperKeys * kTileColumns;
+constexpr int kStages = 8;
+constexpr int kCopiesInFlight = 3;  // groups of copies, while the next is started
+constexpr int kStageHalves = kHopperKeys * kTileColumns;
 
 struct Shared {
-  __half places[kPlaces][kPlaceHalves];
+  __half stages[kStages][kStageHalves];
   __half queries[kConsumers][64 * kTileColumns];
-  Arrivals full[kPlaces], empty[kPlaces], order[kConsumers], queries_written[kConsumers];
+  Arrivals full[kStages], empty[kStages], order[kConsumers], queries_written[kConsumers];
 };
 
-// The ring's places in turn; how often it has been round decides which phase of a place's barriers is waited for.
-struct Turn {
-  int place = 0;
+// Index of a pipeline stage, and the parity of its barriers: it flips when the index returns to 0.
+struct StageIndex {
+  int index = 0;
   unsigned phase = 0;
 
   __device__ void next() {
-    if (++place == kPlaces) {
-      place = 0;
+    if (++index == kStages) {
+      index = 0;
       phase ^= 1;
     }
   }
 };
 
-template <int Count>
-struct KeyCount {
-  static constexpr int value = Count;
-};
-
-// The same value, of which the compiler then knows that it is the same in all lanes: it keeps it in registers of the
-// warp.
+// Lane 0's value: the compiler can keep it in a uniform register.
 [[maybe_unused]] __device__ inline int uniform(int value) { return __shfl_sync(0xffffffffu, value, 0); }
 
 // Calls work(tile, head) for this block's share of all tiles and heads; the blocks take them in turn. 32 texts are
@@ -72,29 +68,29 @@ __device__ inline void for_each_tile(const AttentionArguments& a, Work work) {
   const int thread = threadIdx.x, columns = a.heads * kHeadColumns;
   const int row_of_thread = thread / 8, chunk = thread % 8;
   const int at = tile_at(row_of_thread, chunk);
-  Turn free_place, copied;
+  StageIndex free_stage, copied;
   int under_way = 0;
-  const auto announce = [&] {
+  const auto signal_full = [&] {
     publish_copies();
     __syncwarp();
     if (thread % kWarp == 0) {
-      shared.full[copied.place].arrive();
+      shared.full[copied.index].arrive();
     }
     copied.next();
   };
   const auto copy = [&](const __half* from, int64_t stride, int rows) {
-    shared.empty[free_place.place].wait(free_place.phase ^ 1);
-    __half* to = shared.places[free_place.place] + at;
+    shared.empty[free_stage.index].wait(free_stage.phase ^ 1);
+    __half* to = shared.stages[free_stage.index] + at;
 #pragma unroll
     for (int i = 0; i < kHopperKeys / 16; ++i) {
       const int row = row_of_thread + 16 * i;
       copy_16_bytes(to + i * 16 * kTileColumns, from + (row < rows ? row : 0) * stride, row < rows);
     }
     commit_copies();
-    free_place.next();
-    if (++under_way > kAhead) {
-      wait_for_copies<kAhead>();
-      announce();
+    free_stage.next();
+    if (++under_way > kCopiesInFlight) {
+      wait_for_copies<kCopiesInFlight>();
+      signal_full();
       --under_way;
     }
   };
@@ -116,7 +112,7 @@ __device__ inline void for_each_tile(const AttentionArguments& a, Work work) {
   });
   wait_for_copies<0>();
   for (; under_way > 0; --under_way) {
-    announce();
+    signal_full();
   }
 }
 
@@ -124,28 +120,28 @@ template <bool Interleaved>
 __device__ inline void consume(const AttentionArguments& a, float scale, Shared& shared) {
   const int lane = threadIdx.x % kWarp;
   const int warp = uniform(threadIdx.x / kWarp) - 4, group = warp / 4;  // of the consumers
-  Turn turn;
-  unsigned order = group == 0 ? 1 : 0, tiles_parity = 0;
+  StageIndex stage;
+  unsigned order = group == 0 ? 1 : 0, queries_phase = 0;
   const auto release = [&] {
     __syncwarp();
     if (lane == 0) {
-      shared.empty[turn.place].arrive();
+      shared.empty[stage.index].arrive();
     }
-    turn.next();
+    stage.next();
   };
-  // Of a place that is read until the next one has been started.
-  const auto release_later = [&] { turn.next(); };
-  const auto release_before = [&] {
+  // A stage is released only after the next one's product has been issued.
+  const auto advance = [&] { stage.next(); };
+  const auto release_previous = [&] {
     __syncwarp();
     if (lane == 0) {
-      shared.empty[turn.place > 0 ? turn.place - 1 : kPlaces - 1].arrive();
+      shared.empty[stage.index > 0 ? stage.index - 1 : kStages - 1].arrive();
     }
   };
   const auto wait_for_order = [&] {
     shared.order[group].wait(order);
     order ^= 1;
   };
-  const auto let_next_start = [&] {
+  const auto signal_next_group = [&] {
     if (lane == 0) {
       shared.order[group + 1 < kConsumers ? group + 1 : 0].arrive();
     }
@@ -156,10 +152,10 @@ __device__ inline void consume(const AttentionArguments& a, float scale, Shared&
         if (first > 0) {
           wait_for_order();
           __syncwarp();
-          let_next_start();
+          signal_next_group();
         }
         for (int part = 0; part < 2; ++part) {
-          shared.full[turn.place].wait(turn.phase);
+          shared.full[stage.index].wait(stage.phase);
           release();
         }
       }
@@ -169,7 +165,7 @@ __device__ inline void consume(const AttentionArguments& a, float scale, Shared&
     uint32_t weights[kHopperKeys / 16][4];
     float scores[kHopperKeys / 8][4], outputs[8][4] = {}, scales[2];
     RunningSoftmax softmax;
-    // The products that read the last tile's queries have ended for all warps: so has a product that came after them.
+    // A later product of this warpgroup has finished, so no warp still reads the last query tile.
     const auto own_rows = [&] { return shared.queries[group] + warp % 4 * 16 * kTileColumns; };
     load_queries<Interleaved>(a, tile, head, row, own_rows());
     publish_copies();
@@ -177,11 +173,11 @@ __device__ inline void consume(const AttentionArguments& a, float scale, Shared&
     if (lane == 0) {
       shared.queries_written[group].arrive();
     }
-    shared.queries_written[group].wait(tiles_parity);
-    tiles_parity ^= 1;
+    shared.queries_written[group].wait(queries_phase);
+    queries_phase ^= 1;
     int left = tile.length;  // keys, from the next tile's first on
-    shared.full[turn.place].wait(turn.phase);
-    start_scores<kHopperKeys>(scores, shared.queries[group], shared.places[turn.place]);
+    shared.full[stage.index].wait(stage.phase);
+    start_scores<kHopperKeys>(scores, shared.queries[group], shared.stages[stage.index]);
     finish_products<0>(scores);
     release();
     if (left < kHopperKeys) {
@@ -194,14 +190,14 @@ __device__ inline void consume(const AttentionArguments& a, float scale, Shared&
     const auto step = [&](auto keys) {
       constexpr int Keys = decltype(keys)::value;
       wait_for_order();
-      shared.full[turn.place].wait(turn.phase);
-      start_scores<Keys>(scores, shared.queries[group], shared.places[turn.place]);
-      release_later();
-      shared.full[turn.place].wait(turn.phase);
-      start_outputs<kHopperKeys>(outputs, weights, shared.places[turn.place]);
-      let_next_start();
+      shared.full[stage.index].wait(stage.phase);
+      start_scores<Keys>(scores, shared.queries[group], shared.stages[stage.index]);
+      advance();
+      shared.full[stage.index].wait(stage.phase);
+      start_outputs<kHopperKeys>(outputs, weights, shared.stages[stage.index]);
+      signal_next_group();
       finish_products<1>(scores);
-      release_before();
+      release_previous();
       if (left < kHopperKeys) {
         mask_scores(scores, left);
       }
@@ -215,18 +211,18 @@ __device__ inline void consume(const AttentionArguments& a, float scale, Shared&
       left -= kHopperKeys;
     };
     while (left >= kHopperKeys) {
-      step(KeyCount<kHopperKeys>{});
+      step(std::integral_constant<int, kHopperKeys>{});
     }
     if (left > kHopperKeys / 2) {
-      step(KeyCount<kHopperKeys>{});
+      step(std::integral_constant<int, kHopperKeys>{});
     } else if (left > 0) {
-      step(KeyCount<kHopperKeys / 2>{});
+      step(std::integral_constant<int, kHopperKeys / 2>{});
     }
-    shared.full[turn.place].wait(turn.phase);
+    shared.full[stage.index].wait(stage.phase);
     if (-left >= kHopperKeys / 2) {  // the last tile has no more than its first half
-      start_outputs<kHopperKeys / 2>(outputs, weights, shared.places[turn.place]);
+      start_outputs<kHopperKeys / 2>(outputs, weights, shared.stages[stage.index]);
     } else {
-      start_outputs<kHopperKeys>(outputs, weights, shared.places[turn.place]);
+      start_outputs<kHopperKeys>(outputs, weights, shared.stages[stage.index]);
     }
     finish_products<0>(outputs);
     release();
@@ -240,9 +236,9 @@ __global__ void __launch_bounds__(kThreads, 1) hopper_attention_kernel(Attention
   begin_kernel();
   Shared& shared = *static_cast<Shared*>(dynamic_shared_memory());
   if (threadIdx.x == 0) {
-    for (int place = 0; place < kPlaces; ++place) {
-      shared.full[place].expect(4);
-      shared.empty[place].expect(4 * kConsumers);
+    for (int stage = 0; stage < kStages; ++stage) {
+      shared.full[stage].expect(4);
+      shared.empty[stage].expect(4 * kConsumers);
     }
     for (int group = 0; group < kConsumers; ++group) {
       shared.order[group].expect(4);
@@ -252,7 +248,7 @@ __global__ void __launch_bounds__(kThreads, 1) hopper_attention_kernel(Attention
   }
   __syncthreads();
   if (uniform(threadIdx.x / 128) == 0) {
-    fewer_registers<56>();
+    fewer_registers<56>();  // 128 * 56 + 384 * 152 = 65,536
     produce(a, shared);
   } else {
     more_registers<152>();
@@ -260,7 +256,7 @@ __global__ void __launch_bounds__(kThreads, 1) hopper_attention_kernel(Attention
   }
 #else
   begin_kernel();
-  __trap();  // a driver that is told to use PTX on Hopper: better an error than outputs that are not written
+  __trap();  // PTX of compute_90 has no wgmma: an error in place of unwritten outputs
 #endif
 }
 

@@ -59,7 +59,7 @@ inline void check(cudaError_t error) {
 // launch): from compute capability 9.0 on, unless the environment variable JINACLIP_CUDA_PDL is 0 at the first call.
 bool early_launches();
 
-// Of the current device.
+// Multiprocessors of the current device.
 int multiprocessors();
 
 // Whether the current device has warpgroup products: compute capability 9.0, unless the environment variable
@@ -111,8 +111,8 @@ __device__ inline void begin_kernel() {
 #endif
 }
 
-// Errors of a few units in the last place of float32. One instruction each for the first two, with zero in place of
-// results that are denormal.
+// Relative errors of a few units in the last place. fast_exp2 and fast_reciprocal are one instruction each; denormal
+// inputs and results become 0.
 __device__ inline float fast_exp2(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));

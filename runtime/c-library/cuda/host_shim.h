@@ -1,8 +1,9 @@
 // Runs CUDA kernels on the host, so that their sources can be tested where there is no GPU.
 //
-// The threads of a block are fibres of one operating-system thread. A fibre runs until it waits at a barrier
-// (__syncthreads or a warp shuffle) or ends; then the next one runs. Blocks run one after the other, every second one
-// with its threads in reverse order. A block whose threads all wait for one another ends the process with a message.
+// The threads of a block are fibres of one operating-system thread. A fibre runs until it waits (__syncthreads, an
+// exchange within its warp, or Arrivals::wait) or ends; then the next one runs. Blocks run one after the other, every
+// second one with its threads in reverse order. A block whose threads all wait for one another ends the process with a
+// message.
 #pragma once
 
 #include <setjmp.h>
@@ -24,7 +25,6 @@
 #define __global__
 #define __device__
 #define __host__
-#define __forceinline__ inline
 #define __launch_bounds__(...)
 #define __shared__ static thread_local
 #define threadIdx (host_shim::state().fibre->index)

@@ -215,7 +215,7 @@ void choose_row_shape(int64_t rows, int columns, bool vectors, Fast launch_fast,
 
 inline bool aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
 
-// For `load` alone.
+// Whether `load` may read here: the host reads element by element.
 #ifdef JINACLIP_HOST
 inline bool aligned_for_load(const void*) { return true; }
 #else

@@ -1,5 +1,4 @@
-// Hopper's warpgroup products (wgmma) and what feeds them: barriers that count arrivals, and registers that move from
-// one warpgroup to others. On the host, loops over exchanged values.
+// Hopper's wgmma products, mbarriers and register reallocation. On the host, loops over exchanged values.
 #pragma once
 
 #include "tensor_core.h"
@@ -124,17 +123,17 @@ __device__ inline void publish_copies() {
 #endif
 }
 
-// The same for barriers that were set up.
+// Orders the initialisation of barriers before their use by other threads.
 __device__ inline void publish_barriers() {
 #ifdef JINACLIP_WARPGROUPS
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 #endif
 }
 
-// Brings 128 bytes into the L2 cache.
+// Prefetches a cache line into L2.
 __device__ inline void prefetch(const void* from) { asm volatile("prefetch.global.L2 [%0];" ::"l"(from)); }
 
-// Registers of each thread of a warpgroup from here on.
+// Registers for each thread of this warpgroup (setmaxnreg).
 template <int Count>
 __device__ inline void fewer_registers() {
 #ifdef JINACLIP_WARPGROUPS
@@ -148,15 +147,14 @@ __device__ inline void more_registers() {
 #endif
 }
 
-// The low half of a tile's descriptor: its address, in units of 16 bytes as all of a descriptor. The high half is the
-// same for all tiles: 128-byte swizzle, groups of eight rows 1024 bytes apart.
+// Low half of a wgmma matrix descriptor: the tile's address in units of 16 bytes. The high half, in JINACLIP_PART, is
+// the same for all tiles: 128-byte swizzle, groups of eight rows 1024 bytes apart.
 __device__ inline uint32_t tile_descriptor(const __half* tile) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(tile)) >> 4 | 1u << 16;
 }
 
-// PTX of a product: it is begun with the low halves of tiles' descriptors, has a step for 16 columns of queries and
-// keys or 16 rows of values, whose part of a tile begins `offset` units behind its first, and is committed. Without
-// `add` a step's results replace what was there.
+// PTX of one product: fence, one wgmma for each 16 columns (scores) or 16 rows (outputs), commit. `offset` is the
+// step's place in the tile, in units of 16 bytes. add = 0 overwrites the results.
 #define JINACLIP_BEGIN_PRODUCT "{\n.reg .b64 part, rows;\n.reg .b32 low;\n.reg .pred add;\nwgmma.fence.sync.aligned;\n"
 #define JINACLIP_PART(name, low_half, offset) \
   "add.u32 low, " low_half ", " #offset ";\nmov.b64 " name ", {low, 0x40000040};\n"

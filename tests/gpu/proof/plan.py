@@ -55,7 +55,6 @@ PASSES: dict[str, tuple[Part, ...]] = {
         Part("study-kernels", "study:kernels", limit=40, least=10),
         Part("study-early-launch", "study:without_early_launch", limit=20, least=5),
         Part("study-sizes", "study:sizes", limit=40, least=10),
-        Part("study-cudnn", "study:cudnn", limit=30, least=8),
         Part("variants-image-32", "variants:image_32", limit=60, least=20, after=("sanitizer",)),
         Part("variants-text", "variants:text", limit=60, least=20),
         Part("autotune-image-32", "fast:autotune", limit=120, least=60),

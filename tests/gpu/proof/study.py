@@ -7,15 +7,10 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from functools import partial
-from pathlib import Path
 
 import numpy as np
-import onnx
 
 from jinaclip.bundle import Bundle
-from jinaclip.gpu import gpu
-from jinaclip.onnxruntime_cuda import OnnxRuntimeCudaSession
-from jinaclip.prepared import find_prepared
 from jinaclip_bench.cases import random_ids
 from jinaclip_bench.texts import log_normal_lengths
 from tests.gpu.proof import ours
@@ -74,39 +69,6 @@ def sizes(context: Context) -> None:
             mix = _mix(bundle, texts)
             tokens = int((mix != bundle.special_ids["pad"]).sum())
             _wall(context, f"tokens in runs of {tokens}", lambda m=mix: side.many([m] * RUNS), RUNS * tokens)  # type: ignore[misc]
-
-
-def cudnn(context: Context) -> None:
-    """Images with cuDNN's attention in place of ONNX Runtime's flash attention."""
-    os.environ |= {"ORT_ENABLE_CUDNN_FLASH_ATTENTION": "1", "ORT_DISABLE_FLASH_ATTENTION": "1"}
-    bundle = Bundle(context.bundle)
-    found, reason = find_prepared(bundle, "image", "fp16", "cuda", operators=True)
-    library = ours.ways(context).get(ours.OWN)
-    if found is None or library is None:
-        raise SystemExit(reason)
-    path = _with_contrib_attention(found.path)
-    with closing(OnnxRuntimeCudaSession(path, gpu=gpu(), prepared="cudnn", operators=library)) as session:
-        side = ours.OurSide(session, bundle.tower("image"))
-        for rows in (1, 2) if context.dry_run else (32, 1):
-            pixels = _pixels(bundle, rows)
-            profiled(context, f"cudnn: image {rows}", lambda p=pixels: side(p))  # type: ignore[misc]
-            _wall(context, f"cudnn: images in runs of {rows}", lambda p=pixels: side.many([p] * RUNS), RUNS * rows)  # type: ignore[misc]
-
-
-def _with_contrib_attention(path: Path) -> Path:
-    """The graph with the operator MultiHeadAttention, which knows cuDNN's attention; beside the one it is made of."""
-    model = onnx.load(str(path), load_external_data=False)
-    for node in model.graph.node:
-        if node.op_type == "Attention" and not node.domain:
-            heads = next(attribute.i for attribute in node.attribute if attribute.name == "q_num_heads")
-            node.op_type, node.domain = "MultiHeadAttention", "com.microsoft"
-            del node.attribute[:]
-            node.attribute.append(onnx.helper.make_attribute("num_heads", heads))
-    if not any(opset.domain == "com.microsoft" for opset in model.opset_import):
-        model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
-    target = path.with_name("cudnn.onnx")
-    onnx.save(model, str(target))
-    return target
 
 
 def _wall(context: Context, name: str, call: Callable[[], object], items: int) -> None:
