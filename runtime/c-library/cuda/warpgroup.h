@@ -54,32 +54,32 @@ inline float tile_value(const __half* tile, int row, int column) {
 // scores = queries [64, 64] keys' [64, Keys] of a warpgroup; queries are a tile of 64 rows, keys the first of another.
 template <int Keys>
 void start_scores(float (&scores)[kHopperKeys / 8][4], const __half* queries, const __half* keys) {
-  const int r = host_shim::lane() / 4, c = host_shim::lane() % 4 * 2;
-  const int first = threadIdx.x / 32 % 4 * 16;  // row of the warp
+  const int row = threadIdx.x / 32 % 4 * 16 + host_shim::lane() / 4, column = host_shim::lane() % 4 * 2;
   for (int g = 0; g < Keys / 8; ++g) {
-    std::fill_n(scores[g], 4, 0.0f);
-    for (int k = 0; k < 4; ++k) {
-      const auto query = [&](int row, int column) {
-        return pack_halves(tile_value(queries, first + row, 16 * k + column),
-                           tile_value(queries, first + row, 16 * k + column + 1));
-      };
-      const auto key = [&](int column) {
-        return pack_halves(tile_value(keys, 8 * g + r, 16 * k + column),
-                           tile_value(keys, 8 * g + r, 16 * k + column + 1));
-      };
-      multiply(scores[g], {query(r, c), query(r + 8, c), query(r, c + 8), query(r + 8, c + 8)}, key(c), key(c + 8));
+    for (int i = 0; i < 4; ++i) {
+      scores[g][i] = 0.0f;
+      for (int k = 0; k < kTileColumns; ++k) {
+        scores[g][i] += tile_value(queries, row + i / 2 * 8, k) * tile_value(keys, 8 * g + column + i % 2, k);
+      }
     }
   }
 }
 
 // outputs += weights [64, Keys] values [Keys, 64] of a warpgroup; values are the first rows of a tile.
 template <int Keys>
-void start_outputs(float (&outputs)[8][4], const uint32_t (&weights)[kHopperKeys / 16][4], const __half* tile) {
-  const int r = host_shim::lane() / 4, c = host_shim::lane() % 4 * 2;
-  for (int g = 0; g < 8; ++g) {
-    for (int k = 0; k < Keys / 16; ++k) {
-      const auto at = [&](int row, int column) { return tile_value(tile, 16 * k + row, 8 * g + column); };
-      multiply(outputs[g], weights[k], pack_halves(at(c, r), at(c + 1, r)), pack_halves(at(c + 8, r), at(c + 9, r)));
+void start_outputs(float (&outputs)[8][4], const uint32_t (&weights)[kHopperKeys / 16][4], const __half* values) {
+  const int row = host_shim::lane() / 4, column = host_shim::lane() % 4 * 2;
+  for (int k = 0; k < Keys / 16; ++k) {
+    const host_shim::Exchange<WordsOfA> of_lanes({weights[k][0], weights[k][1], weights[k][2], weights[k][3]});
+    float rows[2][16];
+    row_of_a(of_lanes, row, rows[0]);
+    row_of_a(of_lanes, row + 8, rows[1]);
+    for (int g = 0; g < 8; ++g) {
+      for (int i = 0; i < 4; ++i) {
+        for (int key = 0; key < 16; ++key) {
+          outputs[g][i] += rows[i / 2][key] * tile_value(values, 16 * k + key, 8 * g + column + i % 2);
+        }
+      }
     }
   }
 }
