@@ -31,6 +31,7 @@ from jinaclip_engines.graph import (
     patch_product,
     producer,
     read,
+    tidy,
     write,
 )
 from jinaclip_engines.ranges import channel_ranges
@@ -210,6 +211,30 @@ def test_tokens_and_texts_that_fill_up_a_shape(
     found, expected = (run_operators(path, host_operators, inputs) for inputs in (filled, given))
     for name, values in found.items():
         assert len(values) == 5 and cosines(values[:3], expected[name]).min() >= 0.999999
+
+
+def test_nan_and_infinity_stay_in_their_text_without_the_operators(precise_bundle: Path, tmp_path: Path) -> None:
+    """The means of packed texts alone: the tokens' values are made an input."""
+    model = read(fused(precise_bundle / "text-fp16.onnx", tmp_path, operators=False)[0])
+    (difference,) = (node for node in nodes(model, "Sub") if node.inputs[0] is node.inputs[1])
+    values = difference.inputs[0]
+    assert values is not None
+    given = ir.Value(name="values", shape=ir.Shape(["tokens", 128]), type=ir.TensorType(ir.DataType.FLOAT))
+    model.graph.inputs.append(given)
+    ir.convenience.replace_all_uses_with(values, given)
+    tidy(model)
+    write(model, tmp_path / "means.onnx")
+    inputs = packed([RNG.integers(4, 36000, length) for length in (3, 5, 2)])
+    tokens = RNG.standard_normal((10, 128), np.float32)
+    expected = run_operators(tmp_path / "means.onnx", None, inputs | {"values": tokens})["text_embeddings"]
+    for text, rows in enumerate((tokens[:3], tokens[3:8], tokens[8:])):
+        np.testing.assert_allclose(expected[text], rows.mean(0), rtol=1e-5, atol=1e-6)
+    for spoil in (np.nan, np.inf, -np.inf):
+        spoiled = tokens.copy()
+        spoiled[4, 7] = spoil
+        found = run_operators(tmp_path / "means.onnx", None, inputs | {"values": spoiled})["text_embeddings"]
+        assert np.isnan(found[1]).all()
+        np.testing.assert_array_equal(found[[0, 2]], expected[[0, 2]])
 
 
 def lowered(bundle: Path, tower: str, directory: Path, keep: Collection[str], large: str = "") -> Path:

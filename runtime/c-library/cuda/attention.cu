@@ -1,9 +1,9 @@
-// RotaryAttention: qkv [N, 3D] float16 -> y [N, D] float16: queries and keys turned by the angle of their row's
-// position, then softmax(q k' / sqrt(K)) v within each text and head. No padding is computed, no score is written to
+// RotaryAttention: qkv [N, 3D] float16 -> y [N, D] float16: queries and keys rotated by the angle of their row's
+// position, then softmax(q k' / 8) v within each text and head. No padding is computed, no score is written to
 // memory.
 //
-// Turned keys and values lie in shared memory, queries, scores and outputs in registers. Scores and outputs are float32
-// sums; turned queries and keys and the exponentials are rounded to float16, as products take them.
+// Rotated keys and values lie in shared memory, queries, scores and outputs in registers. Scores and outputs are
+// float32 sums; rotated queries and keys and the exponentials are rounded to float16, as products take them.
 #include "attention.h"
 
 #include <climits>
@@ -45,7 +45,7 @@ struct Queries {
   // Attends to the first `valid_keys` of Groups * 16 keys and their values, rows of tiles; with `first` there are no
   // earlier outputs to rescale.
   template <int Groups>
-  __device__ void attend(const __half* keys, const __half* values, int valid_keys, bool first, float scale) {
+  __device__ void attend(const __half* keys, const __half* values, int valid_keys, bool first) {
     const int lane = threadIdx.x % kWarp;
     float scores[Tiles][2 * Groups][4] = {};
 #pragma unroll
@@ -68,7 +68,7 @@ struct Queries {
         mask_scores(scores[t], valid_keys);
       }
       float scales[2];
-      if (softmax[t].update(scores[t], scale, scales) && !first) {
+      if (softmax[t].update(scores[t], scales) && !first) {
         rescale(outputs[t], scales);
       }
       round_weights(scores[t], weights[t]);
@@ -89,25 +89,25 @@ struct Queries {
   }
 
   // The same for up to 64 keys, in as few groups as hold them.
-  __device__ void attend_last(const __half* keys, const __half* values, int valid_keys, bool first, float scale) {
+  __device__ void attend_last(const __half* keys, const __half* values, int valid_keys, bool first) {
     if (valid_keys > 48) {
-      attend<4>(keys, values, valid_keys, first, scale);
+      attend<4>(keys, values, valid_keys, first);
     } else if (valid_keys > 32) {
-      attend<3>(keys, values, valid_keys, first, scale);
+      attend<3>(keys, values, valid_keys, first);
     } else if (valid_keys > 16) {
-      attend<2>(keys, values, valid_keys, first, scale);
+      attend<2>(keys, values, valid_keys, first);
     } else {
-      attend<1>(keys, values, valid_keys, first, scale);
+      attend<1>(keys, values, valid_keys, first);
     }
   }
 };
 
 // Short texts. A block has one head of a text, or several heads of a text that is short enough: all their queries, keys
 // and values lie in shared memory at once, Warps * 32 rows of each, a head's rows rounded up to 16. Queries and keys
-// are turned there; then each warp takes 16 queries of a head at a time.
+// are rotated there; then each warp takes 16 queries of a head at a time.
 template <int Warps, bool Interleaved>
 __global__ void __launch_bounds__(Warps* kWarp, 16 / Warps)
-    short_attention_kernel(AttentionArguments a, float scale, int most_heads) {
+    short_attention_kernel(AttentionArguments a, int most_heads) {
   begin_kernel();
   constexpr int kThreads = Warps * kWarp, kRows = Warps * 32;
   TextTile tile;
@@ -161,7 +161,7 @@ __global__ void __launch_bounds__(Warps* kWarp, 16 / Warps)
       for (int j = 0; j < 2; ++j) {
         chunks[j] = *reinterpret_cast<uint4*>(tiles + tile_at(row, chunk_of<Interleaved>(threadIdx.x % 4, j)));
       }
-      turn_chunks<Interleaved>(angles, chunks);
+      rotate_chunks<Interleaved>(angles, chunks);
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
         *reinterpret_cast<uint4*>(tiles + tile_at(row, chunk_of<Interleaved>(threadIdx.x % 4, j))) = chunks[j];
@@ -176,20 +176,21 @@ __global__ void __launch_bounds__(Warps* kWarp, 16 / Warps)
     const __half* of_head = keys + head * rows_of_head * kTileColumns;
     int left = tile.length;
     for (; left > kKeys; left -= kKeys, of_head += kKeys * kTileColumns) {
-      own.template attend<4>(of_head, of_head + kRows * kTileColumns, kKeys, left == tile.length, scale);
+      own.template attend<4>(of_head, of_head + kRows * kTileColumns, kKeys, left == tile.length);
     }
-    own.attend_last(of_head, of_head + kRows * kTileColumns, left, left == tile.length, scale);
+    own.attend_last(of_head, of_head + kRows * kTileColumns, left, left == tile.length);
     store_outputs(a, tile, first_head + head, row, own.softmax[0], own.outputs[0], queries + pair * 16 * kTileColumns);
   }
 }
 
+constexpr int kLongTiles = 2;  // of 16 queries, of a warp
 constexpr int kLongWarps = 4, kLongThreads = kLongWarps * kWarp;
 
 struct alignas(128) KeyTile {
   __half keys[kKeys * kTileColumns], values[kKeys * kTileColumns];
 };
 
-// Starts the copies of turned keys and of values first to first + 63 of a text's head; rows beyond the text become
+// Starts the copies of rotated keys and of values first to first + 63 of a text's head; rows beyond the text become
 // zero.
 __device__ inline void copy_tile(const AttentionArguments& a, const TextTile& tile, int head, int first, KeyTile& to) {
   const int64_t columns = int64_t{1} * a.heads * kHeadColumns;
@@ -205,23 +206,23 @@ __device__ inline void copy_tile(const AttentionArguments& a, const TextTile& ti
   commit_copies();
 }
 
-// Longer texts, with keys that are turned already: a block computes Tiles * 64 queries of a head; a warp has Tiles * 16
-// of them. While the products of 64 keys run, the next are copied.
-template <int Tiles, bool Interleaved>
-__global__ void __launch_bounds__(kLongThreads, 2) long_attention_kernel(AttentionArguments a, float scale) {
+// Longer texts, with keys that are rotated already: a block computes kLongTiles * 64 queries of a head; a warp has
+// kLongTiles * 16 of them. While the products of 64 keys run, the next are copied.
+template <bool Interleaved>
+__global__ void __launch_bounds__(kLongThreads, 2) long_attention_kernel(AttentionArguments a) {
   begin_kernel();
   __shared__ KeyTile tiles[2];
   TextTile tile;
-  if (!find_tile<Tiles * kLongWarps * 16>(a, blockIdx.x, tile)) {
+  if (!find_tile<kLongTiles * kLongWarps * 16>(a, blockIdx.x, tile)) {
     return;
   }
   const int head = blockIdx.y, warp = threadIdx.x / kWarp;
-  const int row = tile.first + warp * 16 * Tiles;  // of the warp's first query
+  const int row = tile.first + warp * 16 * kLongTiles;  // of the warp's first query
   copy_tile(a, tile, head, 0, tiles[0]);
-  __half* own_rows = tiles[1].keys + warp * 16 * Tiles * kTileColumns;  // before and after the second tile is used
-  Queries<Tiles> queries;
+  __half* own_rows = tiles[1].keys + warp * 16 * kLongTiles * kTileColumns;  // before and after the second tile is used
+  Queries<kLongTiles> queries;
 #pragma unroll
-  for (int t = 0; t < Tiles; ++t) {
+  for (int t = 0; t < kLongTiles; ++t) {
     load_queries<Interleaved>(a, tile, head, row + 16 * t, own_rows + t * 16 * kTileColumns);
   }
   __syncwarp();
@@ -236,33 +237,33 @@ __global__ void __launch_bounds__(kLongThreads, 2) long_attention_kernel(Attenti
     if (row < tile.length) {
       const KeyTile& keys = tiles[current];
       if (first + kKeys <= tile.length) {
-        queries.template attend<4>(keys.keys, keys.values, kKeys, first == 0, scale);
+        queries.template attend<4>(keys.keys, keys.values, kKeys, first == 0);
       } else {
-        queries.attend_last(keys.keys, keys.values, tile.length - first, first == 0, scale);
+        queries.attend_last(keys.keys, keys.values, tile.length - first, first == 0);
       }
     }
   }
   __syncthreads();
 #pragma unroll
-  for (int t = 0; t < Tiles; ++t) {
+  for (int t = 0; t < kLongTiles; ++t) {
     store_outputs(a, tile, head, row + 16 * t, queries.softmax[t], queries.outputs[t],
                   own_rows + t * 16 * kTileColumns);
   }
 }
 
-constexpr int kTurnedRows = 4;  // of a block of turn_keys_kernel
-constexpr int kTurnThreads = 256;
+constexpr int kRotatedRows = 4;  // of a block of rotate_keys_kernel
+constexpr int kRotateThreads = 256;
 
-// keys [N, D]: those of qkv, turned.
+// keys [N, D]: those of qkv, rotated.
 template <bool Interleaved>
-__global__ void __launch_bounds__(kTurnThreads) turn_keys_kernel(AttentionArguments a, __half* keys) {
+__global__ void __launch_bounds__(kRotateThreads) rotate_keys_kernel(AttentionArguments a, __half* keys) {
   begin_kernel();
   TextTile tile;
-  if (!find_tile<kTurnedRows>(a, blockIdx.x, tile)) {
+  if (!find_tile<kRotatedRows>(a, blockIdx.x, tile)) {
     return;
   }
   const int columns = a.heads * kHeadColumns, parts = columns / 16;  // of a row: two chunks each
-  for (int unit = threadIdx.x; unit < kTurnedRows * parts; unit += kTurnThreads) {
+  for (int unit = threadIdx.x; unit < kRotatedRows * parts; unit += kRotateThreads) {
     const int row = tile.first + unit / parts, head = unit % parts / 4, part = unit % 4;
     if (row >= tile.length) {
       return;
@@ -277,7 +278,7 @@ __global__ void __launch_bounds__(kTurnThreads) turn_keys_kernel(AttentionArgume
     }
     Angles angles;
     angles.read(a, position_of(a, tile, row), part);
-    turn_chunks<Interleaved>(angles, chunks);
+    rotate_chunks<Interleaved>(angles, chunks);
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
       *reinterpret_cast<uint4*>(to + 8 * chunk_of<Interleaved>(part, j)) = chunks[j];
@@ -293,26 +294,23 @@ void launch_short(const AttentionArguments& a, bool interleaved, Stream stream) 
     most_heads /= 2;
   }
   launch_with_memory(kernel, dim3(static_cast<unsigned>(a.texts), static_cast<unsigned>(a.heads)), dim3(Warps * kWarp),
-                     3 * sizeof(__half) * Warps * 32 * kTileColumns + kSharedAlignment, stream, a, kScoreScale,
-                     most_heads);
+                     3 * sizeof(__half) * Warps * 32 * kTileColumns + kSharedAlignment, stream, a, most_heads);
 }
 
-template <int Tiles>
 void launch_long(const AttentionArguments& a, bool interleaved, Stream stream) {
-  const auto kernel = interleaved ? long_attention_kernel<Tiles, true> : long_attention_kernel<Tiles, false>;
-  const int64_t tiles = tile_count<Tiles * kLongWarps * 16>(a);
-  launch(kernel, dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(a.heads)), dim3(kLongThreads), stream, a,
-         kScoreScale);
+  const auto kernel = interleaved ? long_attention_kernel<true> : long_attention_kernel<false>;
+  const int64_t tiles = tile_count<kLongTiles * kLongWarps * 16>(a);
+  launch(kernel, dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(a.heads)), dim3(kLongThreads), stream, a);
 }
 
-void launch_turn_keys(const AttentionArguments& a, bool interleaved, __half* keys, Stream stream) {
-  const auto kernel = interleaved ? turn_keys_kernel<true> : turn_keys_kernel<false>;
-  launch(kernel, dim3(static_cast<unsigned>(tile_count<kTurnedRows>(a))), dim3(kTurnThreads), stream, a, keys);
+void launch_rotate_keys(const AttentionArguments& a, bool interleaved, __half* keys, Stream stream) {
+  const auto kernel = interleaved ? rotate_keys_kernel<true> : rotate_keys_kernel<false>;
+  launch(kernel, dim3(static_cast<unsigned>(tile_count<kRotatedRows>(a))), dim3(kRotateThreads), stream, a, keys);
 }
 
 }  // namespace
 
-int64_t turned_key_rows(int64_t rows, int64_t longest) { return longest > kEightWarpRows ? rows : 0; }
+int64_t rotated_key_rows(int64_t rows, int64_t longest) { return longest > kEightWarpRows ? rows : 0; }
 
 void rotary_attention(const Half* qkv, const float* cos, const float* sin, const int32_t* positions,
                       const int32_t* offsets, Half* y, Half* keys, int64_t rows, int64_t longest, int texts,
@@ -342,11 +340,11 @@ void rotary_attention(const Half* qkv, const float* cos, const float* sin, const
   if (longest > kEightWarpRows) {
     a.more_than = kEightWarpRows;
     a.at_most = INT_MAX;
-    launch_turn_keys(a, interleaved, static_cast<__half*>(keys), stream);
+    launch_rotate_keys(a, interleaved, static_cast<__half*>(keys), stream);
     if (hopper_attention_runs()) {
       hopper_attention(a, interleaved, stream);
     } else {
-      launch_long<2>(a, interleaved, stream);
+      launch_long(a, interleaved, stream);
     }
   }
 }

@@ -102,14 +102,15 @@ __device__ inline void load_angles(const float* table, const AttentionArguments&
   }
 }
 
-// (a, b) turned by an angle.
-__device__ inline void turn(float cos, float sin, float& a, float& b) {
+// (a, b) rotated by an angle.
+__device__ inline void rotate(float cos, float sin, float& a, float& b) {
   const float x = a, y = b;
   a = x * cos - y * sin;
   b = x * sin + y * cos;
 }
 
-// The two 8-column chunks of a row that thread `part` of 4 turns: their pairs have the angles 8 * part to 8 * part + 7.
+// The two 8-column chunks of a row that thread `part` of 4 rotates: their pairs have the angles 8 * part to 8 * part
+// + 7.
 template <bool Interleaved>
 __device__ inline int chunk_of(int part, int i) {
   return Interleaved ? 2 * part + i : part + 4 * i;
@@ -125,7 +126,7 @@ struct Angles {
 };
 
 template <bool Interleaved>
-__device__ inline void turn_chunks(const Angles& angles, uint4 (&chunks)[2]) {
+__device__ inline void rotate_chunks(const Angles& angles, uint4 (&chunks)[2]) {
   uint32_t words[2][4] = {{chunks[0].x, chunks[0].y, chunks[0].z, chunks[0].w},
                           {chunks[1].x, chunks[1].y, chunks[1].z, chunks[1].w}};
 #pragma unroll
@@ -135,7 +136,7 @@ __device__ inline void turn_chunks(const Angles& angles, uint4 (&chunks)[2]) {
       for (int j = 0; j < 2; ++j) {
         float x, y;
         unpack_halves(words[j][w], x, y);
-        turn(angles.cos[4 * j + w], angles.sin[4 * j + w], x, y);
+        rotate(angles.cos[4 * j + w], angles.sin[4 * j + w], x, y);
         words[j][w] = pack_halves(x, y);
       }
     } else {
@@ -144,7 +145,7 @@ __device__ inline void turn_chunks(const Angles& angles, uint4 (&chunks)[2]) {
       unpack_halves(words[1][w], y[0], y[1]);
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
-        turn(angles.cos[2 * w + j], angles.sin[2 * w + j], x[j], y[j]);
+        rotate(angles.cos[2 * w + j], angles.sin[2 * w + j], x[j], y[j]);
       }
       words[0][w] = pack_halves(x[0], x[1]);
       words[1][w] = pack_halves(y[0], y[1]);
@@ -153,6 +154,9 @@ __device__ inline void turn_chunks(const Angles& angles, uint4 (&chunks)[2]) {
   chunks[0] = {words[0][0], words[0][1], words[0][2], words[0][3]};
   chunks[1] = {words[1][0], words[1][1], words[1][2], words[1][3]};
 }
+
+// Score times this, 1 / sqrt(64) to the base two, is an exponent.
+constexpr float kScoreScale = 1.4426950408889634f / 8.0f;
 
 // Softmax over key tiles, for the two rows of a lane's C fragments; `sums` are of this lane's columns. Exponents are
 // relative to `reference_max`: a row's maximum, or an earlier one that is at most kSlack (base 2) smaller. Within the
@@ -166,7 +170,7 @@ struct RunningSoftmax {
   // Scores become their exponentials. Returns, the same in all lanes, whether earlier outputs have to be multiplied
   // with `scales`, as the sums were.
   template <int Groups>
-  __device__ bool update(float (&scores)[Groups][4], float scale, float (&scales)[2]) {
+  __device__ bool update(float (&scores)[Groups][4], float (&scales)[2]) {
     float row_max[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
@@ -192,27 +196,27 @@ struct RunningSoftmax {
         row_max[i] = fmaxf(row_max[i], __shfl_xor_sync(0xffffffffu, row_max[i], distance));
       }
     }
-    const bool within =
-        (row_max[0] - reference_max[0]) * scale <= kSlack && (row_max[1] - reference_max[1]) * scale <= kSlack;
+    const bool within = (row_max[0] - reference_max[0]) * kScoreScale <= kSlack &&
+                        (row_max[1] - reference_max[1]) * kScoreScale <= kSlack;
     const bool rescaled = __ballot_sync(0xffffffffu, !within) != 0;
     if (rescaled) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         row_max[i] = fmaxf(row_max[i], reference_max[i]);
-        scales[i] = fast_exp2((reference_max[i] - row_max[i]) * scale);
+        scales[i] = fast_exp2((reference_max[i] - row_max[i]) * kScoreScale);
         reference_max[i] = row_max[i];
         sums[i] *= scales[i];
       }
     }
-    const float shifts[2] = {reference_max[0] * scale, reference_max[1] * scale};
-    float factor = scale;
+    const float shifts[2] = {reference_max[0] * kScoreScale, reference_max[1] * kScoreScale};
+    float factor = kScoreScale;
     if (__ballot_sync(0xffffffffu, fmaxf(fabsf(shifts[0]), fabsf(shifts[1])) > kLargeExponent) != 0) {
       // A shift's rounding would be an exponent of its own: products are rounded in the same way.
 #pragma unroll
       for (int g = 0; g < Groups; ++g) {
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-          scores[g][j] = multiply_rounded(scores[g][j], scale);
+          scores[g][j] = multiply_rounded(scores[g][j], kScoreScale);
         }
       }
       factor = 1.0f;
@@ -258,7 +262,7 @@ __device__ inline void mask_scores(float (&scores)[Groups][4], int valid_keys) {
   }
 }
 
-// Queries row to row + 15 of a text's head, turned, into 16 rows of a tile, by one warp. Those beyond the text become
+// Queries row to row + 15 of a text's head, rotated, into 16 rows of a tile, by one warp. Those beyond the text become
 // zero.
 template <bool Interleaved>
 __device__ inline void load_queries(const AttentionArguments& a, const TextTile& tile, int head, int row, __half* to) {
@@ -276,7 +280,7 @@ __device__ inline void load_queries(const AttentionArguments& a, const TextTile&
       }
       Angles angles;
       angles.read(a, position_of(a, tile, own), part);
-      turn_chunks<Interleaved>(angles, chunks);
+      rotate_chunks<Interleaved>(angles, chunks);
     }
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
@@ -311,9 +315,6 @@ __device__ inline void store_outputs(const AttentionArguments& a, const TextTile
   }
   __syncwarp();
 }
-
-// Score times this, 1 / sqrt(64) to the base two, is an exponent.
-constexpr float kScoreScale = 1.4426950408889634f / 8.0f;
 
 // A tile's weights, C fragments, as A fragments of float16.
 template <int Groups>

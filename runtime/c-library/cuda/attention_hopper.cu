@@ -96,8 +96,8 @@ __device__ inline void for_each_tile(const AttentionArguments& a, Work work) {
   };
   for_each_tile(a, [&](const TextTile& tile, int head) {
     for (int row = tile.first + thread; row < tile.first + kQueries && row < tile.length; row += 128) {
-      prefetch(a.qkv + int64_t{3} * (tile.begin + row) * columns +
-               head * kHeadColumns);  // consumers ask for them later
+      // The queries, which the consumers load when they come to this tile.
+      prefetch(a.qkv + int64_t{3} * (tile.begin + row) * columns + head * kHeadColumns);
     }
     const __half* keys = a.keys + int64_t{1} * tile.begin * columns + head * kHeadColumns + chunk * 8;
     const __half* values = a.qkv + (int64_t{3} * tile.begin + 2) * columns + head * kHeadColumns + chunk * 8;
@@ -117,7 +117,7 @@ __device__ inline void for_each_tile(const AttentionArguments& a, Work work) {
 }
 
 template <bool Interleaved>
-__device__ inline void consume(const AttentionArguments& a, float scale, Shared& shared) {
+__device__ inline void consume(const AttentionArguments& a, Shared& shared) {
   const int lane = threadIdx.x % kWarp;
   const int warp = uniform(threadIdx.x / kWarp) - 4, group = warp / 4;  // of the consumers
   StageIndex stage;
@@ -183,7 +183,7 @@ __device__ inline void consume(const AttentionArguments& a, float scale, Shared&
     if (left < kHopperKeys) {
       mask_scores(scores, left);
     }
-    softmax.update(scores, scale, scales);
+    softmax.update(scores, scales);
     round_weights(scores, weights);
     left -= kHopperKeys;
     // The scores of the next Keys keys, and the values of the last.
@@ -201,7 +201,7 @@ __device__ inline void consume(const AttentionArguments& a, float scale, Shared&
       if (left < kHopperKeys) {
         mask_scores(scores, left);
       }
-      const bool rescaled = softmax.update(scores, scale, scales);
+      const bool rescaled = softmax.update(scores, scales);
       finish_products<0>(outputs);
       release();
       if (rescaled) {
@@ -231,7 +231,7 @@ __device__ inline void consume(const AttentionArguments& a, float scale, Shared&
 }
 
 template <bool Interleaved>
-__global__ void __launch_bounds__(kThreads, 1) hopper_attention_kernel(AttentionArguments a, float scale) {
+__global__ void __launch_bounds__(kThreads, 1) hopper_attention_kernel(AttentionArguments a) {
 #ifdef JINACLIP_WARPGROUPS
   begin_kernel();
   Shared& shared = *static_cast<Shared*>(dynamic_shared_memory());
@@ -252,7 +252,7 @@ __global__ void __launch_bounds__(kThreads, 1) hopper_attention_kernel(Attention
     produce(a, shared);
   } else {
     more_registers<152>();
-    consume<Interleaved>(a, scale, shared);
+    consume<Interleaved>(a, shared);
   }
 #else
   begin_kernel();
@@ -267,7 +267,7 @@ void hopper_attention(const AttentionArguments& arguments, bool interleaved, Str
   const int64_t tiles = tile_count<kQueries>(arguments) * arguments.heads;  // or fewer
   const int64_t blocks = multiprocessors();
   launch_with_memory(kernel, dim3(static_cast<unsigned>(tiles < blocks ? tiles : blocks)), dim3(kThreads),
-                     sizeof(Shared) + kSharedAlignment, stream, arguments, kScoreScale);
+                     sizeof(Shared) + kSharedAlignment, stream, arguments);
 }
 
 }  // namespace jinaclip

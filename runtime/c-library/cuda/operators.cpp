@@ -298,7 +298,7 @@ Kernel make_rotary_attention(const Attributes& attributes) {
     std::vector<int64_t> shape = qkv.shape;
     shape.back() = columns;
     Half* y = context.output<Half>(0, shape);
-    Half* keys = context.output<Half>(1, {any ? turned_key_rows(rows, longest) : 0, columns});
+    Half* keys = context.output<Half>(1, {any ? rotated_key_rows(rows, longest) : 0, columns});
     if (any) {
       rotary_attention(qkv.data, cos.as<float>(), sin.as<float>(),
                        positions.has_value() ? positions->as<int32_t>() : nullptr,

@@ -35,12 +35,12 @@ void split_rotary(const Half* qkv, const float* cos, const float* sin, Half* q, 
 constexpr int kHeadColumns = 64;
 
 // Rows of `keys` that rotary_attention needs: `rows`, or 0 where it turns keys as it loads them.
-int64_t turned_key_rows(int64_t rows, int64_t longest);
+int64_t rotated_key_rows(int64_t rows, int64_t longest);
 
 // qkv float16 [rows, 3 * num_heads * 64]; text b is rows offsets[b] to offsets[b + 1] - 1 (offsets int32 [texts + 1],
 // rows of a text beyond `longest` are not written), or without offsets b * longest to (b + 1) * longest - 1; positions
 // [rows], or null: a row's index in its text; cos, sin [table_rows, 32]; y float16 [rows, num_heads * 64], of which
-// rows of no text are not written; keys: memory of float16 [turned_key_rows, num_heads * 64].
+// rows of no text are not written; keys: memory of float16 [rotated_key_rows, num_heads * 64].
 void rotary_attention(const Half* qkv, const float* cos, const float* sin, const int32_t* positions,
                       const int32_t* offsets, Half* y, Half* keys, int64_t rows, int64_t longest, int texts,
                       int table_rows, int num_heads, bool interleaved, Stream stream);

@@ -168,6 +168,9 @@ __device__ inline uint32_t tile_descriptor(const __half* tile) {
 #define JINACLIP_OUTPUTS_STEP(weights, values, offset) \
   JINACLIP_PART("part", values, offset)                \
   JINACLIP_STEP(1, "m64n64k16", JINACLIP_RESULTS_32, "{" weights "}, part", "1")
+// Operands of four values.
+#define JINACLIP_FOUR(constraint, values, g) \
+  constraint(values[g][0]), constraint(values[g][1]), constraint(values[g][2]), constraint(values[g][3])
 #define JINACLIP_RESULTS_24 \
   "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
   "%16, %17, %18, %19, %20, %21, %22, %23"
@@ -194,18 +197,10 @@ __device__ inline void start_scores<96>(float (&scores)[kHopperKeys / 8][4], con
       JINACLIP_SCORES_STEP(1, "m64n96k16", JINACLIP_RESULTS_48, "%48", "%49", 4)
       JINACLIP_SCORES_STEP(1, "m64n96k16", JINACLIP_RESULTS_48, "%48", "%49", 6)
       JINACLIP_END_PRODUCT
-      : "=f"(scores[0][0]), "=f"(scores[0][1]), "=f"(scores[0][2]), "=f"(scores[0][3]),
-        "=f"(scores[1][0]), "=f"(scores[1][1]), "=f"(scores[1][2]), "=f"(scores[1][3]),
-        "=f"(scores[2][0]), "=f"(scores[2][1]), "=f"(scores[2][2]), "=f"(scores[2][3]),
-        "=f"(scores[3][0]), "=f"(scores[3][1]), "=f"(scores[3][2]), "=f"(scores[3][3]),
-        "=f"(scores[4][0]), "=f"(scores[4][1]), "=f"(scores[4][2]), "=f"(scores[4][3]),
-        "=f"(scores[5][0]), "=f"(scores[5][1]), "=f"(scores[5][2]), "=f"(scores[5][3]),
-        "=f"(scores[6][0]), "=f"(scores[6][1]), "=f"(scores[6][2]), "=f"(scores[6][3]),
-        "=f"(scores[7][0]), "=f"(scores[7][1]), "=f"(scores[7][2]), "=f"(scores[7][3]),
-        "=f"(scores[8][0]), "=f"(scores[8][1]), "=f"(scores[8][2]), "=f"(scores[8][3]),
-        "=f"(scores[9][0]), "=f"(scores[9][1]), "=f"(scores[9][2]), "=f"(scores[9][3]),
-        "=f"(scores[10][0]), "=f"(scores[10][1]), "=f"(scores[10][2]), "=f"(scores[10][3]),
-        "=f"(scores[11][0]), "=f"(scores[11][1]), "=f"(scores[11][2]), "=f"(scores[11][3])
+      : JINACLIP_FOUR("=f", scores, 0), JINACLIP_FOUR("=f", scores, 1), JINACLIP_FOUR("=f", scores, 2),
+        JINACLIP_FOUR("=f", scores, 3), JINACLIP_FOUR("=f", scores, 4), JINACLIP_FOUR("=f", scores, 5),
+        JINACLIP_FOUR("=f", scores, 6), JINACLIP_FOUR("=f", scores, 7), JINACLIP_FOUR("=f", scores, 8),
+        JINACLIP_FOUR("=f", scores, 9), JINACLIP_FOUR("=f", scores, 10), JINACLIP_FOUR("=f", scores, 11)
       : "r"(tile_descriptor(queries)), "r"(tile_descriptor(keys))
       : "memory");
 #endif
@@ -222,12 +217,8 @@ __device__ inline void start_scores<48>(float (&scores)[kHopperKeys / 8][4], con
       JINACLIP_SCORES_STEP(1, "m64n48k16", JINACLIP_RESULTS_24, "%24", "%25", 4)
       JINACLIP_SCORES_STEP(1, "m64n48k16", JINACLIP_RESULTS_24, "%24", "%25", 6)
       JINACLIP_END_PRODUCT
-      : "=f"(scores[0][0]), "=f"(scores[0][1]), "=f"(scores[0][2]), "=f"(scores[0][3]),
-        "=f"(scores[1][0]), "=f"(scores[1][1]), "=f"(scores[1][2]), "=f"(scores[1][3]),
-        "=f"(scores[2][0]), "=f"(scores[2][1]), "=f"(scores[2][2]), "=f"(scores[2][3]),
-        "=f"(scores[3][0]), "=f"(scores[3][1]), "=f"(scores[3][2]), "=f"(scores[3][3]),
-        "=f"(scores[4][0]), "=f"(scores[4][1]), "=f"(scores[4][2]), "=f"(scores[4][3]),
-        "=f"(scores[5][0]), "=f"(scores[5][1]), "=f"(scores[5][2]), "=f"(scores[5][3])
+      : JINACLIP_FOUR("=f", scores, 0), JINACLIP_FOUR("=f", scores, 1), JINACLIP_FOUR("=f", scores, 2),
+        JINACLIP_FOUR("=f", scores, 3), JINACLIP_FOUR("=f", scores, 4), JINACLIP_FOUR("=f", scores, 5)
       : "r"(tile_descriptor(queries)), "r"(tile_descriptor(keys))
       : "memory");
 #endif
@@ -251,20 +242,11 @@ __device__ inline void start_outputs<96>(float (&outputs)[8][4], const uint32_t 
       JINACLIP_OUTPUTS_STEP("%48, %49, %50, %51", "%56", 512)
       JINACLIP_OUTPUTS_STEP("%52, %53, %54, %55", "%56", 640)
       JINACLIP_END_PRODUCT
-      : "+f"(outputs[0][0]), "+f"(outputs[0][1]), "+f"(outputs[0][2]), "+f"(outputs[0][3]),
-        "+f"(outputs[1][0]), "+f"(outputs[1][1]), "+f"(outputs[1][2]), "+f"(outputs[1][3]),
-        "+f"(outputs[2][0]), "+f"(outputs[2][1]), "+f"(outputs[2][2]), "+f"(outputs[2][3]),
-        "+f"(outputs[3][0]), "+f"(outputs[3][1]), "+f"(outputs[3][2]), "+f"(outputs[3][3]),
-        "+f"(outputs[4][0]), "+f"(outputs[4][1]), "+f"(outputs[4][2]), "+f"(outputs[4][3]),
-        "+f"(outputs[5][0]), "+f"(outputs[5][1]), "+f"(outputs[5][2]), "+f"(outputs[5][3]),
-        "+f"(outputs[6][0]), "+f"(outputs[6][1]), "+f"(outputs[6][2]), "+f"(outputs[6][3]),
-        "+f"(outputs[7][0]), "+f"(outputs[7][1]), "+f"(outputs[7][2]), "+f"(outputs[7][3])
-      : "r"(weights[0][0]), "r"(weights[0][1]), "r"(weights[0][2]), "r"(weights[0][3]),
-        "r"(weights[1][0]), "r"(weights[1][1]), "r"(weights[1][2]), "r"(weights[1][3]),
-        "r"(weights[2][0]), "r"(weights[2][1]), "r"(weights[2][2]), "r"(weights[2][3]),
-        "r"(weights[3][0]), "r"(weights[3][1]), "r"(weights[3][2]), "r"(weights[3][3]),
-        "r"(weights[4][0]), "r"(weights[4][1]), "r"(weights[4][2]), "r"(weights[4][3]),
-        "r"(weights[5][0]), "r"(weights[5][1]), "r"(weights[5][2]), "r"(weights[5][3]),
+      : JINACLIP_FOUR("+f", outputs, 0), JINACLIP_FOUR("+f", outputs, 1), JINACLIP_FOUR("+f", outputs, 2),
+        JINACLIP_FOUR("+f", outputs, 3), JINACLIP_FOUR("+f", outputs, 4), JINACLIP_FOUR("+f", outputs, 5),
+        JINACLIP_FOUR("+f", outputs, 6), JINACLIP_FOUR("+f", outputs, 7)
+      : JINACLIP_FOUR("r", weights, 0), JINACLIP_FOUR("r", weights, 1), JINACLIP_FOUR("r", weights, 2),
+        JINACLIP_FOUR("r", weights, 3), JINACLIP_FOUR("r", weights, 4), JINACLIP_FOUR("r", weights, 5),
         "r"(tile_descriptor(values))
       : "memory");
 #endif
@@ -280,17 +262,10 @@ __device__ inline void start_outputs<48>(float (&outputs)[8][4], const uint32_t 
       JINACLIP_OUTPUTS_STEP("%36, %37, %38, %39", "%44", 128)
       JINACLIP_OUTPUTS_STEP("%40, %41, %42, %43", "%44", 256)
       JINACLIP_END_PRODUCT
-      : "+f"(outputs[0][0]), "+f"(outputs[0][1]), "+f"(outputs[0][2]), "+f"(outputs[0][3]),
-        "+f"(outputs[1][0]), "+f"(outputs[1][1]), "+f"(outputs[1][2]), "+f"(outputs[1][3]),
-        "+f"(outputs[2][0]), "+f"(outputs[2][1]), "+f"(outputs[2][2]), "+f"(outputs[2][3]),
-        "+f"(outputs[3][0]), "+f"(outputs[3][1]), "+f"(outputs[3][2]), "+f"(outputs[3][3]),
-        "+f"(outputs[4][0]), "+f"(outputs[4][1]), "+f"(outputs[4][2]), "+f"(outputs[4][3]),
-        "+f"(outputs[5][0]), "+f"(outputs[5][1]), "+f"(outputs[5][2]), "+f"(outputs[5][3]),
-        "+f"(outputs[6][0]), "+f"(outputs[6][1]), "+f"(outputs[6][2]), "+f"(outputs[6][3]),
-        "+f"(outputs[7][0]), "+f"(outputs[7][1]), "+f"(outputs[7][2]), "+f"(outputs[7][3])
-      : "r"(weights[0][0]), "r"(weights[0][1]), "r"(weights[0][2]), "r"(weights[0][3]),
-        "r"(weights[1][0]), "r"(weights[1][1]), "r"(weights[1][2]), "r"(weights[1][3]),
-        "r"(weights[2][0]), "r"(weights[2][1]), "r"(weights[2][2]), "r"(weights[2][3]),
+      : JINACLIP_FOUR("+f", outputs, 0), JINACLIP_FOUR("+f", outputs, 1), JINACLIP_FOUR("+f", outputs, 2),
+        JINACLIP_FOUR("+f", outputs, 3), JINACLIP_FOUR("+f", outputs, 4), JINACLIP_FOUR("+f", outputs, 5),
+        JINACLIP_FOUR("+f", outputs, 6), JINACLIP_FOUR("+f", outputs, 7)
+      : JINACLIP_FOUR("r", weights, 0), JINACLIP_FOUR("r", weights, 1), JINACLIP_FOUR("r", weights, 2),
         "r"(tile_descriptor(values))
       : "memory");
 #endif
@@ -302,6 +277,7 @@ __device__ inline void start_outputs<48>(float (&outputs)[8][4], const uint32_t 
 #undef JINACLIP_SCORES_STEP
 #undef JINACLIP_OUTPUTS_STEP
 #undef JINACLIP_END_PRODUCT
+#undef JINACLIP_FOUR
 #undef JINACLIP_RESULTS_24
 #undef JINACLIP_RESULTS_32
 #undef JINACLIP_RESULTS_48

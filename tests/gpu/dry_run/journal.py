@@ -12,7 +12,7 @@ from typing import Any
 Entry = dict[str, Any]
 LAUNCHES = ("kernel", "product")
 # Flash attention, CUTLASS's memory-efficient attention, and the launches of jinaclip's.
-_ATTENTION = re.compile(r"flash_fwd(_splitkv)?_kernel|attention_kernel_batched|jinaclip.*(attention|turn_keys)_kernel")
+_ATTENTION = re.compile(r"flash_fwd(_splitkv)?_kernel|attention_kernel_batched|jinaclip.*(attention|keys)_kernel")
 
 
 @dataclass(frozen=True)
