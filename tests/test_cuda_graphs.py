@@ -213,6 +213,21 @@ def test_tokens_and_texts_that_fill_up_a_shape(
         assert len(values) == 5 and cosines(values[:3], expected[name]).min() >= 0.999999
 
 
+def test_a_run_may_have_more_tokens_than_a_text(precise_bundle: Path, tmp_path: Path) -> None:
+    """Without the operators: RotaryEmbedding refuses a row of more tokens than its tables have positions."""
+    model = read(fused(precise_bundle / "text-fp16.onnx", tmp_path, operators=False)[0])
+    for value in {value for node in nodes(model, "RotaryEmbedding") for value in node.inputs[1:3] if value}:
+        assert value.name is not None
+        table = constant(value)[:32]
+        value.const_value, value.shape = ir.tensor(table, name=value.name), ir.Shape(table.shape)
+    write(model, tmp_path / "short-tables.onnx")
+    texts = [RNG.integers(4, 36000, length) for length in (30, 32, 5)]
+    found = run_operators(tmp_path / "short-tables.onnx", None, packed(texts))["l2norm_text_embeddings"]
+    path, _ = fused(precise_bundle / "text-fp16.onnx", tmp_path, operators=False)
+    expected = run_operators(path, None, packed(texts))["l2norm_text_embeddings"]
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_nan_and_infinity_stay_in_their_text_without_the_operators(precise_bundle: Path, tmp_path: Path) -> None:
     """The means of packed texts alone: the tokens' values are made an input."""
     model = read(fused(precise_bundle / "text-fp16.onnx", tmp_path, operators=False)[0])

@@ -11,13 +11,14 @@ PAD = 1
 
 
 def filled(ids: np.ndarray) -> dict[str, np.ndarray]:
-    shape = packed_texts.shape_of((ids != PAD).sum(1))
+    texts = packed_texts.Texts(ids, PAD)
+    shape = packed_texts.shape_of(texts.lengths)
     shapes = packed_texts.input_shapes(shape)
     inputs = {
         name: np.full(shapes[name], -7, np.int64 if name == packed_texts.IDS else np.int32)
         for name in (packed_texts.IDS, packed_texts.POSITIONS, packed_texts.OFFSETS)
     }
-    packed_texts.fill(inputs, ids, PAD)
+    texts.write(inputs)
     return inputs
 
 

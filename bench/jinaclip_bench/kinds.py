@@ -150,7 +150,8 @@ def _our_graph(settings: Settings, tower: str, place: Place, precision: str) -> 
         run_self_test(bundle, tower, precision, session, tokenizer=tokenizer)
 
         def embed(values: np.ndarray) -> np.ndarray:
-            return session.run(feed(bundle, tower, values))[f"l2norm_{tower}_embeddings"]
+            output = f"l2norm_{tower}_embeddings"
+            return session.run(feed(bundle, tower, values), outputs=[output])[output]
 
         yield embed
 

@@ -45,7 +45,7 @@ def packed_text(model: ir.Model, heads: int) -> int:
     offsets = _input(model, OFFSETS, ["offsets"])
     token_offset = _input(model, TOKEN_OFFSET, ["batch", "longest"])
     if not splits:
-        _as_one_row(model, ids, positions)
+        _as_rows_of_one(model, ids, positions)
     for index, node in enumerate(attentions):
         with Ops(model, before=node) as op:
             if splits:
@@ -66,28 +66,30 @@ def packed_text(model: ir.Model, heads: int) -> int:
 
 
 def _packed_attention(op: Ops, node: ir.Node, token_offset: ir.Value, offsets: ir.Value, heads: int) -> ir.Value:
-    """PackedMultiHeadAttention in place of an Attention over one row of tokens; [1, N, D]."""
-    first = op.const(np.array([0]))
-    parts = [op("Squeeze", [value, first]) for value in node.inputs[:3]]
+    """PackedMultiHeadAttention in place of an Attention over [N, 1, D]."""
+    one = op.const(np.array([1]))
+    parts = [op("Squeeze", [value, one]) for value in node.inputs[:3]]
     y = op("PackedMultiHeadAttention", [*parts, None, token_offset, offsets], MICROSOFT, num_heads=heads)
-    return op("Unsqueeze", [y, first])
+    return op("Unsqueeze", [y, one])
 
 
-def _as_one_row(model: ir.Model, ids: ir.Value, positions: ir.Value) -> None:
-    """ids and positions [1, N] for operators that take [B, T]."""
-    readers, turned = list(ids.uses()), nodes(model, "RotaryEmbedding")
+def _as_rows_of_one(model: ir.Model, ids: ir.Value, positions: ir.Value) -> None:
+    """ids and positions [N, 1] for operators that take [B, T]: RotaryEmbedding refuses more tokens in a row than its
+    tables have positions, whatever their positions are.
+    """
+    readers, rotated = list(ids.uses()), nodes(model, "RotaryEmbedding")
     with Ops(model, before=next(iter(model.graph))) as op:
-        first = op.const(np.array([0]))
-        row = op("Unsqueeze", [ids, first])
-        counted = op("Unsqueeze", [op("Cast", [positions], to=ir.DataType.INT64), first])
+        one = op.const(np.array([1]))
+        column = op("Unsqueeze", [ids, one])
+        counted = op("Unsqueeze", [op("Cast", [positions], to=ir.DataType.INT64), one])
     for use in readers:
-        use.node.replace_input_with(use.idx, row)
-    for node in turned:
+        use.node.replace_input_with(use.idx, column)
+    for node in rotated:
         node.replace_input_with(3, counted)
 
 
 def _means(op: Ops, x: ir.Value | None, ids: ir.Value, offsets: ir.Value) -> ir.Value:
-    """x [1, N, D] float32 -> [B, D]: the mean of each text, as a product with [B, N]: 1 / length where a token is of
+    """x [N, 1, D] float32 -> [B, D]: the mean of each text, as a product with [B, N]: 1 / length where a token is of
     the text, else 0. Rows behind the last text do not count, and NaN or infinity stays in its text.
     """
     first, one = op.const(np.array([0])), op.const(np.array([1]))
@@ -102,7 +104,7 @@ def _means(op: Ops, x: ir.Value | None, ids: ir.Value, offsets: ir.Value) -> ir.
     inside = op("And", [from_begin, op("Less", [row, op("Unsqueeze", [ends, one])])])
     lengths = op("Cast", [op("Sub", [ends, begins])], to=ir.DataType.FLOAT)
     weights = op("Div", [op("Cast", [inside], to=ir.DataType.FLOAT), op("Unsqueeze", [lengths, one])])
-    values = op("Squeeze", [x, first])
+    values = op("Squeeze", [x, one])
     difference = op("Sub", [values, values])  # 0, or NaN where a value is not finite
     counts = op("And", [op("Equal", [difference, zero]), op("Less", [column, last])])
     means = op("MatMul", [weights, op("Where", [counts, values, zero])])

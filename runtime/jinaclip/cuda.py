@@ -129,10 +129,10 @@ class Stream:
         kind = self._cuda.api.cudaMemcpyKind.cudaMemcpyHostToDevice
         self._cuda(self._cuda.api.cudaMemcpyAsync, target.pointer, source.pointer, size, kind, self.handle)
 
-    def download(self, target: PinnedArray, source: DeviceMemory, size: int) -> None:
-        """Copy from the device, without waiting."""
-        kind = self._cuda.api.cudaMemcpyKind.cudaMemcpyDeviceToHost
-        self._cuda(self._cuda.api.cudaMemcpyAsync, target.pointer, source.pointer, size, kind, self.handle)
+    def download(self, target: PinnedArray, source: DeviceMemory, size: int, offset: int = 0) -> None:
+        """Copy from the device to the same place on the host, without waiting."""
+        kind, copy = self._cuda.api.cudaMemcpyKind.cudaMemcpyDeviceToHost, self._cuda.api.cudaMemcpyAsync
+        self._cuda(copy, target.pointer + offset, source.pointer + offset, size, kind, self.handle)
 
     def wait(self) -> None:
         """Until all of it is done; other Python threads go on."""

@@ -211,10 +211,10 @@ class ClipModel:
             tiled = is_tiled(padded, tokenizer.pad, session.tiled_above)
             require_memory(len(rows), padded.shape[1], tower, tiled=tiled)
             release = predicted_bytes(len(rows), padded.shape[1], tower, tiled=tiled) > RELEASE_BYTES
-        outputs = session.run(
-            {tower.input_name: padded}, interruptible=padded.size >= INTERRUPTIBLE_TOKENS, release_memory=release
-        )
-        return outputs["text_embeddings"]
+        interruptible, output = padded.size >= INTERRUPTIBLE_TOKENS, "text_embeddings"
+        return session.run(
+            {tower.input_name: padded}, outputs=[output], interruptible=interruptible, release_memory=release
+        )[output]
 
     def encode_image(
         self,
@@ -325,7 +325,8 @@ class ClipModel:
         batch = np.stack(pixels)  # [B, size, size, 3]
         if tower.input_dtype == "float32":
             batch = normalise(batch, self.bundle.preprocessing)
-        return session.run({tower.input_name: batch}, interruptible=True)["image_embeddings"]
+        output = "image_embeddings"
+        return session.run({tower.input_name: batch}, outputs=[output], interruptible=True)[output]
 
     def _run_images(self, pixels: Sequence[np.ndarray | InputError]) -> list[np.ndarray | InputError]:
         good = [p for p in pixels if not isinstance(p, InputError)]

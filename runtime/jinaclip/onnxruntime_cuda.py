@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,26 +114,28 @@ class OnnxRuntimeCudaSession:
         self._plain: set[Key] = set()  # shapes whose capture failed
         self._held = {True: 0, False: 0}  # graphs of small shapes and of larger ones, those that failed included
         self._bindings: list[Any] = []  # of the graphs
+        self._largest = 0  # tokens of a packed run so far
         self._in_stream = threading.Lock()  # one thread at a time puts work into the stream
         self._thread.call(self._open)
 
     def run(
-        self, inputs: Arrays, *, interruptible: bool = False, release_memory: bool = False
-    ) -> dict[str, np.ndarray]:
+        self, inputs: Arrays, *, outputs: Sequence[str] | None = None, interruptible: bool = False,
+        release_memory: bool = False,
+    ) -> dict[str, np.ndarray]:  # fmt: skip
         self._require_open()
         if set(inputs) != {self._input}:
             raise BackendError(f"the graph's input is {self._input}, found {', '.join(inputs)}")
         batch = self._checked(inputs[self._input])
         if len(batch) == 0:
-            return {name: np.empty((0, width), np.float32) for name, width in self._outputs.items()}
-        work = self._plan(batch)
+            return {name: np.empty((0, self._outputs[name]), np.float32) for name in outputs or self._outputs}
+        work = self._plan(batch, tuple(outputs or self._outputs))
         with self._pool.borrow() as loan:
             slot = loan.item
             require_open(self._process, slot)  # another thread may have closed it meanwhile
             assert slot is not None
             try:
                 self._make_ready(slot, work)
-                self._fill(work.inputs.views(slot.input.array), batch)
+                work.write(work.inputs.views(slot.input.array))
                 found = self._replay(slot, work) if work.key in self._graphs else None
             except BackendError as error:
                 raise self._failed(error) from error
@@ -192,36 +194,40 @@ class OnnxRuntimeCudaSession:
     def _require_open(self) -> None:
         require_open(self._process, None if self._closed else self._session)
 
-    def _plan(self, batch: np.ndarray) -> _Work:
+    def _plan(self, batch: np.ndarray, wanted: tuple[str, ...]) -> _Work:
         """How a batch is run: its shape, and whether it is a small one."""
         if self._packed:
-            shape = packed_texts.shape_of((batch != self._pad).sum(1))
-            return self._work(shape, packed_texts.is_small(shape, GRAPH_TOKENS), len(batch))
+            texts = packed_texts.Texts(batch, self._pad)
+            shape = packed_texts.shape_of(texts.lengths, self._largest)
+            self._largest = max(self._largest, shape[0])
+            shapes, unset = packed_texts.input_shapes(shape), packed_texts.TOKEN_OFFSET
+            small = packed_texts.is_small(shape, GRAPH_TOKENS)
+            return self._work(shape, small, shapes, shape[1], len(batch), wanted, texts.write, unset)
         bucket = bucket_for(len(batch), batch.shape[1] if batch.ndim == 2 else None, self._buckets)
-        if bucket is None or bucket.rows * (bucket.tokens or 1) > self._most:
-            return self._work(batch.shape, False, len(batch))
-        return self._work((bucket.rows, *((bucket.tokens,) if bucket.tokens else batch.shape[1:])), True, len(batch))
+        small = bucket is not None and bucket.rows * (bucket.tokens or 1) <= self._most
+        key: Key = batch.shape
+        if bucket is not None and small:
+            key = (bucket.rows, *((bucket.tokens,) if bucket.tokens else batch.shape[1:]))
 
-    def _work(self, shape: Key, small: bool, rows: int) -> _Work:
-        """A run of a shape: [tokens, texts, longest text] of a packed graph, else the input's own."""
-        if self._packed:
-            (tokens, texts, longest), unset = shape, packed_texts.TOKEN_OFFSET
-            shapes = packed_texts.input_shapes((tokens, texts, longest))
-        else:
-            texts, unset, shapes = shape[0], None, {self._input: shape}
-        return _Work(
-            key=shape,
-            small=small,
-            inputs=Layout({name: (shapes[name], self._inputs[name]) for name in shapes}, unset),
-            outputs=Layout({name: ((texts, width), np.dtype(np.float32)) for name, width in self._outputs.items()}),
-            rows=rows,
-        )
-
-    def _fill(self, views: Mapping[str, np.ndarray], batch: np.ndarray) -> None:
-        if self._packed:
-            packed_texts.fill(views, batch, self._pad)
-        else:
+        def write(views: Mapping[str, np.ndarray]) -> None:
             pad_into(views[self._input], batch, self._pad)
+
+        return self._work(key, small, {self._input: key}, key[0], len(batch), wanted, write)
+
+    def _work(
+        self, key: Key, small: bool, shapes: Mapping[str, tuple[int, ...]], places: int, rows: int,
+        wanted: tuple[str, ...], write: Callable[[Mapping[str, np.ndarray]], None], unset: str | None = None,
+    ) -> _Work:  # fmt: skip
+        """A run of inputs of these shapes, whose outputs have `places` rows."""
+        return _Work(
+            key=key,
+            small=small,
+            inputs=Layout({name: (shape, self._inputs[name]) for name, shape in shapes.items()}, unset),
+            outputs=Layout({name: ((places, width), np.dtype(np.float32)) for name, width in self._outputs.items()}),
+            rows=rows,
+            wanted=wanted,
+            write=write,
+        )
 
     def _make_ready(self, slot: Slot, work: _Work) -> None:
         """Room for a run in a slot that nothing uses."""
@@ -246,13 +252,15 @@ class OnnxRuntimeCudaSession:
         slot.in_flight = True
         self._stream.upload(self._input_block.reserved, slot.input, work.inputs.copied)
         launch()
-        self._stream.download(slot.output, self._output_block.reserved, work.outputs.size)
+        begin, end = work.copied_back()
+        self._stream.download(slot.output, self._output_block.reserved, end - begin, begin)
         slot.done.record(self._stream)
 
     def _results(self, slot: Slot, work: _Work) -> dict[str, np.ndarray]:
         slot.done.wait()
         slot.in_flight = False
-        return {name: view[: work.rows].copy() for name, view in work.outputs.views(slot.output.array).items()}
+        views = work.outputs.views(slot.output.array)
+        return {name: views[name][: work.rows].copy() for name in work.wanted}
 
     # What follows runs in the GPU's thread.
 
@@ -460,6 +468,8 @@ class _Work:
         key: its shape.
         small: whether it is one of those that are padded for the sake of a CUDA graph.
         rows: of the batch; the outputs may have more.
+        wanted: names of the outputs that are copied back.
+        write: fills the inputs.
     """
 
     key: Key
@@ -467,6 +477,14 @@ class _Work:
     inputs: Layout
     outputs: Layout
     rows: int
+    wanted: tuple[str, ...]
+    write: Callable[[Mapping[str, np.ndarray]], None]
+
+    def copied_back(self) -> tuple[int, int]:
+        """The bytes of the outputs' block in which the wanted ones lie: first, and behind the last."""
+        parts = [self.outputs.parts[name] for name in self.wanted]
+        ends = [offset + self.rows * width * dtype.itemsize for offset, (_, width), dtype in parts]
+        return min(offset for offset, _, _ in parts), max(ends)
 
 
 def onnxruntime_cuda_facts(gpu: Gpu) -> dict[str, Any]:

@@ -13,18 +13,29 @@ import numpy as np
 IDS, POSITIONS, OFFSETS, TOKEN_OFFSET = "input_ids", "positions", "offsets", "token_offset"
 INPUTS = frozenset({IDS, POSITIONS, OFFSETS, TOKEN_OFFSET})
 _SHORTEST = 16  # tokens: a matrix unit works on 16 rows at once
+_FEW, _TILE = 2048, 128  # tokens: more than so many are rounded up to tiles of a product, no further
 _MOST_TEXTS, _MOST_PLACES = 256, 1 << 18  # of a shape that is small
 
 Shape = tuple[int, int, int]  # tokens, texts, longest text
 
 
-def shape_of(lengths: np.ndarray) -> Shape:
+def shape_of(lengths: np.ndarray, held: int = 0) -> Shape:
     """The shape that texts of these lengths [B] are run with: a little larger, so that few shapes come up.
 
-    Tokens are rounded up by at most an eighth, texts and the longest length to a power of two. The longest length
-    decides which attention kernels are launched; blocks without tokens end at once.
+    Args:
+        lengths: of the texts, in tokens.
+        held: tokens of the largest run so far.
+
+    Up to 2048 tokens are rounded up by at most an eighth. So are more than `held`: the arena, which keeps memory for
+    every size that is larger than those before it, then grows in few steps. Others are rounded up to a multiple of 128.
+    The numbers of texts and of tokens of the longest become powers of two. The longest decides which attention
+    kernels are launched; blocks without tokens end at once.
     """
-    return _rounded(int(lengths.sum())), _power_of_two(len(lengths)), _power_of_two(max(int(lengths.max()), _SHORTEST))
+    tokens = int(lengths.sum())
+    fine = -(-tokens // _TILE) * _TILE
+    if tokens <= _FEW or fine > held:
+        fine = _rounded(tokens)
+    return fine, _power_of_two(len(lengths)), _power_of_two(max(int(lengths.max()), _SHORTEST))
 
 
 def input_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
@@ -41,22 +52,35 @@ def is_small(shape: Shape, most_tokens: int) -> bool:
     return tokens <= most_tokens and texts <= _MOST_TEXTS and texts * longest <= _MOST_PLACES
 
 
-def fill(inputs: Mapping[str, np.ndarray], ids: np.ndarray, pad: int) -> None:
-    """Write texts into arrays of `input_shapes`.
+class Texts:
+    """Texts to be run.
 
     Args:
-        inputs: IDS int64 [tokens], POSITIONS int32 [tokens], OFFSETS int32 [texts + 1].
         ids: [B, T], padded at the right with `pad`.
 
-    Tokens beyond the texts are padding that belongs to no text; texts beyond `ids` are empty.
+    Attributes:
+        lengths: int32 [B], tokens of each.
     """
-    kept = ids != pad  # [B, T]
-    count = int(kept.sum())
-    columns = np.broadcast_to(np.arange(ids.shape[1], dtype=np.int32), ids.shape)
-    inputs[IDS][:count], inputs[IDS][count:] = ids[kept], pad
-    inputs[POSITIONS][:count], inputs[POSITIONS][count:] = columns[kept], 0
-    inputs[OFFSETS][0], inputs[OFFSETS][len(ids) + 1 :] = 0, count
-    np.cumsum(kept.sum(1), out=inputs[OFFSETS][1 : len(ids) + 1])
+
+    def __init__(self, ids: np.ndarray, pad: int) -> None:
+        self._ids, self._pad = ids, pad
+        self._kept = ids != pad  # [B, T]
+        self.lengths = self._kept.sum(1, dtype=np.int32)
+
+    def write(self, inputs: Mapping[str, np.ndarray]) -> None:
+        """Fill arrays of `input_shapes`.
+
+        Args:
+            inputs: IDS int64 [tokens], POSITIONS int32 [tokens], OFFSETS int32 [texts + 1].
+
+        Tokens beyond the texts are padding that belongs to no text; texts beyond those that are there are empty.
+        """
+        texts, count = len(self._ids), int(self.lengths.sum())
+        columns = np.broadcast_to(np.arange(self._ids.shape[1], dtype=np.int32), self._ids.shape)
+        inputs[IDS][:count], inputs[IDS][count:] = self._ids[self._kept], self._pad
+        inputs[POSITIONS][:count], inputs[POSITIONS][count:] = columns[self._kept], 0
+        inputs[OFFSETS][0], inputs[OFFSETS][texts + 1 :] = 0, count
+        np.cumsum(self.lengths, out=inputs[OFFSETS][1 : texts + 1])
 
 
 def _rounded(tokens: int) -> int:

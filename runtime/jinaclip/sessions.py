@@ -11,7 +11,7 @@ import os
 import platform
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
@@ -43,11 +43,13 @@ class Session(Protocol):
     tiled_above: int | None  # texts without padding of more tokens need no memory for all scores; None: all do
 
     def run(
-        self, inputs: Arrays, *, interruptible: bool = False, release_memory: bool = False
-    ) -> dict[str, np.ndarray]:
-        """All outputs by name.
+        self, inputs: Arrays, *, outputs: Sequence[str] | None = None, interruptible: bool = False,
+        release_memory: bool = False,
+    ) -> dict[str, np.ndarray]:  # fmt: skip
+        """Outputs by name.
 
         Args:
+            outputs: names of those that are wanted; None: all.
             interruptible: let Ctrl-C end a long run in the main thread.
             release_memory: give the run's memory back to the system, instead of keeping it for the next.
         """
@@ -229,13 +231,14 @@ class OnnxRuntimeSession:
         _opened = True
 
     def run(
-        self, inputs: Arrays, *, interruptible: bool = False, release_memory: bool = False
-    ) -> dict[str, np.ndarray]:
+        self, inputs: Arrays, *, outputs: Sequence[str] | None = None, interruptible: bool = False,
+        release_memory: bool = False,
+    ) -> dict[str, np.ndarray]:  # fmt: skip
         session = self._checked()
         options = self._ort.RunOptions()
         if release_memory:  # otherwise the arena stays at the size of the largest run ever seen
             options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-        names = [output.name for output in session.get_outputs()]
+        names = list(outputs or (output.name for output in session.get_outputs()))
         try:
             if interruptible and threading.current_thread() is threading.main_thread():
                 values = _run_interruptibly(session, names, inputs, options)

@@ -79,8 +79,9 @@ class TensorRTSession:
         self._pool = Pool(self._workers)
 
     def run(
-        self, inputs: Arrays, *, interruptible: bool = False, release_memory: bool = False
-    ) -> dict[str, np.ndarray]:
+        self, inputs: Arrays, *, outputs: Sequence[str] | None = None, interruptible: bool = False,
+        release_memory: bool = False,
+    ) -> dict[str, np.ndarray]:  # fmt: skip
         """All outputs by name; a batch that is larger than a profile's runs in parts, an empty one gives empty ones."""
         engine = self._engine
         require_open(self._process, engine)
@@ -114,7 +115,7 @@ class TensorRTSession:
                 f"row {row} of the batch came out as NaN or infinity from {self.key} on {self._gpu.name}; "
                 "the engine is not to be trusted with this checkpoint: certify it, or use another precision"
             )
-        return found
+        return {name: found[name] for name in outputs or found}
 
     def describe(self) -> dict[str, Any]:
         return tensorrt_facts(self._library, self._gpu) | {

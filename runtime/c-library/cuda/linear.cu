@@ -1,8 +1,9 @@
 // Linear: y [M, N] float16 = x [M, K] weight [K, N] + bias [N] by cublasLt, float32 sums, bias added before rounding.
 //
 // cublasLt's matrices are column-major, where a row-major [M, N] is an [N, M]: y' [N, M] = weight' [N, K] x' [K, M].
-// The bias is then a vector along the rows of y'. The algorithm of a shape is timed among cublasLt's proposals at the
-// shape's first run outside of a stream capture, and kept for the process.
+// The bias is then a vector along the rows of y'. The algorithm of a product is timed among cublasLt's proposals at its
+// first run outside of a stream capture, and kept for the process; products whose M differs by less than an eighth share
+// it.
 #include <cublasLt.h>
 
 #include <algorithm>
@@ -90,6 +91,17 @@ struct Shape {
   int n, k;
   bool bias;
   uint32_t alignment;  // of all pointers, in bytes, at most 256
+
+  // The shape that it shares an algorithm with.
+  Shape rounded() const {
+    int64_t step = 1;
+    while (step * 16 <= m) {
+      step *= 2;
+    }
+    Shape shape = *this;
+    shape.m = (m + step - 1) / step * step;
+    return shape;
+  }
 
   bool operator<(const Shape& other) const {
     return std::tie(device, m, n, k, bias, alignment) <
@@ -301,11 +313,12 @@ class Library {
     return workspace;
   }
 
-  // The algorithm of a shape. One thread at a time measures.
+  // The algorithm of a shape and of those near it. One thread at a time measures.
   cublasLtMatmulAlgo_t algorithm(const Product& product, const Shape& shape, void* workspace, cudaStream_t stream,
                                  bool may_measure) {
     const std::lock_guard<std::mutex> lock(plans_mutex_);
-    const auto known = plans_.find(shape);
+    const Shape key = shape.rounded();
+    const auto known = plans_.find(key);
     if (known != plans_.end()) {
       return known->second;
     }
@@ -316,7 +329,7 @@ class Library {
     if (plans_.size() >= kMostPlans) {
       plans_.clear();
     }
-    plans_.emplace(shape, algorithm);
+    plans_.emplace(key, algorithm);
     return algorithm;
   }
 
@@ -371,7 +384,13 @@ void Linear::run(const Half* x, const Half* weight, const Half* bias, Half* y, i
     return;
   }
   const cublasLtMatmulAlgo_t algorithm = library.algorithm(product, shape, workspace->memory(), stream, !captured);
-  check_lt(product.run(algorithm, workspace->memory(), kWorkspaceBytes, stream), "cublasLtMatmul");
+  cublasStatus_t status = product.run(algorithm, workspace->memory(), kWorkspaceBytes, stream);
+  if (status == CUBLAS_STATUS_NOT_SUPPORTED || status == CUBLAS_STATUS_INVALID_VALUE) {
+    // It was timed with another M.
+    const cublasLtMatmulAlgo_t own = proposals(product, shape, kWorkspaceBytes).front().algo;
+    status = product.run(own, workspace->memory(), kWorkspaceBytes, stream);
+  }
+  check_lt(status, "cublasLtMatmul");
 }
 
 }  // namespace jinaclip

@@ -87,7 +87,10 @@ def mix(context: Context) -> None:
 def in_mix(side: Side, rows: list[list[int]], manifest: TowerManifest, pad: int, *, unpadded: bool = False) -> Call:
     """The call for a mix: ours in the runs of ClipModel, torch's in runs for padding, or in larger ones."""
     cost = side.cost if isinstance(side, OurSide) else None if unpadded else GPU_COST
-    batches, order = in_batches(rows, manifest, pad, cost)
+    batches, places = in_batches(rows, manifest, pad, cost)
+    if isinstance(side, OurSide):
+        return partial(side.many, batches, places)
+    order = np.argsort(np.concatenate(places))
     return lambda: side.many(batches)[order]
 
 

@@ -72,12 +72,25 @@ class OurSide:
         self._session, self._tower = session, tower
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
-        return self._session.run({self._tower.input_name: values})[f"l2norm_{self._tower.name}_embeddings"]
+        output = f"l2norm_{self._tower.name}_embeddings"
+        return self._session.run({self._tower.input_name: values}, outputs=[output])[output]
 
-    def many(self, batches: Sequence[np.ndarray]) -> np.ndarray:
-        """Vectors of several batches, as many at once as the session gains from: as ClipModel does it."""
+    def many(self, batches: Sequence[np.ndarray], places: Sequence[np.ndarray] | None = None) -> np.ndarray:
+        """Vectors of several batches, as many at once as the session gains from: as ClipModel does it.
+
+        Args:
+            places: of each batch, which rows of the result are its own; None: one batch after the other.
+        """
+        if places is None:
+            ends = np.cumsum([len(batch) for batch in batches])
+            places = [np.arange(end - len(batch), end) for end, batch in zip(ends, batches, strict=True)]
+        result = np.empty((0, 0), np.float32)
         with ThreadPoolExecutor(self._session.concurrency) as pool:
-            return np.concatenate(list(pool.map(self, batches)))
+            for rows, vectors in zip(places, pool.map(self, batches), strict=True):
+                if not result.size:
+                    result = np.empty((sum(map(len, places)), vectors.shape[1]), np.float32)
+                result[rows] = vectors
+        return result
 
 
 def _mark(context: Context, way: str) -> Path:

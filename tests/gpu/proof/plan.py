@@ -53,6 +53,7 @@ PASSES: dict[str, tuple[Part, ...]] = {
         Part("sanitizer", "operators:sanitizer", limit=60, least=0, beside=True),
         Part("weights", "weights:run_if_missing", limit=100, least=30),
         Part("study-kernels", "study:kernels", limit=40, least=10),
+        Part("study-packing", "study:packing", limit=30, least=10),
         Part("study-early-launch", "study:without_early_launch", limit=20, least=5),
         Part("study-sizes", "study:sizes", limit=40, least=10),
         Part("variants-image-32", "variants:image_32", limit=60, least=20, after=("sanitizer",)),

@@ -141,8 +141,8 @@ class Side(Protocol):
 
 def in_batches(
     rows: Sequence[Sequence[int]], tower: TowerManifest, pad: int, cost: RunCost | None
-) -> tuple[list[np.ndarray], np.ndarray]:
-    """Texts in runs, each int64 [B, T]; and where the vectors of the caller's order are among theirs.
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Texts in runs, each int64 [B, T]; and of each run, which texts are in it.
 
     Args:
         rows: ids of each text.
@@ -156,8 +156,7 @@ def in_batches(
         for number, index in enumerate(batch):
             ids[number, : lengths[index]] = rows[index]
         arrays.append(ids)
-    order = np.concatenate([np.array(batch) for batch in batches])
-    return arrays, np.argsort(order)
+    return arrays, [np.array(batch) for batch in batches]
 
 
 def _filled(lengths: Sequence[int]) -> list[list[int]]:

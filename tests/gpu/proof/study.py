@@ -6,17 +6,21 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 
 from jinaclip.bundle import Bundle
+from jinaclip.packing import PACKED_GPU_COST
 from jinaclip_bench.cases import random_ids
 from jinaclip_bench.texts import log_normal_lengths
 from tests.gpu.proof import ours
 from tests.gpu.proof.context import Context
-from tests.gpu.proof.fast import LONGEST, MEDIAN, SIGMA, TOKENS
+from tests.gpu.proof.fast import LONGEST, MEDIAN, MIXES, SIGMA, TOKENS, mixed_rows
 from tests.gpu.proof.kernels import profiled
+from tests.gpu.proof.sides import in_batches
+from tests.gpu.proof.timing import in_turn
 
 RUNS = 8  # of a size, one behind the other
 
@@ -32,7 +36,7 @@ def kernels(context: Context) -> None:
         image = ours.OurSide(stack.enter_context(closing(open_one("image", library))), bundle.tower("image"))
         pixels = _pixels(bundle, images)
         ids = random_ids(bundle, 1, TOKENS)
-        mix = _mix(bundle, 8 if context.dry_run else 200)
+        mix = _mix(bundle, 8 if context.dry_run else 512)
         for name, call in (
             (f"{way}: image {images}", lambda: image(pixels)),
             (f"{way}: mix of {len(mix)} texts", lambda: text(mix)),
@@ -69,6 +73,31 @@ def sizes(context: Context) -> None:
             mix = _mix(bundle, texts)
             tokens = int((mix != bundle.special_ids["pad"]).sum())
             _wall(context, f"tokens in runs of {tokens}", lambda m=mix: side.many([m] * RUNS), RUNS * tokens)  # type: ignore[misc]
+
+
+def packing(context: Context) -> None:
+    """Mixes of texts in larger and smaller runs, in turn."""
+    bundle = Bundle(context.bundle)
+    manifest, pad = bundle.tower("text"), bundle.special_ids["pad"]
+    with ExitStack() as stack:
+        sides = ours.open_all(context, bundle, "text", stack)
+        for count in (24,) if context.dry_run else MIXES:
+            rows = mixed_rows(count, bundle.vocab_size)
+            count_of_tokens = sum(map(len, rows))
+            for way, side in sides.items():
+                calls = {}
+                for tokens, padding in ((16384, 0.007), (16384, 0.001), (32768, 0.001)):
+                    cost = replace(PACKED_GPU_COST, tokens=tokens, padding=padding)
+                    batches, places = in_batches(rows, manifest, pad, cost)
+                    name = f"{way}: {count} texts in runs of {cost.tokens}, {cost.padding} a place"
+                    calls[f"{name}: {len(batches)}"] = partial(side.many, batches, places)
+                for call in calls.values():
+                    for _ in range(4):
+                        call()
+                        time.sleep(0.02)  # in which shapes are captured
+                for name, times in in_turn(calls, seconds=2.0).items():
+                    summary = times.summary()
+                    context.record(name, **summary, tokens_s=round(count_of_tokens / summary["ms"] * 1e3, 1))
 
 
 def _wall(context: Context, name: str, call: Callable[[], object], items: int) -> None:
