@@ -312,6 +312,7 @@ class TextBlocks:
         self.values["stream_0"] = runner.value(normal(rng, rows, 1024))
         self.nodes = [node for block in range(blocks) for node in self.block(block)]
         self.last = f"stream_{blocks}"
+        self.sessions: list[onnxruntime.InferenceSession] = []
 
     def block(self, block: int) -> list[onnx.NodeProto]:
         def linear(x: str, name: str) -> onnx.NodeProto:
@@ -351,17 +352,21 @@ class TextBlocks:
         binding.bind_ortvalue_output(self.last, output)
         return session, binding, output
 
-    def one_by_one(self) -> Array:
-        """Each node in a session of its own, with nothing else on the device."""
-        values = dict(self.values)
-        for node in self.nodes:
-            model = model_of(
+    def session_of(self, node: onnx.NodeProto) -> onnxruntime.InferenceSession:
+        return self.runner.session(
+            model_of(
                 [node],
                 {name: self.kinds.get(name, np.float16) for name in node.input},
                 dict.fromkeys(node.output, np.float16),
                 {name: self.ranks.get(name, 2) for name in node.input},
             )
-            session = self.runner.session(model)
+        )
+
+    def one_by_one(self) -> Array:
+        """Each node in a session of its own, with nothing else on the device."""
+        self.sessions = self.sessions or [self.session_of(node) for node in self.nodes]
+        values = dict(self.values)
+        for node, session in zip(self.nodes, self.sessions, strict=True):
             binding = session.io_binding()
             for name in node.input:
                 binding.bind_ortvalue_input(name, values[name])

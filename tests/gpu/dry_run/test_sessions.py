@@ -10,7 +10,7 @@ import re
 import shutil
 import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -262,6 +262,68 @@ def test_only_the_batch_crosses_the_bus(
     returned = sum(copy["bytes"] for copy in record.of("copy", direction="out"))
     vectors = sum(value.nbytes for value in outputs.values())
     assert vectors <= returned <= vectors + 1024
+
+
+@pytest.mark.parametrize("tower", TOWERS)
+def test_only_the_wanted_output_comes_back(
+    open_session: Open, journal: Journal, make_batch: MakeBatch, tower: str
+) -> None:
+    session = open_session(tower)
+    batch = make_batch(tower, *SMALL[tower])
+    for name, expected in session.run(batch).items():
+        for _ in range(3):  # plain runs, then the graph
+            mark = journal.mark()
+            found = session.run(batch, outputs=[name])
+            settle(session)
+            (returned,) = journal.since(mark).of("copy", direction="out")
+            assert list(found) == [name] and found[name].shape == expected.shape
+            assert returned["bytes"] == expected.nbytes
+    empty = {name: value[:0] for name, value in batch.items()}
+    assert list(session.run(empty, outputs=[name])) == [name]
+
+
+def packed_batch(rng: random.Random, tokens: int) -> dict[str, np.ndarray]:
+    """Texts of at most 512 tokens, so many tokens in all."""
+    lengths = [512] * (tokens // 512)
+    rest = tokens - sum(lengths)
+    lengths += [rest] if rest else []
+    ids = np.full((len(lengths), 512), 1, np.int64)
+    for row, length in zip(ids, lengths, strict=True):
+        row[:length] = [rng.randrange(4, 400) for _ in range(length)]
+    return {"input_ids": ids}
+
+
+def test_products_of_nearly_the_same_size_share_an_algorithm(open_session: Open, journal: Journal) -> None:
+    """Trying algorithms takes longer than a run: another number of tokens, at most an eighth away, tries none."""
+    session, rng = open_session("text", "operators"), random.Random(0)
+
+    def products(tokens: int) -> int:
+        mark = journal.mark()
+        session.run(packed_batch(rng, tokens))
+        record = journal.since(mark)
+        settle(session)
+        return len([e for e in record.of("product") if not e["capture"]])
+
+    first, again = products(6100), products(6100)  # sizes of no other test before: algorithms stay with the process
+    assert first > again == products(5900) == products(5700)
+
+
+@pytest.mark.parametrize("kind", PREPARED)
+def test_memory_does_not_grow_with_the_number_of_shapes(open_session: Open, kind: str) -> None:
+    """Runs of more than 2048 tokens are padded to tiles of 128 alone, but a run that is the largest so far by up to an
+    eighth: the arena keeps memory for each of those.
+    """
+    session, rng = open_session("text", kind), random.Random(0)
+
+    def grown(counts: Iterable[int]) -> int:
+        before = used_bytes()
+        for tokens in counts:
+            session.run(packed_batch(rng, tokens))
+        return used_bytes() - before
+
+    largest = grown([9000])
+    assert grown([rng.randrange(2049, 9216) for _ in range(60)]) <= 0.1 * largest
+    assert grown(range(9216, 16384, 64)) <= 4 * largest  # 30 times as much where all are padded to tiles alone
 
 
 @pytest.mark.parametrize("kind", PREPARED)

@@ -110,9 +110,9 @@ class _Run:
             self._wait(part, process, begun, limit)
 
     def close(self) -> None:
-        """Stop what still runs."""
-        for name in list(self._beside):
-            self._finish(name, wait=0.0)
+        """Wait for what still runs, at most until its limit."""
+        for name, (part, _, begun) in list(self._beside.items()):
+            self._finish(name, wait=max(0.0, begun + part.limit - time.monotonic()))
 
     def _finish(self, name: str, wait: float) -> None:
         if name in self._beside:

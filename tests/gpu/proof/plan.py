@@ -15,7 +15,7 @@ class Part:
         run: "module:function" of tests.gpu.proof; the function takes a Context.
         limit: seconds after which it is stopped.
         least: seconds that parts before it leave to it; with less it is skipped.
-        beside: it runs beside the parts that follow, until one that names it in `after`, or the end of the pass.
+        beside: it runs beside the parts that follow, until one that names it in `after`, or to its own end.
         after: parts beside that are waited for, up to `least` seconds each, and then stopped.
     """
 
@@ -37,7 +37,7 @@ PASSES: dict[str, tuple[Part, ...]] = {
         Part("warm-image", "fast:warm_image", limit=200, least=20, beside=True),
         Part("warm-text", "fast:warm_text", limit=200, least=20, beside=True),
         Part("smoke", "smoke:run", limit=60, least=10),
-        Part("operators", "operators:run", limit=40, least=5),
+        Part("operators", "operators:run", limit=60, least=5),
         _WEIGHTS,
         Part("right", "right:run", limit=70, least=25),
         Part("fast-image-32", "fast:image_32", limit=60, least=20, after=_WARM),
@@ -49,7 +49,7 @@ PASSES: dict[str, tuple[Part, ...]] = {
     ),
     "second": (
         _MACHINE,
-        Part("operators", "operators:run", limit=45, least=5),
+        Part("operators", "operators:run", limit=60, least=5),
         Part("sanitizer", "operators:sanitizer", limit=60, least=0, beside=True),
         Part("weights", "weights:run_if_missing", limit=100, least=30),
         Part("study-kernels", "study:kernels", limit=40, least=10),
