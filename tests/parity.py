@@ -23,7 +23,7 @@ from tokenizers import Tokenizer
 
 from jinaclip import ClipModel
 from jinaclip.image import ImagePreprocessing
-from jinaclip.sessions import OnnxRuntimeSession
+from jinaclip.onnxruntime_cpu import OnnxRuntimeSession
 from jinaclip_export.checkpoint import Checkpoint
 from jinaclip_export.graphs import export_image, export_text
 from jinaclip_export.manifest import Identity

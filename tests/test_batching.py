@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from jinaclip import ClipModel
-from jinaclip.batching import Batcher, Room, choose_images, choose_texts
+from jinaclip.cost import CPU_COST, GPU_COST, UNPADDED_CPU_COST, RunCost
 from jinaclip.errors import BackendError, Overloaded
-from jinaclip.packing import CPU_COST, GPU_COST, UNPADDED_CPU_COST, RunCost
+from jinaclip.server.admission import Room
+from jinaclip.server.queue import Batcher, choose_images, choose_texts
 from tests.conftest import TEXTS
 from tests.running import until
 from tests.test_packing import FULL

@@ -19,13 +19,13 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from jinaclip.backends import Place
-from jinaclip.bundle import Bundle
 from jinaclip.cli import main
 from jinaclip.cuda_provider import cuda_problem
 from jinaclip.errors import BackendMissing
 from jinaclip.gpu import Gpu, driver_problem
 from jinaclip.image import normalise
+from jinaclip.manifest import Bundle
+from jinaclip.selection import Place
 from jinaclip.tensorrt_library import Library
 from jinaclip_bench import measure
 from jinaclip_bench.bounds import BOUNDS, TORCHS_BEST, Bound

@@ -14,7 +14,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from jinaclip.sessions import OnnxRuntimeSession
+from jinaclip.onnxruntime_cpu import OnnxRuntimeSession
 from jinaclip.tensorrt_session import FINITE
 from jinaclip_engines.cuda import for_cuda, without_cudnn
 from jinaclip_engines.errors import PassError

@@ -30,18 +30,10 @@ import pytest
 import skimage
 from PIL import Image
 
-from jinaclip import image as module
+from jinaclip import image_sources as module
 from jinaclip.errors import BundleError, InputError
-from jinaclip.image import (
-    MAX_PIXELS,
-    RESIZE_MODES,
-    ImagePreprocessing,
-    normalise,
-    open_image,
-    preprocess,
-    resize,
-    to_rgb,
-)
+from jinaclip.image import RESIZE_MODES, ImagePreprocessing, normalise, preprocess, resize, to_rgb
+from jinaclip.image_sources import MAX_PIXELS, open_image
 
 Pixels = npt.NDArray[np.uint8]
 

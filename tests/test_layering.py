@@ -23,19 +23,20 @@ PACKAGES = {
 ORDER = list(PACKAGES)
 # Inside the runtime: a module imports only those of earlier rows. A new module needs a row.
 RUNTIME = [
-    {"errors", "progress"},
-    {"image", "text", "matryoshka", "ranking"},
-    {"bundle"},
-    {"packing", "packed_texts", "gpu", "gpu_thread", "buckets", "tensorrt_library", "cuda_libraries", "cuda_runtime"},
-    {"sessions", "cuda", "engine_store", "pool", "tensorrt_engine"},
+    {"errors", "progress", "files"},
+    {"image_sources", "text", "embeddings"},
+    {"image"},
+    {"manifest"},
+    {"certificates", "engine_store"},
+    {"machine", "packed_texts", "gpu", "gpu_thread", "buckets", "tensorrt_library", "cuda_libraries", "cuda_runtime"},
+    {"cost", "onnxruntime_library"},
+    {"base", "cuda", "pool", "tensorrt_engine", "packing"},
     {"staging", "cuda_operators", "cuda_provider", "tensorrt_worker"},
-    {"tensorrt_session", "onnxruntime_cuda"},
+    {"tensorrt_session", "onnxruntime_cpu", "onnxruntime_cuda"},
     {"prepared", "plans"},
-    {"backends"},
-    {"certificates"},
+    {"selection"},
     {"selftest"},
     {"model"},
-    {"batching"},
     {"server"},
     {"__init__"},
     {"cli"},
@@ -43,7 +44,7 @@ RUNTIME = [
 ]
 # Libraries, by the only places that may import them.
 CONFINED = {
-    "onnxruntime": {"jinaclip/sessions.py", "jinaclip_bench"},
+    "onnxruntime": {"jinaclip/onnxruntime_library.py", "jinaclip_bench"},
     "tokenizers": {"jinaclip/text.py"},
     "starlette": {"jinaclip/server"},
     "uvicorn": {"jinaclip/server"},
@@ -55,7 +56,7 @@ CONFINED = {
     "tensorrt": set(),  # by name, in jinaclip/tensorrt_library.py
     "tensorrt_rtx": set(),
     "cuda": {"jinaclip/cuda.py"},
-    "PIL": {"jinaclip/image.py", "jinaclip/model.py", "jinaclip_export", "jinaclip_bench"},
+    "PIL": {"jinaclip/image.py", "jinaclip/image_sources.py", "jinaclip/model.py", "jinaclip_export", "jinaclip_bench"},
     "pyarrow": {"jinaclip/cli/encode.py"},
     "torch": {"jinaclip_export", "jinaclip_bench"},
     "onnx": {"jinaclip_engines", "jinaclip_export", "jinaclip_bench"},

@@ -9,20 +9,19 @@ import numpy as np
 import pytest
 
 from jinaclip import ClipModel, InputError
-from jinaclip.bundle import Bundle, TowerManifest
-from jinaclip.packing import (
+from jinaclip.cost import (
     BUDGET_BYTES,
     CPU_COST,
     GPU_COST,
     PACKED_GPU_COST,
     UNPADDED_CPU_COST,
     RunCost,
-    available_memory,
-    pack_texts,
     predicted_bytes,
     require_memory,
 )
-from jinaclip.sessions import _cgroup_quota, available_threads
+from jinaclip.machine import available_memory, available_threads, cgroup_quota
+from jinaclip.manifest import Bundle, TowerManifest
+from jinaclip.packing import pack_texts
 
 FULL = TowerManifest("text", "input_ids", "int64", {}, layers=24, width=1024, heads=16, hidden_size=4096)
 
@@ -105,7 +104,7 @@ def test_one_long_text_does_not_pad_the_short_ones() -> None:
 
 
 def test_a_text_that_cannot_fit_is_refused_before_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jinaclip.packing.available_memory", lambda: 2 << 30)
+    monkeypatch.setattr("jinaclip.cost.available_memory", lambda: 2 << 30)
     require_memory(64, 32, FULL)
     with pytest.raises(InputError, match=r"8192 tokens needs about 9\.\d GiB .* 2\.0 GiB are free; lower max_length"):
         require_memory(1, 8192, FULL)
@@ -123,18 +122,18 @@ def test_memory_that_is_free_is_the_smaller_of_machine_and_cgroup(tmp_path: Path
 
 
 def test_threads_follow_the_cgroup_quota(tmp_path: Path) -> None:
-    assert _cgroup_quota(tmp_path) is None
+    assert cgroup_quota(tmp_path) is None
     (tmp_path / "cpu.max").write_text("max 100000\n")
-    assert _cgroup_quota(tmp_path) is None
+    assert cgroup_quota(tmp_path) is None
     (tmp_path / "cpu.max").write_text("150000 100000\n")
-    assert _cgroup_quota(tmp_path) == 1.5
+    assert cgroup_quota(tmp_path) == 1.5
     (tmp_path / "cpu.max").unlink()
     (tmp_path / "cpu").mkdir()
     (tmp_path / "cpu/cpu.cfs_quota_us").write_text("-1\n")
     (tmp_path / "cpu/cpu.cfs_period_us").write_text("100000\n")
-    assert _cgroup_quota(tmp_path) is None
+    assert cgroup_quota(tmp_path) is None
     (tmp_path / "cpu/cpu.cfs_quota_us").write_text("50000\n")
-    assert _cgroup_quota(tmp_path) == 0.5
+    assert cgroup_quota(tmp_path) == 0.5
     assert available_threads() >= 1
 
 

@@ -14,13 +14,13 @@ import pytest
 
 import jinaclip.engine_store
 from jinaclip import ClipModel
-from jinaclip.bundle import Bundle
 from jinaclip.cli import main
+from jinaclip.cost import CPU_COST, UNPADDED_CPU_COST, is_tiled, predicted_bytes
 from jinaclip.engine_store import ENGINES, SIDECAR
 from jinaclip.errors import SelfTestFailed
-from jinaclip.packing import CPU_COST, UNPADDED_CPU_COST, is_tiled, predicted_bytes
+from jinaclip.machine import cpu_features
+from jinaclip.manifest import Bundle
 from jinaclip.prepared import RECIPE, find_prepared
-from jinaclip.sessions import cpu_features
 from jinaclip_engines.cpu import TILED_ABOVE
 from jinaclip_engines.prepare import prepare
 from tests.conftest import PHOTOS, TEXTS

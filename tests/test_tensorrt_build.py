@@ -19,7 +19,7 @@ import pytest
 from jinaclip.buckets import Profile
 from jinaclip.cli import main
 from jinaclip.gpu import driver_problem
-from jinaclip.sessions import import_onnxruntime, session_options
+from jinaclip.onnxruntime_library import import_onnxruntime, session_options
 from jinaclip.tensorrt_library import Library, Messages, load_library, logger_of
 from jinaclip_engines.errors import BuildError
 from jinaclip_engines.graph import Ops, nodes, only_user, producer, read, shape_of, write

@@ -15,7 +15,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from jinaclip import InputError
-from jinaclip.bundle import Bundle
+from jinaclip.manifest import Bundle
 from jinaclip.text import TextTokenizer, instruction_of
 from tests.conftest import TEXTS
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import jinaclip.image
+import jinaclip.image_sources
 import jinaclip.text
 import jinaclip_engines
 import jinaclip_export
@@ -104,8 +105,10 @@ def exporter(*more: Path) -> str:
     """Digest of the sources that decide a graph, and of `more`: one that is no longer written must not be measured."""
     digest = hashlib.sha256()
     packages: tuple[Any, ...] = (jinaclip_engines, jinaclip_export)
-    sources = [path for package in packages for path in sorted(Path(package.__file__).parent.glob("*.py"))]
-    for path in (*sources, Path(jinaclip.image.__file__), Path(jinaclip.text.__file__), *more):
+    folders = [Path(package.__file__).parent for package in packages]
+    sources = [path for folder in folders for path in sorted(folder.rglob("*.py"))]
+    preprocessing = (jinaclip.image, jinaclip.image_sources, jinaclip.text)
+    for path in (*sources, *(Path(str(module.__file__)) for module in preprocessing), *more):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from jinaclip.bundle import Bundle
 from jinaclip.errors import JinaClipError
+from jinaclip.manifest import Bundle
 from jinaclip_bench.machine import memory_of_this_process, resident_mib, restart_peak
 
 Call = Callable[[], np.ndarray]

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jinaclip.bundle import PRECISION_CLASS, Bundle
+from jinaclip.manifest import PRECISION_CLASS, Bundle
 from jinaclip_bench.cases import AUTOTUNED_CASE, CASES, ON_GPU, SUITES, WITHOUT_TORCH
 from jinaclip_bench.places import BACKENDS
 from jinaclip_bench.tell import tell
@@ -106,7 +106,7 @@ def run_action(args: argparse.Namespace) -> int:
 
 
 def _settings(args: argparse.Namespace) -> Settings:
-    from jinaclip.sessions import available_threads
+    from jinaclip.machine import available_threads
     from jinaclip_bench.settings import Settings
 
     device = _device(args)

@@ -11,9 +11,9 @@ from functools import partial
 
 import numpy as np
 
-from jinaclip.backends import Place
 from jinaclip.image import preprocess
 from jinaclip.model import ClipModel
+from jinaclip.selection import Place
 from jinaclip.selftest import run_self_test
 from jinaclip.text import TextTokenizer
 from jinaclip_bench.cases import AUTOTUNED_CASE, PHOTO_SIZE, QUERY, Case, photo_jpeg, random_ids

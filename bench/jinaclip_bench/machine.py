@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jinaclip.gpu import Gpu
-from jinaclip.sessions import available_threads
+from jinaclip.machine import available_threads
 
 # What decides how fast int8 and bfloat16 are, as /proc/cpuinfo calls it on x86 and on Arm.
 _INSTRUCTIONS = (

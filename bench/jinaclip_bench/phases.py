@@ -55,10 +55,10 @@ def main() -> None:
     with phase("import numpy, Pillow"):
         import PIL.Image  # noqa: F401
     with phase("import jinaclip"):
-        from jinaclip.bundle import Bundle
+        from jinaclip.manifest import Bundle
+        from jinaclip.onnxruntime_library import import_onnxruntime
         from jinaclip.prepared import open_graph
         from jinaclip.selftest import run_self_test
-        from jinaclip.sessions import import_onnxruntime
         from jinaclip.text import TextTokenizer
     with phase("import onnxruntime"):
         import_onnxruntime()

@@ -9,7 +9,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from jinaclip.bundle import Bundle
+from jinaclip.manifest import Bundle
 from jinaclip.text import TextTokenizer
 from jinaclip_bench.cases import Case
 from jinaclip_bench.errors import BenchError

@@ -14,12 +14,12 @@ import sys
 import time
 from typing import Any
 
-from jinaclip.bundle import TOWERS, Bundle
 from jinaclip.cli.arguments import words_of
 from jinaclip.cuda_operators import operators_library
 from jinaclip.cuda_provider import cuda_problem
 from jinaclip.errors import BackendError
 from jinaclip.gpu import device_index, driver_problem
+from jinaclip.manifest import TOWERS, Bundle
 from jinaclip.model import ClipModel
 from jinaclip.progress import say
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from jinaclip.bundle import Bundle
 from jinaclip.errors import BackendError
+from jinaclip.manifest import Bundle
+from jinaclip.onnxruntime_library import import_onnxruntime, open_onnxruntime, session_options
 from jinaclip.prepared import GRAPH, find_prepared, required_facts
-from jinaclip.sessions import import_onnxruntime, open_onnxruntime, session_options
 from jinaclip_engines.cpu import TILED_ABOVE, for_cpu
 from jinaclip_engines.cuda import for_cuda
 from jinaclip_engines.graph import read, write

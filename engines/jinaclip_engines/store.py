@@ -11,9 +11,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from jinaclip.bundle import Bundle
 from jinaclip.engine_store import ENGINES, SIDECAR, engine_key
 from jinaclip.errors import BackendError
+from jinaclip.manifest import Bundle
 
 
 def write_engine(

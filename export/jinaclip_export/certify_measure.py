@@ -13,15 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from jinaclip.backends import Place
-from jinaclip.bundle import Bundle
+from jinaclip.base import Session
 from jinaclip.certificates import FORMAT_VERSION, note_name, verdict_of
+from jinaclip.cost import RELEASE_BYTES, is_tiled, predicted_bytes, require_memory
 from jinaclip.errors import BackendError, BackendMissing, EngineMismatch, InputError
 from jinaclip.image import normalise, preprocess
-from jinaclip.packing import RELEASE_BYTES, is_tiled, predicted_bytes, require_memory
+from jinaclip.manifest import Bundle
 from jinaclip.progress import Progress
+from jinaclip.selection import Place
 from jinaclip.selftest import run_self_test
-from jinaclip.sessions import Session
 from jinaclip.text import TextTokenizer, instruction_of
 from jinaclip_export.certify_inputs import Items
 from jinaclip_export.certify_numbers import beside, compare, unit

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jinaclip.matryoshka import truncate
+from jinaclip.embeddings import truncate
 
 NEIGHBOURS = 10
 _ROWS = 1024  # of a similarity matrix that are held at once

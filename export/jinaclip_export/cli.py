@@ -13,8 +13,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jinaclip.bundle import TOWERS
 from jinaclip.cli.arguments import words_of
+from jinaclip.manifest import TOWERS
 
 if TYPE_CHECKING:
     from jinaclip_export.manifest import Identity

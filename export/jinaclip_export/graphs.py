@@ -19,7 +19,7 @@ from onnxscript.optimizer import fold_constants
 from torch import Tensor, nn
 
 from jinaclip.image import ImagePreprocessing
-from jinaclip.sessions import OnnxRuntimeSession
+from jinaclip.onnxruntime_cpu import OnnxRuntimeSession
 from jinaclip_export.errors import ExportError, ParityError
 from jinaclip_export.image_tower import ImageTower
 from jinaclip_export.text_tower import TextTower

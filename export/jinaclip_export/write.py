@@ -10,12 +10,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from jinaclip.bundle import PRECISION_CLASS, Bundle
+from jinaclip.base import Arrays
 from jinaclip.errors import BundleError, InputError, SelfTestFailed
 from jinaclip.image import ImagePreprocessing, normalise, preprocess
+from jinaclip.manifest import PRECISION_CLASS, Bundle
 from jinaclip.model import ClipModel
 from jinaclip.progress import say
-from jinaclip.sessions import Arrays
 from jinaclip.text import TextTokenizer
 from jinaclip_export.checkpoint import Checkpoint, image_shapes, text_shapes
 from jinaclip_export.errors import CheckpointError, ExportError

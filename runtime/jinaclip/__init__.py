@@ -21,7 +21,7 @@ from jinaclip.errors import (
     SelfTestFailed,
 )
 from jinaclip.model import ClipModel
-from jinaclip.sessions import share_threads
+from jinaclip.onnxruntime_library import share_threads
 
 __version__ = version("jinaclip")
 

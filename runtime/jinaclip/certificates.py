@@ -10,15 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jinaclip.backends import Place
-from jinaclip.bundle import Bundle, safe_name
-from jinaclip.errors import BackendError
+from jinaclip.files import safe_name
 
 FORMAT_VERSION = 1
 MIN_ITEMS = 100  # of a tower; with fewer a certificate is indicative
-
-# What "auto" considers before fp32, fastest first, by device. fp16 is no faster on a CPU, int8 has no GPU kernels here.
-FASTER = {"cpu": ("int8",), "cuda": ("fp16",)}
 
 
 @dataclass(frozen=True)
@@ -86,78 +81,3 @@ def verdict_of(precision: str, measured: Mapping[str, Any]) -> tuple[str, list[s
     if measured["items"] < MIN_ITEMS:
         reasons.append(f"measured on {measured['items']} items, a certificate needs at least {MIN_ITEMS}")
     return ("indicative" if reasons else "passed"), reasons
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What "auto" stands for.
-
-    Attributes:
-        precision: to be taken.
-        reason: why it is that one.
-        lapsed: a faster one is certified for this tower, but not for what would run here: vectors and provenance are
-            others than where the certificate holds.
-    """
-
-    precision: str
-    reason: str
-    lapsed: bool = False
-
-
-def choose_precision(bundle: Bundle, tower: str, place: Place) -> Choice:
-    """The precision that "auto" stands for.
-
-    Args:
-        place: what would run the graph. A certificate holds where its `facts` are the same: other kernels round
-            differently.
-
-    Raises:
-        BackendError: the place runs no fp32 graph, and nothing else is certified.
-    """
-    reason, lapsed = "the bundle has no faster graph", False
-    facts, possible = place.facts(), place.precisions(bundle, tower)
-    for precision in FASTER.get(place.device, ()):
-        if precision in possible:
-            certificate = bundle.read_note(note_name(precision, facts))
-            problem = _objection(certificate, bundle, tower, precision, place)
-            if problem is None:
-                return Choice(precision, f"the {precision} certificate passed")
-            reason = f"{precision}: {problem}"
-            lapsed = _passed(certificate, tower)
-    if "fp32" not in possible:
-        raise BackendError(
-            f"precision 'auto': {place.backend} runs no fp32 graph of the {tower} tower, and {reason}; ask for "
-            "precision='fp16', or run `jinaclip certify` with this backend first"
-        )
-    return Choice("fp32", reason, lapsed)
-
-
-def _passed(certificate: Mapping[str, Any] | None, tower: str) -> bool:
-    """Whether it says so of this tower, of whatever graph on whatever machine."""
-    towers = (certificate or {}).get("towers")
-    measured = towers.get(tower) if isinstance(towers, dict) else None
-    return isinstance(measured, dict) and measured.get("verdict") == "passed"
-
-
-def _objection(
-    certificate: Mapping[str, Any] | None, bundle: Bundle, tower: str, precision: str, place: Place
-) -> str | None:
-    """Why a certificate does not speak for this graph here; None if it does."""
-    if certificate is None:
-        return "no certificate"
-    if certificate.get("format_version") != FORMAT_VERSION:
-        return f"certificate has format version {certificate.get('format_version')!r:.40}, expected {FORMAT_VERSION}"
-    session, towers = certificate.get("session"), certificate.get("towers")
-    if not isinstance(session, dict) or not isinstance(towers, dict) or certificate.get("precision") != precision:
-        return "certificate is not as the format says"
-    for name, value in place.facts().items():
-        if session.get(name) != value:
-            return f"certificate is of {name} {session.get(name)!r:.80}, this is {value!r}"
-    measured = towers.get(tower)
-    if not isinstance(measured, dict):
-        return f"certificate does not cover the {tower} tower"
-    if measured.get("graph") != place.graph(bundle, tower, precision):
-        return "certificate is of another graph; run `jinaclip certify` after `jinaclip build`"
-    if measured.get("verdict") != "passed":
-        return f"certificate's verdict is {measured.get('verdict')!r:.40}"
-    return None

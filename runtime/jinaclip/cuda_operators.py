@@ -17,7 +17,7 @@ from jinaclip.errors import BackendError
 from jinaclip.gpu import Gpu
 from jinaclip.gpu_thread import gpu_thread
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("jinaclip")
 
 VARIABLE = "JINACLIP_CUDA_OPERATORS"
 LIBRARY = "libjinaclip_cuda.so"

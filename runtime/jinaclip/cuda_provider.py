@@ -11,7 +11,7 @@ from jinaclip.cuda_runtime import CudaRuntime
 from jinaclip.errors import BackendError, BackendMissing
 from jinaclip.gpu import Gpu
 from jinaclip.gpu_thread import gpu_thread
-from jinaclip.sessions import import_onnxruntime
+from jinaclip.onnxruntime_library import import_onnxruntime
 
 PROVIDER = "CUDAExecutionProvider"
 LEAST_CAPABILITY = (7, 5)

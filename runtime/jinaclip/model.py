@@ -14,21 +14,21 @@ from typing import Any, TypeVar, cast
 import numpy as np
 from PIL import Image
 
-from jinaclip.backends import Place, choose_place, on_cpu
-from jinaclip.bundle import PRECISION_CLASS, TOWERS, Bundle
-from jinaclip.certificates import Choice, choose_precision
+from jinaclip.base import Session
+from jinaclip.cost import RELEASE_BYTES, is_tiled, predicted_bytes, require_memory
+from jinaclip.embeddings import check_dim, truncate
 from jinaclip.errors import BackendError, InputError, SelfTestFailed
-from jinaclip.image import RESIZE_MODES, ImageInput, normalise, preprocess
-from jinaclip.matryoshka import check_dim, truncate
-from jinaclip.packing import RELEASE_BYTES, is_tiled, pack_texts, predicted_bytes, require_memory
+from jinaclip.image import RESIZE_MODES, normalise, preprocess
+from jinaclip.image_sources import ImageInput
+from jinaclip.manifest import TOWERS, Bundle
+from jinaclip.packing import pack_texts
 from jinaclip.progress import Progress
+from jinaclip.selection import asked_precision, choose_place, on_cpu, resolve_precision
 from jinaclip.selftest import run_self_test
-from jinaclip.sessions import Session
 from jinaclip.text import TextTokenizer, instruction_of
 
 logger = logging.getLogger("jinaclip")
 
-PRECISIONS = ("auto", *PRECISION_CLASS)
 T = TypeVar("T")
 INTERRUPTIBLE_TOKENS = 256  # a run of more tokens takes long enough for Ctrl-C to matter
 
@@ -80,9 +80,9 @@ class ClipModel:
         self.bundle = Bundle(bundle, cache_dir)
         if tuple(towers) == TOWERS:
             towers = [tower for tower in TOWERS if tower in self.bundle.towers]
-        asked = _asked_precision(precision)
+        asked = asked_precision(precision)
         self._place = choose_place(self.bundle, towers, backend=backend, device=device, precision=asked)
-        self._precision, self._precision_reason = _resolve_precision(asked, self.bundle, towers, self._place)
+        self._precision, self._precision_reason = resolve_precision(asked, self.bundle, towers, self._place)
         self._tokenizer: TextTokenizer | None = None
         self._sessions: dict[str, Session] = {}
         self._self_test: dict[str, dict[str, float | bool]] = {}
@@ -97,7 +97,7 @@ class ClipModel:
             if device != "auto" or self._place.gpu is None or isinstance(error, SelfTestFailed):
                 raise
             self._place = on_cpu(str(error))
-            self._precision, self._precision_reason = _resolve_precision(asked, self.bundle, towers, self._place)
+            self._precision, self._precision_reason = resolve_precision(asked, self.bundle, towers, self._place)
             self._open(towers, threads, always=self_test == "always")
 
     def _open(self, towers: Sequence[str], threads: int | None, *, always: bool) -> None:
@@ -431,48 +431,6 @@ class ClipModel:
                 f"{tower}s; export it with --towers text,image"
             )
         raise InputError(f"the {tower} tower was not loaded; open ClipModel with towers=('text', 'image')")
-
-
-def _asked_precision(asked: str | Mapping[str, str]) -> dict[str, str]:
-    """What was asked for, by tower."""
-    by_tower = dict.fromkeys(TOWERS, asked) if isinstance(asked, str) else dict(asked)
-    if unknown := set(by_tower) - set(TOWERS):
-        raise InputError(f"precision names the tower {sorted(unknown)[0]!r}, expected {' or '.join(TOWERS)}")
-    for precision in by_tower.values():
-        _check_choice("precision", precision, PRECISIONS)
-    return by_tower
-
-
-def _resolve_precision(
-    by_tower: Mapping[str, str], bundle: Bundle, towers: Sequence[str], place: Place
-) -> tuple[dict[str, str], dict[str, str]]:
-    """Precision of every tower of the bundle, and why it is that one.
-
-    What is not loaded is resolved too, so that both towers give one provenance; only what is loaded must be there.
-    """
-    resolved: dict[str, str] = {}
-    reasons: dict[str, str] = {}
-    for tower in (*towers, *(t for t in bundle.towers if t not in towers)):
-        precision, reason = by_tower.get(tower, "auto"), "asked for"
-        if precision == "auto":
-            try:
-                choice = choose_precision(bundle, tower, place)
-            except BackendError:
-                if tower in towers:
-                    raise
-                choice = Choice("fp32", "not loaded, and this backend has nothing certified of it")
-            precision, reason = choice.precision, choice.reason
-            if choice.lapsed and tower in towers:
-                logger.warning(
-                    "%s, %s tower: precision='auto' takes %s, with other vectors and another provenance: %s",
-                    bundle.directory, tower, precision, reason,
-                )  # fmt: skip
-        if tower in towers:
-            bundle.graph(tower, precision)
-        elif precision not in bundle.tower(tower).graphs:
-            precision, reason = "fp32", f"not loaded, and the bundle has no {precision} graph"
-        resolved[tower], reasons[tower] = precision, reason
-    return resolved, reasons
 
 
 def _in_flight(runs: Iterable[Callable[[], T]], concurrency: int) -> Iterator[T]:

@@ -25,7 +25,9 @@ from typing import Any
 import numpy as np
 
 from jinaclip import packed_texts
+from jinaclip.base import Arrays, keep_after_fork, require_open
 from jinaclip.buckets import Profile, bucket_for, pad_into
+from jinaclip.cost import GPU_COST, PACKED_GPU_COST
 from jinaclip.cuda import Cuda, Graph, Stream
 from jinaclip.cuda_libraries import CUDNN, load, load_libraries
 from jinaclip.cuda_provider import PROVIDER, cuda_major, cuda_problem
@@ -33,21 +35,12 @@ from jinaclip.cuda_runtime import CudaRuntime
 from jinaclip.errors import BackendError, BackendMissing, BundleError, InputError
 from jinaclip.gpu import Gpu
 from jinaclip.gpu_thread import Answer, gpu_thread
-from jinaclip.packing import GPU_COST, PACKED_GPU_COST
+from jinaclip.machine import available_threads
+from jinaclip.onnxruntime_library import first_line, import_onnxruntime, onnxruntime_version, session_options
 from jinaclip.pool import Loan, Pool
-from jinaclip.sessions import (
-    Arrays,
-    available_threads,
-    first_line,
-    import_onnxruntime,
-    keep_after_fork,
-    onnxruntime_version,
-    require_open,
-    session_options,
-)
 from jinaclip.staging import Block, Layout, Slot
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("jinaclip")
 
 # Operators that compute shapes; ONNX Runtime keeps those on the host on purpose. Any other one there would copy
 # activations to the host and back.

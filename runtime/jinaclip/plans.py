@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from jinaclip.buckets import Profile
-from jinaclip.bundle import Bundle
 from jinaclip.engine_store import SIDECAR_VERSION, damage, difference, engines_of
 from jinaclip.errors import BackendMissing, EngineMismatch
 from jinaclip.gpu import Gpu
+from jinaclip.manifest import Bundle
 from jinaclip.tensorrt_library import Library
 from jinaclip.tensorrt_session import TensorRTSession
 

@@ -13,14 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinaclip.bundle import Bundle
+from jinaclip.base import Session
+from jinaclip.cost import CPU_COST, UNPADDED_CPU_COST
 from jinaclip.cuda_operators import VERSION as OPERATORS_VERSION
 from jinaclip.cuda_operators import operators_for
 from jinaclip.engine_store import SIDECAR_VERSION, damage, difference, engines_of
 from jinaclip.gpu import Gpu
+from jinaclip.machine import cpu_features
+from jinaclip.manifest import Bundle
+from jinaclip.onnxruntime_cpu import OnnxRuntimeSession
 from jinaclip.onnxruntime_cuda import OnnxRuntimeCudaSession
-from jinaclip.packing import CPU_COST, UNPADDED_CPU_COST
-from jinaclip.sessions import OnnxRuntimeSession, Session, cpu_features, onnxruntime_version
+from jinaclip.onnxruntime_library import onnxruntime_version
 
 GRAPH = "graph.onnx"
 # How graphs are prepared, by device; one that was prepared otherwise is made again.

@@ -13,11 +13,12 @@ from importlib.metadata import version
 
 import numpy as np
 
-from jinaclip.bundle import Bundle, Golden, safe_name
+from jinaclip.base import Session
+from jinaclip.embeddings import truncate
 from jinaclip.errors import InputError, SelfTestFailed
+from jinaclip.files import safe_name
 from jinaclip.image import normalise, preprocess
-from jinaclip.matryoshka import truncate
-from jinaclip.sessions import Session
+from jinaclip.manifest import Bundle, Golden
 from jinaclip.text import TextTokenizer
 
 # Largest error, as a part of the distance to the nearest other golden.

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from jinaclip.buckets import Bucket, Profile
-from jinaclip.bundle import write_atomically
 from jinaclip.errors import BackendError, EngineMismatch
+from jinaclip.files import write_atomically
 from jinaclip.gpu import Gpu
 from jinaclip.tensorrt_library import Library, Messages, logger_of
 

@@ -15,13 +15,14 @@ from typing import Any
 
 import numpy as np
 
+from jinaclip.base import Arrays, keep_after_fork, require_open
 from jinaclip.buckets import Profile, common_buckets, most_rows
+from jinaclip.cost import GPU_COST
 from jinaclip.cuda import Cuda
 from jinaclip.errors import BackendError, InputError
 from jinaclip.gpu import Gpu
-from jinaclip.packing import GPU_COST
+from jinaclip.machine import available_threads
 from jinaclip.pool import Pool
-from jinaclip.sessions import Arrays, available_threads, keep_after_fork, require_open
 from jinaclip.tensorrt_engine import Engine
 from jinaclip.tensorrt_library import Library
 from jinaclip.tensorrt_worker import PlainBuckets, Worker

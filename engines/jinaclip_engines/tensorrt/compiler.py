@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jinaclip.buckets import Profile
-from jinaclip.bundle import write_atomically
+from jinaclip.files import write_atomically
 from jinaclip.tensorrt_library import Library, Messages, logger_of
 from jinaclip_engines.errors import BuildError
 from jinaclip_engines.tensorrt.passes import Expected

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from jinaclip.buckets import Profile
-from jinaclip.bundle import Bundle
 from jinaclip.engine_store import ENGINES, damage, difference, engine_key, engines_of
 from jinaclip.errors import BackendError, BackendMissing
 from jinaclip.gpu import Gpu, driver_problem, gpu
+from jinaclip.manifest import Bundle
 from jinaclip.plans import PLAN, PRECISION, Plan, required_facts, session_of
 from jinaclip.selftest import run_self_test
 from jinaclip.tensorrt_library import Library

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jinaclip.buckets import Profile
-from jinaclip.bundle import TOWERS
+from jinaclip.manifest import TOWERS
 from jinaclip_engines.errors import ProfileError
 
 NAMED = ("server", "edge")

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from jinaclip.bundle import write_atomically
 from jinaclip.cli.arguments import (
     add_encoding_arguments,
     add_model_arguments,
@@ -26,8 +25,9 @@ from jinaclip.cli.arguments import (
     open_model,
     read_texts,
 )
+from jinaclip.embeddings import check_dim, truncate
 from jinaclip.errors import InputError
-from jinaclip.matryoshka import check_dim, truncate
+from jinaclip.files import write_atomically
 from jinaclip.model import ClipModel
 from jinaclip.progress import Progress
 

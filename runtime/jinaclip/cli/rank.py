@@ -12,8 +12,8 @@ import json
 import numpy as np
 
 from jinaclip.cli.arguments import add_encoding_arguments, add_model_arguments, find_images, open_model
+from jinaclip.embeddings import probabilities
 from jinaclip.model import ClipModel
-from jinaclip.ranking import probabilities
 
 EXTRA = None
 

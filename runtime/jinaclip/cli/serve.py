@@ -15,9 +15,9 @@ import os
 import sys
 from contextlib import ExitStack
 
-from jinaclip.bundle import TOWERS
 from jinaclip.cli.arguments import add_model_arguments, open_model, words_of
 from jinaclip.errors import InputError
+from jinaclip.manifest import TOWERS
 from jinaclip.model import ClipModel
 from jinaclip.server.marketplaces import MARKETPLACES
 

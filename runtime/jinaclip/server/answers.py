@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jinaclip.matryoshka import truncate
-from jinaclip.ranking import probabilities
+from jinaclip.embeddings import probabilities, truncate
 from jinaclip.server.problems import Problem
 from jinaclip.server.requests import EmbeddingRequest, RankRequest
 

@@ -16,8 +16,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from jinaclip.batching import Room
-from jinaclip.bundle import safe_name
+from jinaclip.files import safe_name
+from jinaclip.server.admission import Room
 from jinaclip.server.metrics import Metrics
 from jinaclip.server.problems import Problem, problem_of
 

@@ -16,15 +16,17 @@ from typing import Any
 import numpy as np
 from starlette.requests import ClientDisconnect
 
-from jinaclip.batching import Batcher, Room, choose_images, choose_texts
 from jinaclip.errors import InputError, JinaClipError
-from jinaclip.image import MAX_PIXELS, open_image, resize, to_rgb
+from jinaclip.image import resize, to_rgb
+from jinaclip.image_sources import MAX_PIXELS, open_image
 from jinaclip.model import ClipModel
+from jinaclip.server.admission import Room
 from jinaclip.server.answers import image_tokens
 from jinaclip.server.fetch import Fetcher
 from jinaclip.server.items import Address, Encoded, Item, Text, Tokens, picture_of
 from jinaclip.server.metrics import Metrics
 from jinaclip.server.problems import Problem, invalid, problem_of
+from jinaclip.server.queue import Batcher, choose_images, choose_texts
 
 TEXTS_A_JOB = 32  # that one thread tokenises together
 TESTED_AGAIN_S = 10.0  # how often a tower whose runs fail is held to its goldens again

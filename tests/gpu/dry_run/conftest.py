@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from jinaclip import cuda_operators, selftest
-from jinaclip.bundle import Bundle
 from jinaclip.cli import main
 from jinaclip.gpu import gpu
+from jinaclip.manifest import Bundle
 from jinaclip.onnxruntime_cuda import OnnxRuntimeCudaSession
 from jinaclip.prepared import open_graph
 from tests.gpu.dry_run.journal import Journal

@@ -19,10 +19,10 @@ import pytest
 
 from jinaclip import cuda_operators, onnxruntime_cuda, staging
 from jinaclip.buckets import LADDER, SHORTEST
-from jinaclip.bundle import Bundle
 from jinaclip.cuda_provider import PROVIDER
 from jinaclip.errors import BackendError, InputError
 from jinaclip.gpu import gpu
+from jinaclip.manifest import Bundle
 from jinaclip.onnxruntime_cuda import (
     GRAPH_IMAGES,
     GRAPH_TOKENS,

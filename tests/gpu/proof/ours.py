@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from jinaclip.bundle import Bundle, TowerManifest
+from jinaclip.base import Session
 from jinaclip.cuda_operators import VARIABLE
 from jinaclip.gpu import gpu
+from jinaclip.manifest import Bundle, TowerManifest
 from jinaclip.onnxruntime_cuda import OnnxRuntimeCudaSession
 from jinaclip.prepared import find_prepared
-from jinaclip.sessions import Session
 from tests.gpu.proof.context import Context
 from tests.gpu.proof.kit import OPERATORS
 

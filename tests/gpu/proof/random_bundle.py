@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from jinaclip.bundle import TOWERS
+from jinaclip.manifest import TOWERS
 from jinaclip.text import TextTokenizer
 from jinaclip_export.checkpoint import Checkpoint
 from jinaclip_export.goldens import image_goldens, text_goldens

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 
 from jinaclip import ClipModel
+from jinaclip.embeddings import truncate
 from jinaclip.image import ImagePreprocessing
-from jinaclip.matryoshka import truncate
 from jinaclip_bench.torch_towers import ImagesOfPixels, TextsOfIds
 from jinaclip_export.graphs import ImageGraph
 from tests.gpu.proof import ours

@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from jinaclip.bundle import TowerManifest
+from jinaclip.cost import RunCost
 from jinaclip.image import ImagePreprocessing
-from jinaclip.packing import RunCost, pack_texts
+from jinaclip.manifest import TowerManifest
+from jinaclip.packing import pack_texts
 from jinaclip_bench.torch_cuda import Captured, unpadded
 from jinaclip_bench.torch_forwards import compiled
 from jinaclip_bench.torch_towers import (

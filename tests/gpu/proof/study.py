@@ -11,8 +11,8 @@ from functools import partial
 
 import numpy as np
 
-from jinaclip.bundle import Bundle
-from jinaclip.packing import PACKED_GPU_COST
+from jinaclip.cost import PACKED_GPU_COST
+from jinaclip.manifest import Bundle
 from jinaclip_bench.cases import random_ids
 from jinaclip_bench.texts import log_normal_lengths
 from tests.gpu.proof import ours

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from jinaclip.bundle import Bundle
 from jinaclip.gpu import gpu
+from jinaclip.manifest import Bundle
 from jinaclip.onnxruntime_cuda import OnnxRuntimeCudaSession
 from jinaclip_bench.cases import random_ids
 from jinaclip_bench.flops import flops_of_images, flops_of_texts

@@ -1,4 +1,6 @@
-"""Matryoshka truncation: cut first, normalise after, as the publisher does (arXiv 2205.13147)."""
+"""From a graph's raw vectors to what callers get: truncated, then normalised, as the publisher does (Matryoshka, arXiv
+2205.13147); and cosines as probabilities.
+"""
 
 from __future__ import annotations
 
@@ -43,3 +45,20 @@ def truncate(raw: np.ndarray, dim: int, *, normalize: bool = True) -> np.ndarray
     norms: np.ndarray = np.linalg.norm(cut.astype(np.float64), axis=1, keepdims=True)
     unit: np.ndarray = (cut / np.maximum(norms, 1e-12)).astype(np.float32)
     return unit
+
+
+def probabilities(cosines: np.ndarray, logit_scale: float, *, over: str) -> np.ndarray:
+    """Softmax of the model's logits: cosine × exp(logit_scale).
+
+    Args:
+        cosines: [texts, images].
+        logit_scale: the checkpoint's parameter.
+        over: "texts": each image's probabilities add up to 1; "images": each text's.
+
+    Returns:
+        float64 [texts, images].
+    """
+    logits = cosines.astype(np.float64) * np.exp(logit_scale)
+    axis = 0 if over == "texts" else 1
+    odds = np.exp(logits - logits.max(axis=axis, keepdims=True))
+    return np.asarray(odds / odds.sum(axis=axis, keepdims=True))

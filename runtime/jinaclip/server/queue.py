@@ -9,17 +9,17 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 import numpy as np
 
-from jinaclip.bundle import TowerManifest
+from jinaclip.cost import RunCost
 from jinaclip.errors import BackendError, Overloaded
-from jinaclip.packing import RunCost, pack_texts
+from jinaclip.manifest import TowerManifest
+from jinaclip.packing import pack_texts
 
 LOOKED_AT = 256  # texts that are packed for a run: more are not better served, and take longer to look at
 T = TypeVar("T")
@@ -43,50 +43,6 @@ class Counts:
     failed: int = 0
     failing: int = 0
     batches: dict[int, int] = field(default_factory=dict)
-
-
-class Room:
-    """How much of something may be taken at the same time: a bound on memory. Safe to use from several threads.
-
-    Args:
-        what: it is, in the plural.
-        limit: of all that is taken.
-
-    Attributes:
-        refused: how much found no room.
-    """
-
-    def __init__(self, what: str, limit: int) -> None:
-        self.what, self.limit, self.held, self.refused = what, limit, 0, 0
-        self._lock = threading.Lock()
-
-    def take(self, count: int) -> None:
-        """Take so much; `give_back` it.
-
-        Raises:
-            Overloaded: there is not so much left.
-        """
-        with self._lock:
-            if self.held + count > self.limit:
-                self.refused += count
-                raise Overloaded(
-                    f"{self.held} {self.what} are in work or wait, and {count} more would pass the limit of "
-                    f"{self.limit}; try again later, or send fewer at once"
-                )
-            self.held += count
-
-    def give_back(self, count: int) -> None:
-        with self._lock:
-            self.held -= count
-
-    @contextmanager
-    def taken(self, count: int) -> Iterator[None]:
-        """`take`, and give back at the end of the block."""
-        self.take(count)
-        try:
-            yield
-        finally:
-            self.give_back(count)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
-"""What runs the graphs of a bundle: which backend on which device, and the session that it opens.
+"""Which backend, device and precision run the graphs of a bundle.
 
 What is asked for is given or refused. "auto" takes, in this order, a TensorRT or TensorRT-RTX engine that was built for
-the GPU that is here, ONNX Runtime on that GPU, ONNX Runtime on the CPU.
+the GPU that is here, ONNX Runtime on that GPU, ONNX Runtime on the CPU; and the fastest precision that has a passing
+certificate there, else fp32.
 """
 
 from __future__ import annotations
@@ -12,22 +13,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jinaclip.bundle import Bundle
+from jinaclip.base import Session
+from jinaclip.certificates import FORMAT_VERSION, note_name
 from jinaclip.cuda_provider import cuda_problem, has_cuda_provider
 from jinaclip.engine_store import engines_of
 from jinaclip.errors import BackendError, BackendMissing, InputError
 from jinaclip.gpu import Gpu, device_index, driver_problem, gpu
+from jinaclip.manifest import PRECISION_CLASS, TOWERS, Bundle
+from jinaclip.onnxruntime_cpu import onnxruntime_facts
 from jinaclip.onnxruntime_cuda import onnxruntime_cuda_facts
 from jinaclip.plans import PRECISION, find_plan, open_plan
 from jinaclip.prepared import open_graph, running_graph
-from jinaclip.sessions import Session, onnxruntime_facts
 from jinaclip.tensorrt_library import BACKENDS as TENSORRT_BACKENDS
 from jinaclip.tensorrt_library import Library, load_library
 from jinaclip.tensorrt_session import tensorrt_facts
 
-logger = logging.getLogger(__name__)
-
+logger = logging.getLogger("jinaclip")
 BACKENDS = ("auto", "onnxruntime", *TENSORRT_BACKENDS)
+PRECISIONS = ("auto", *PRECISION_CLASS)
+# What "auto" considers before fp32, fastest first, by device. fp16 is no faster on a CPU, int8 has no GPU kernels here.
+FASTER = {"cpu": ("int8",), "cuda": ("fp16",)}
 
 
 @dataclass(frozen=True)
@@ -164,3 +169,121 @@ def _engines(
     except BackendError as error:
         return None, str(error)
     return Place(backend, device, library, f"engines built for {device}"), None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What "auto" stands for.
+
+    Attributes:
+        precision: to be taken.
+        reason: why it is that one.
+        lapsed: a faster one is certified for this tower, but not for what would run here: vectors and provenance are
+            others than where the certificate holds.
+    """
+
+    precision: str
+    reason: str
+    lapsed: bool = False
+
+
+def choose_precision(bundle: Bundle, tower: str, place: Place) -> Choice:
+    """The precision that "auto" stands for.
+
+    Args:
+        place: what would run the graph. A certificate holds where its `facts` are the same: other kernels round
+            differently.
+
+    Raises:
+        BackendError: the place runs no fp32 graph, and nothing else is certified.
+    """
+    reason, lapsed = "the bundle has no faster graph", False
+    facts, possible = place.facts(), place.precisions(bundle, tower)
+    for precision in FASTER.get(place.device, ()):
+        if precision in possible:
+            certificate = bundle.read_note(note_name(precision, facts))
+            problem = _objection(certificate, bundle, tower, precision, place)
+            if problem is None:
+                return Choice(precision, f"the {precision} certificate passed")
+            reason = f"{precision}: {problem}"
+            lapsed = _passed(certificate, tower)
+    if "fp32" not in possible:
+        raise BackendError(
+            f"precision 'auto': {place.backend} runs no fp32 graph of the {tower} tower, and {reason}; ask for "
+            "precision='fp16', or run `jinaclip certify` with this backend first"
+        )
+    return Choice("fp32", reason, lapsed)
+
+
+def _passed(certificate: Mapping[str, Any] | None, tower: str) -> bool:
+    """Whether it says so of this tower, of whatever graph on whatever machine."""
+    towers = (certificate or {}).get("towers")
+    measured = towers.get(tower) if isinstance(towers, dict) else None
+    return isinstance(measured, dict) and measured.get("verdict") == "passed"
+
+
+def _objection(
+    certificate: Mapping[str, Any] | None, bundle: Bundle, tower: str, precision: str, place: Place
+) -> str | None:
+    """Why a certificate does not speak for this graph here; None if it does."""
+    if certificate is None:
+        return "no certificate"
+    if certificate.get("format_version") != FORMAT_VERSION:
+        return f"certificate has format version {certificate.get('format_version')!r:.40}, expected {FORMAT_VERSION}"
+    session, towers = certificate.get("session"), certificate.get("towers")
+    if not isinstance(session, dict) or not isinstance(towers, dict) or certificate.get("precision") != precision:
+        return "certificate is not as the format says"
+    for name, value in place.facts().items():
+        if session.get(name) != value:
+            return f"certificate is of {name} {session.get(name)!r:.80}, this is {value!r}"
+    measured = towers.get(tower)
+    if not isinstance(measured, dict):
+        return f"certificate does not cover the {tower} tower"
+    if measured.get("graph") != place.graph(bundle, tower, precision):
+        return "certificate is of another graph; run `jinaclip certify` after `jinaclip build`"
+    if measured.get("verdict") != "passed":
+        return f"certificate's verdict is {measured.get('verdict')!r:.40}"
+    return None
+
+
+def asked_precision(asked: str | Mapping[str, str]) -> dict[str, str]:
+    """What was asked for, by tower."""
+    by_tower = dict.fromkeys(TOWERS, asked) if isinstance(asked, str) else dict(asked)
+    if unknown := set(by_tower) - set(TOWERS):
+        raise InputError(f"precision names the tower {sorted(unknown)[0]!r}, expected {' or '.join(TOWERS)}")
+    for precision in by_tower.values():
+        if precision not in PRECISIONS:
+            raise InputError(f"precision is {precision!r}, expected one of {', '.join(PRECISIONS)}")
+    return by_tower
+
+
+def resolve_precision(
+    by_tower: Mapping[str, str], bundle: Bundle, towers: Sequence[str], place: Place
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Precision of every tower of the bundle, and why it is that one.
+
+    What is not loaded is resolved too, so that both towers give one provenance; only what is loaded must be there.
+    """
+    resolved: dict[str, str] = {}
+    reasons: dict[str, str] = {}
+    for tower in (*towers, *(t for t in bundle.towers if t not in towers)):
+        precision, reason = by_tower.get(tower, "auto"), "asked for"
+        if precision == "auto":
+            try:
+                choice = choose_precision(bundle, tower, place)
+            except BackendError:
+                if tower in towers:
+                    raise
+                choice = Choice("fp32", "not loaded, and this backend has nothing certified of it")
+            precision, reason = choice.precision, choice.reason
+            if choice.lapsed and tower in towers:
+                logger.warning(
+                    "%s, %s tower: precision='auto' takes %s, with other vectors and another provenance: %s",
+                    bundle.directory, tower, precision, reason,
+                )  # fmt: skip
+        if tower in towers:
+            bundle.graph(tower, precision)
+        elif precision not in bundle.tower(tower).graphs:
+            precision, reason = "fp32", f"not loaded, and the bundle has no {precision} graph"
+        resolved[tower], reasons[tower] = precision, reason
+    return resolved, reasons

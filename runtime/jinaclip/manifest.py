@@ -10,7 +10,6 @@ import hashlib
 import json
 import math
 import os
-import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from jinaclip.errors import BundleError
+from jinaclip.files import write_atomically
 from jinaclip.image import ImagePreprocessing
 
 FORMAT = "jinaclip-bundle"
@@ -332,22 +332,3 @@ def _text(section: Mapping[str, Any], name: str) -> str:
         raise BundleError(f"{MANIFEST}: {name} is {value!r:.80}, expected a string")
     value.encode("utf-8")  # a lone surrogate is a ValueError
     return value
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file that is either whole or not there."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(temporary)
-        raise
-
-
-def safe_name(text: str) -> str:
-    """`text` as a file name: letters, digits, dot, dash and underscore."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.") or "unnamed"

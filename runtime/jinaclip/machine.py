@@ -1,0 +1,75 @@
+"""What this machine has for a process: cores, CPU features, free memory."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+
+# What decides which kernels run and how weights are packed for them, as the kernel names it.
+_FEATURES = {
+    "avx", "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni",
+    "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16", "asimd", "asimddp", "asimdhp", "i8mm", "bf16", "sve", "sve2",
+}  # fmt: skip
+
+
+def available_threads() -> int:
+    """Cores this process may use: CPU affinity, cut by the cgroup's CPU quota, at least 1."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = cgroup_quota(Path("/sys/fs/cgroup"))
+    return max(1, min(cores, math.ceil(quota) if quota else cores))
+
+
+def cgroup_quota(root: Path) -> float | None:
+    """CPUs granted by the cgroup (version 2, then 1), or None where there is no limit."""
+    try:
+        quota, period = (root / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:
+            quota = (root / "cpu/cpu.cfs_quota_us").read_text()
+            period = (root / "cpu/cpu.cfs_period_us").read_text()
+        except OSError:
+            return None
+    if quota.strip() in ("max", "-1") or int(period) <= 0:
+        return None
+    return int(quota) / int(period)
+
+
+@cache
+def cpu_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, ...]:
+    """Instruction sets that kernels are chosen by, sorted; where nothing tells, the processor's name."""
+    with suppress(OSError):
+        for line in cpuinfo.read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() in ("flags", "Features"):
+                return tuple(sorted(_FEATURES & set(value.split())))
+    return (platform.processor() or platform.machine(),)
+
+
+@cache
+def cpu_model() -> str:
+    """What the kernels are chosen for: the CPU's name where the kernel tells, else its architecture."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def available_memory(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Bytes that can be allocated without swapping, by the kernel and the cgroup; None where nothing tells."""
+    limits = []
+    with suppress(OSError, ValueError):
+        for line in (proc / "meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                limits.append(int(line.split()[1]) * 1024)
+    with suppress(OSError, ValueError):
+        limit = (cgroup / "memory.max").read_text().strip()
+        if limit != "max":
+            limits.append(max(0, int(limit) - int((cgroup / "memory.current").read_text())))
+    if not limits and hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
+        limits.append(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return min(limits, default=None)

@@ -1,0 +1,122 @@
+"""ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jinaclip.base import Arrays, keep_after_fork, require_open
+from jinaclip.cost import CPU_COST, RunCost
+from jinaclip.errors import BackendError, BundleError
+from jinaclip.machine import cpu_features, cpu_model
+from jinaclip.onnxruntime_library import (
+    first_line,
+    import_onnxruntime,
+    onnxruntime_version,
+    open_onnxruntime,
+    session_options,
+)
+
+
+class OnnxRuntimeSession:
+    """ONNX Runtime on the CPU.
+
+    Args:
+        path: the .onnx file; its weights lie beside it.
+        threads: cores for one run; None takes `available_threads()`.
+        prepared: key of a prepared graph, which is opened as it is; None for a bundle's own, which is optimised now.
+        tiled_above: of a prepared graph.
+        cost: of a run of this graph.
+
+    Raises:
+        BackendMissing: onnxruntime is not installed.
+        BundleError: the file is not a graph that onnxruntime accepts.
+    """
+
+    backend = "onnxruntime"
+    concurrency = 1
+
+    def __init__(
+        self, path: Path, *, threads: int | None = None,
+        prepared: str | None = None, tiled_above: int | None = None, cost: RunCost = CPU_COST,
+    ) -> None:  # fmt: skip
+        ort = import_onnxruntime()
+        self.device = "cpu"
+        self.prepared, self.tiled_above, self.cost = prepared, tiled_above, cost
+        options = session_options(ort)
+        if prepared is not None:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        try:
+            self._session, self.threads = open_onnxruntime(ort, path, options, threads)
+        except BackendError:
+            raise
+        except Exception as error:  # onnxruntime's exceptions have no common class of their own
+            raise BundleError(
+                f"onnxruntime {ort.__version__} cannot open {path}: {first_line(error)}; "
+                "check the bundle with `jinaclip verify`, or export it again"
+            ) from error
+        self._ort = ort
+        self._process = os.getpid()
+        keep_after_fork(self)
+
+    def run(
+        self, inputs: Arrays, *, outputs: Sequence[str] | None = None, interruptible: bool = False,
+        release_memory: bool = False,
+    ) -> dict[str, np.ndarray]:  # fmt: skip
+        session = self._checked()
+        options = self._ort.RunOptions()
+        if release_memory:  # otherwise the arena stays at the size of the largest run ever seen
+            options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        names = list(outputs or (output.name for output in session.get_outputs()))
+        try:
+            if interruptible and threading.current_thread() is threading.main_thread():
+                values = _run_interruptibly(session, names, inputs, options)
+            else:
+                values = session.run(names, dict(inputs), options)
+        except Exception as error:  # as above: no common class
+            raise BackendError(f"onnxruntime failed to run the graph: {first_line(error)}") from error
+        return dict(zip(names, values, strict=True))
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            **onnxruntime_facts(),
+            "graph": self.prepared or "standard",
+            "providers": self._checked().get_providers(),
+            "threads": self.threads,
+        }
+
+    def close(self) -> None:
+        if os.getpid() == self._process:
+            self._session = None
+
+    def _checked(self) -> Any:
+        require_open(self._process, self._session)
+        return self._session
+
+
+def onnxruntime_facts() -> dict[str, str]:
+    """What decides a graph's numbers on this machine, known before one is opened: part of every `describe()`."""
+    return {
+        "backend": OnnxRuntimeSession.backend,
+        "version": onnxruntime_version(),
+        "device": "cpu",
+        "cpu": cpu_model(),
+        "cpu_features": " ".join(cpu_features()),
+    }
+
+
+def _run_interruptibly(session: Any, names: list[str], inputs: Arrays, options: Any) -> Any:
+    """Run in a helper thread, so that Ctrl-C reaches this one and ends the run between two nodes."""
+    with ThreadPoolExecutor(1, thread_name_prefix="jinaclip-run") as pool:
+        future = pool.submit(session.run, names, dict(inputs), options)
+        try:
+            return future.result()
+        except KeyboardInterrupt:
+            options.terminate = True
+            raise

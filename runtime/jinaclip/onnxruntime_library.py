@@ -1,0 +1,142 @@
+"""The onnxruntime module: its import, its options, its thread pools, and what its kernels can do on this CPU."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jinaclip.errors import BackendError, BackendMissing, InputError
+from jinaclip.machine import available_threads
+
+# Fusions of onnxruntime whose kernels are slower on a CPU than what they replace (DECISIONS.md 14).
+SLOW_FUSIONS = ["SkipLayerNormFusion", "BiasGeluFusion"]
+_shared_threads: int | None = None  # of the pool that share_threads made
+_opened = False  # whether this process has opened a session with threads of its own
+
+
+def session_options(ort: Any) -> Any:
+    """What every session is opened with."""
+    options = _plain_options(ort)
+    if not sums_bytes_exactly():
+        options.add_session_config_entry("session.x64quantprecision", "1")  # exact kernels, which are slower
+    return options
+
+
+def _plain_options(ort: Any) -> Any:
+    options = ort.SessionOptions()
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4  # errors arrive as exceptions; nothing is printed
+    options.enable_mem_pattern = False  # one memory plan per text length would never be freed
+    return options
+
+
+# onnx.helper's serialisation of y = MatMulInteger(a, b): a uint8 [2, 8], b int8 [8, 16], y int32; opset 13.
+_PRODUCT_OF_BYTES = (
+    b'\x08\x07:\\\n\x18\n\x01a\n\x01b\x12\x01y"\rMatMulInteger\x12\x01gZ\x13\n\x01a\x12\x0e\n\x0c\x08\x02\x12\x08\n\x02\x08\x02\n'
+    b"\x02\x08\x08Z\x13\n\x01b\x12\x0e\n\x0c\x08\x03\x12\x08\n\x02\x08\x08\n\x02\x08\x10b\x13\n\x01y\x12\x0e\n\x0c\x08\x06\x12\x08\n\x02\x08"
+    b"\x02\n\x02\x08\x10B\x04\n\x00\x10\r"
+)
+
+
+@cache
+def sums_bytes_exactly() -> bool:
+    """Whether onnxruntime's fast kernel for products of bytes, u8 × s8, is exact on this CPU.
+
+    Without VNNI it adds pairs of products in 16 bits, which saturate. The kernel itself is asked, with the largest
+    values there are: which CPUs have which kernels only onnxruntime knows (DECISIONS.md 18).
+    """
+    ort = import_onnxruntime()
+    session, _ = open_onnxruntime(ort, _PRODUCT_OF_BYTES, _plain_options(ort), None)
+    (sums,) = session.run(None, {"a": np.full((2, 8), 255, np.uint8), "b": np.full((8, 16), 127, np.int8)})
+    return bool((sums == 8 * 255 * 127).all())
+
+
+def open_onnxruntime(ort: Any, graph: Path | bytes, options: Any, threads: int | None) -> tuple[Any, int]:
+    """An `onnxruntime.InferenceSession` on the CPU, and the cores that it uses.
+
+    It gets threads of its own, but in a process that has one pool for all sessions (`share_threads`, or a host's own
+    onnxruntime.set_global_thread_pool_sizes): there onnxruntime opens nothing else, and does not tell beforehand.
+
+    Raises:
+        BackendError: `threads` was given, and the process has such a pool of another size.
+        Exception: what onnxruntime says of the graph.
+    """
+    model = graph if isinstance(graph, bytes) else str(graph)
+    options.intra_op_num_threads = threads or available_threads()
+    settings = {
+        "providers": ["CPUExecutionProvider"],
+        "disabled_optimizers": SLOW_FUSIONS,
+        "enable_fallback": 0,  # or it prints to stdout and tries another provider, when it opens and when it runs
+    }
+    global _opened
+    try:
+        session = ort.InferenceSession(model, options, **settings)
+        _opened = True
+        return session, options.intra_op_num_threads
+    except RuntimeError as error:
+        if "global thread pool" not in str(error):
+            raise
+    if threads not in (None, _shared_threads):
+        size = "the host's size" if _shared_threads is None else f"{_shared_threads} threads"
+        raise BackendError(
+            f"threads={threads} was asked for, but all onnxruntime sessions of this process share one pool of {size}; "
+            "leave threads out"
+        )
+    options.use_per_session_threads = False
+    options.intra_op_num_threads = options.inter_op_num_threads = 0  # anything else is warned of on stderr
+    return ort.InferenceSession(model, options, **settings), _shared_threads or available_threads()
+
+
+def share_threads(threads: int | None = None) -> None:
+    """One pool of threads for all models of this process, instead of one for each tower.
+
+    Two towers that are busy at the same time then do not compete for the cores. Call it once, before anything opens an
+    onnxruntime session. It is for programs that own their process: onnxruntime makes the pool process-wide, and a
+    session of another library that asks for threads of its own, as is the default, no longer opens.
+
+    Args:
+        threads: cores; None takes `available_threads()`.
+
+    Raises:
+        InputError: `threads` is no whole number from 1.
+        BackendError: this process has opened sessions with threads of their own already, or shares another number.
+    """
+    global _shared_threads
+    if threads is not None and (type(threads) is not int or threads < 1):
+        raise InputError(f"threads is {threads!r}, expected None or a whole number from 1")
+    wanted = threads or available_threads()
+    if _shared_threads == wanted:
+        return
+    if _shared_threads is not None or _opened:
+        found = f"shares {_shared_threads} threads" if _shared_threads else "has opened models"
+        raise BackendError(f"this process {found} already; call share_threads once, before the first ClipModel")
+    import_onnxruntime().set_global_thread_pool_sizes(wanted, 1)
+    _shared_threads = wanted
+
+
+def onnxruntime_version() -> str:
+    """Version of the installed onnxruntime."""
+    version: str = import_onnxruntime().__version__
+    return version
+
+
+def import_onnxruntime() -> Any:
+    """The onnxruntime module, imported with its telemetry off.
+
+    Since 1.29 its wheels start a telemetry thread and write under the home directory with the first session;
+    only this variable, set before the import, prevents it.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise BackendMissing("onnxruntime is not installed; run: pip install 'jinaclip[cpu]'") from error
+    return onnxruntime
+
+
+def first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).strip().splitlines()[0][:300]
