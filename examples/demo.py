@@ -15,7 +15,7 @@ import numpy as np
 import skimage
 
 from jinaclip import ClipModel
-from jinaclip.files import safe_name
+from jinaclip.bundle.files import safe_name
 
 PHOTOS = {
     "astronaut": "astronaut.png",

@@ -16,8 +16,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from jinaclip.bundle.manifest import Bundle
 from jinaclip.cli import main as jinaclip
-from jinaclip.manifest import Bundle
 from jinaclip_engines.prepare import prepare
 from jinaclip_export.certify_table import render
 from jinaclip_export.checkpoint import Checkpoint

@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jinaclip import tensorrt_library
-from jinaclip.buckets import Profile
+from jinaclip.backends.shapes import Profile
+from jinaclip.backends.tensorrt import library as tensorrt_library
 
 OUT_OF_MEMORY, CAPTURE_UNSUPPORTED, CAPTURE_INVALIDATED = 2, 900, 901
 PAD, SPOILT = 1, 666  # token ids: of padding; a text with the other is not finite
@@ -55,7 +55,7 @@ class FakeStream:
 
 
 class Device:
-    """The functions of cuda.bindings.runtime that jinaclip.cuda calls, and what they act on.
+    """The functions of cuda.bindings.runtime that jinaclip.backends.cuda.api calls, and what they act on.
 
     Attributes:
         faults: what was done wrong, in words.

@@ -22,8 +22,8 @@ from PIL import Image
 from tokenizers import Tokenizer
 
 from jinaclip import ClipModel
-from jinaclip.image import ImagePreprocessing
-from jinaclip.onnxruntime_cpu import OnnxRuntimeSession
+from jinaclip.backends.onnxruntime.cpu import OnnxRuntimeSession
+from jinaclip.preprocessing.image import ImagePreprocessing
 from jinaclip_export.checkpoint import Checkpoint
 from jinaclip_export.graphs import export_image, export_text
 from jinaclip_export.manifest import Identity

@@ -1,4 +1,4 @@
-"""Prints, as JSON, what jinaclip.image makes of seeded random images with the Pillow on PYTHONPATH.
+"""Prints, as JSON, what jinaclip.preprocessing.image makes of seeded random images with the Pillow on PYTHONPATH.
 
 test_image.py runs this under two Pillows: `digests` must agree, and `one_call_differs` says for how many of
 the `pictures` a single two-axis Image.resize gives other pixels than jinaclip does (0 before Pillow 13).
@@ -14,7 +14,7 @@ import numpy as np
 import PIL
 from PIL import Image
 
-from jinaclip.image import RESIZE_MODES, ImagePreprocessing, preprocess, resize
+from jinaclip.preprocessing.image import RESIZE_MODES, ImagePreprocessing, preprocess, resize
 
 CHANNELS = {
     "L": 1, "P": 1, "LA": 2, "PA": 2, "RGB": 3, "YCbCr": 3, "HSV": 3, "LAB": 3,

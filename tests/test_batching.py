@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from jinaclip import ClipModel
-from jinaclip.cost import CPU_COST, GPU_COST, UNPADDED_CPU_COST, RunCost
+from jinaclip.backends.cost import CPU_COST, GPU_COST, UNPADDED_CPU_COST, RunCost
 from jinaclip.errors import BackendError, Overloaded
 from jinaclip.server.admission import Room
 from jinaclip.server.queue import Batcher, choose_images, choose_texts

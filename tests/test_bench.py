@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 import torch
 
+from jinaclip.bundle.manifest import TOWERS, Bundle
 from jinaclip.cli import main
-from jinaclip.manifest import TOWERS, Bundle
 from jinaclip_bench import cache, measure, random_model
 from jinaclip_bench.cases import CASES, PHOTO_SIZE, SUITES, photo_jpeg, random_ids
 from jinaclip_bench.errors import BenchError

@@ -19,14 +19,14 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from jinaclip.backends.cuda.gpu import Gpu, driver_problem
+from jinaclip.backends.onnxruntime.cuda_provider import cuda_problem
+from jinaclip.backends.selection import Place
+from jinaclip.backends.tensorrt.library import Library
+from jinaclip.bundle.manifest import Bundle
 from jinaclip.cli import main
-from jinaclip.cuda_provider import cuda_problem
 from jinaclip.errors import BackendMissing
-from jinaclip.gpu import Gpu, driver_problem
-from jinaclip.image import normalise
-from jinaclip.manifest import Bundle
-from jinaclip.selection import Place
-from jinaclip.tensorrt_library import Library
+from jinaclip.preprocessing.image import normalise
 from jinaclip_bench import measure
 from jinaclip_bench.bounds import BOUNDS, TORCHS_BEST, Bound
 from jinaclip_bench.cases import CASES, ON_GPU, SUITES, Case, random_ids

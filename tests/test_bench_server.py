@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 
 from jinaclip import ClipModel
+from jinaclip.bundle.manifest import Bundle
 from jinaclip.cli import main
-from jinaclip.manifest import Bundle
 from jinaclip_bench import measure
 from jinaclip_bench.bounds import BOUNDS
 from jinaclip_bench.cases import CASES

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from jinaclip import ClipModel
+from jinaclip.bundle.manifest import Bundle
 from jinaclip.cli import main
-from jinaclip.image import normalise, preprocess
-from jinaclip.manifest import Bundle
+from jinaclip.preprocessing.image import normalise, preprocess
 from jinaclip_bench import cache, measure
 from jinaclip_bench.bounds import BOUNDS, Bound, Measured
 from jinaclip_bench.cases import CASES, SUITES, Case, random_ids

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jinaclip.buckets import LADDER, SHORTEST, Bucket, Profile, bucket_for, most_rows, pad_into
+from jinaclip.backends.shapes import LADDER, SHORTEST, Bucket, Profile, bucket_for, most_rows, pad_into
 from jinaclip_engines.errors import ProfileError
 from jinaclip_engines.tensorrt.profiles import NAMED, load_profiles
 

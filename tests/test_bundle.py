@@ -22,7 +22,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from jinaclip import BackendError, BundleError, ClipModel, InputError, SelfTestFailed
-from jinaclip.manifest import MANIFEST, MAX_MANIFEST_BYTES, Bundle
+from jinaclip.bundle.manifest import MANIFEST, MAX_MANIFEST_BYTES, Bundle
 from jinaclip_export.checkpoint import Checkpoint
 from jinaclip_export.manifest import Identity
 from jinaclip_export.write import export_bundle

@@ -10,8 +10,8 @@ import hashlib
 import json
 import shutil
 import subprocess
-import tempfile
 import sys
+import tempfile
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,11 +25,11 @@ from onnx import numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from jinaclip import ClipModel
-from jinaclip.certificates import BOUNDS, MIN_ITEMS, note_name, verdict_of
+from jinaclip.backends.onnxruntime.cpu import onnxruntime_facts
+from jinaclip.bundle.certificates import BOUNDS, MIN_ITEMS, note_name, verdict_of
+from jinaclip.bundle.manifest import Bundle
 from jinaclip.cli import main
-from jinaclip.manifest import Bundle
-from jinaclip.onnxruntime_cpu import onnxruntime_facts
-from jinaclip.text import TextTokenizer
+from jinaclip.preprocessing.text import TextTokenizer
 from jinaclip_export import certify_inputs, certify_measure, certify_numbers, known_answers
 from jinaclip_export.random_checkpoint import SIZES
 from tests.conftest import PHOTOS, MakeCheckpoint

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 needs_compiler = pytest.mark.skipif(shutil.which("gcc") is None, reason="no gcc")
-LOAD = "from jinaclip.cuda_libraries import load; print(load('libjinaclipprobe.so.13') is not None)"
+LOAD = "from jinaclip.backends.cuda.libraries import load; print(load('libjinaclipprobe.so.13') is not None)"
 
 
 def library(path: Path) -> None:

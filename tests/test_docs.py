@@ -122,7 +122,7 @@ def test_format_page_names_every_field(small_bundle: Path) -> None:
 
 
 def test_bundle_version_of_the_page_is_the_readers() -> None:
-    from jinaclip.manifest import FORMAT_VERSION
+    from jinaclip.bundle.manifest import FORMAT_VERSION
 
     assert f"# The bundle format, version {FORMAT_VERSION}" in (ROOT / "docs/bundle.md").read_text("utf-8")
 

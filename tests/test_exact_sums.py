@@ -15,9 +15,9 @@ import onnx
 import pytest
 
 from jinaclip import ClipModel
-from jinaclip.machine import cpu_features
-from jinaclip.manifest import Bundle
-from jinaclip.onnxruntime_library import _PRODUCT_OF_BYTES, sums_bytes_exactly
+from jinaclip.backends.machine import cpu_features
+from jinaclip.backends.onnxruntime.library import _PRODUCT_OF_BYTES, sums_bytes_exactly
+from jinaclip.bundle.manifest import Bundle
 from jinaclip_engines.prepare import prepare
 from tests.conftest import PHOTOS, TEXTS
 
@@ -26,8 +26,8 @@ SCRIPT = """
 import json, sys
 sys.path[:0] = json.loads(sys.argv[2])
 from jinaclip import ClipModel
-from jinaclip.manifest import Bundle
-from jinaclip.onnxruntime_library import sums_bytes_exactly
+from jinaclip.bundle.manifest import Bundle
+from jinaclip.backends.onnxruntime.library import sums_bytes_exactly
 from jinaclip_engines.prepare import prepare
 bundle, texts, photos, prepared = json.loads(sys.argv[1])
 if prepared:

@@ -25,8 +25,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from jinaclip import BundleError, ClipModel, InputError
+from jinaclip.bundle.manifest import MANIFEST, Bundle
 from jinaclip.cli import main
-from jinaclip.manifest import MANIFEST, Bundle
 from jinaclip_export import graphs, hub
 from jinaclip_export.checkpoint import WEIGHTS, Checkpoint
 from jinaclip_export.errors import CheckpointError, ParityError

@@ -14,8 +14,8 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from jinaclip.onnxruntime_cpu import OnnxRuntimeSession
-from jinaclip.tensorrt_session import FINITE
+from jinaclip.backends.onnxruntime.cpu import OnnxRuntimeSession
+from jinaclip.backends.tensorrt.session import FINITE
 from jinaclip_engines.cuda import for_cuda, without_cudnn
 from jinaclip_engines.errors import PassError
 from jinaclip_engines.fp16 import to_fp16

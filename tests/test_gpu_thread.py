@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from jinaclip.gpu_thread import gpu_thread
+from jinaclip.backends.cuda.gpu_thread import gpu_thread
 
 
 def test_all_work_runs_in_one_thread_in_order() -> None:

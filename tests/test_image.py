@@ -1,4 +1,4 @@
-"""jinaclip.image against Pillow, against a resize written from its rules, and against hostile input."""
+"""jinaclip.preprocessing.image against Pillow, against a resize written from its rules, and against hostile input."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ import pytest
 import skimage
 from PIL import Image
 
-from jinaclip import image_sources as module
 from jinaclip.errors import BundleError, InputError
-from jinaclip.image import RESIZE_MODES, ImagePreprocessing, normalise, preprocess, resize, to_rgb
-from jinaclip.image_sources import MAX_PIXELS, open_image
+from jinaclip.preprocessing import image_sources as module
+from jinaclip.preprocessing.image import RESIZE_MODES, ImagePreprocessing, normalise, preprocess, resize, to_rgb
+from jinaclip.preprocessing.image_sources import MAX_PIXELS, open_image
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -697,7 +697,7 @@ def test_filters_of_the_host_program_change_nothing(action: str, tmp_path: Path)
     (tmp_path / "bomb.png").write_bytes(bombs(10_000)["PNG"])
     script = (
         "import numpy, PIL.Image, warnings; before = (PIL.Image.MAX_IMAGE_PIXELS, warnings.filters[:])\n"
-        "from jinaclip.image import open_image\n"
+        "from jinaclip.preprocessing.image import open_image\n"
         "print(open_image('fine.jpg').size)\n"
         "try: open_image('bomb.png')\n"
         "except ValueError as error: print(error)\n"

@@ -21,31 +21,56 @@ PACKAGES = {
 }
 # A package imports itself and those before it.
 ORDER = list(PACKAGES)
-# Inside the runtime: a module imports only those of earlier rows. A new module needs a row.
-RUNTIME = [
-    {"errors", "progress", "files"},
-    {"image_sources", "text", "embeddings"},
-    {"image"},
-    {"manifest"},
-    {"certificates", "engine_store"},
-    {"machine", "packed_texts", "gpu", "gpu_thread", "buckets", "tensorrt_library", "cuda_libraries", "cuda_runtime"},
-    {"cost", "onnxruntime_library"},
-    {"base", "cuda", "pool", "tensorrt_engine", "packing"},
-    {"staging", "cuda_operators", "cuda_provider", "tensorrt_worker"},
-    {"tensorrt_session", "onnxruntime_cpu", "onnxruntime_cuda"},
-    {"prepared", "plans"},
-    {"selection"},
-    {"selftest"},
-    {"model"},
-    {"server"},
-    {"__init__"},
-    {"cli"},
-    {"__main__"},
-]
+# Inside a folder: its files and folders, in rows. One imports those of earlier rows, and what its folder may import. A
+# new file or folder needs a place here.
+ROWS: dict[str, list[set[str]]] = {
+    "jinaclip": [
+        {"errors", "terminal"},
+        {"preprocessing", "embeddings"},
+        {"bundle"},
+        {"backends"},
+        {"packing"},
+        {"model"},
+        {"server"},
+        {"__init__"},
+        {"cli"},
+        {"__main__"},
+    ],
+    "jinaclip/preprocessing": [{"image_sources", "text"}, {"image"}],
+    "jinaclip/bundle": [{"files"}, {"manifest"}, {"engines", "certificates"}],
+    "jinaclip/backends": [
+        {"machine", "shapes", "pool"},
+        {"cost"},
+        {"base"},
+        {"cuda"},
+        {"onnxruntime", "tensorrt"},
+        {"selection", "self_test"},
+    ],
+    "jinaclip/backends/cuda": [{"gpu", "gpu_thread", "libraries", "runtime"}, {"api"}, {"staging"}],
+    "jinaclip/backends/onnxruntime": [
+        {"library", "packed_texts"},
+        {"cpu", "cuda_provider", "cuda_operators"},
+        {"cuda"},
+        {"prepared_graphs"},
+    ],
+    "jinaclip/backends/tensorrt": [{"library"}, {"engine"}, {"worker"}, {"session"}, {"plans"}],
+    "jinaclip/server": [
+        {"errors", "admission"},
+        {"queue"},
+        {"metrics"},
+        {"apis"},
+        {"fetch", "openapi", "middleware"},
+        {"service"},
+        {"app"},
+        {"lifecycle"},
+    ],
+    "jinaclip/server/apis": [{"items"}, {"requests"}, {"answers", "marketplaces"}],
+}
+MOST_FLAT = 8  # files in runtime/jinaclip
 # Libraries, by the only places that may import them.
 CONFINED = {
-    "onnxruntime": {"jinaclip/onnxruntime_library.py", "jinaclip_bench"},
-    "tokenizers": {"jinaclip/text.py"},
+    "onnxruntime": {"jinaclip/backends/onnxruntime/library.py", "jinaclip_bench"},
+    "tokenizers": {"jinaclip/preprocessing/text.py"},
     "starlette": {"jinaclip/server"},
     "uvicorn": {"jinaclip/server"},
     "orjson": {"jinaclip/server"},
@@ -53,10 +78,10 @@ CONFINED = {
     "httpx": {"jinaclip/server/fetch.py"},
     "httpcore": {"jinaclip/server/fetch.py"},
     "prometheus_client": {"jinaclip/server"},
-    "tensorrt": set(),  # by name, in jinaclip/tensorrt_library.py
+    "tensorrt": set(),  # by name, in jinaclip/backends/tensorrt/library.py
     "tensorrt_rtx": set(),
-    "cuda": {"jinaclip/cuda.py"},
-    "PIL": {"jinaclip/image.py", "jinaclip/image_sources.py", "jinaclip/model.py", "jinaclip_export", "jinaclip_bench"},
+    "cuda": {"jinaclip/backends/cuda/api.py"},
+    "PIL": {"jinaclip/preprocessing", "jinaclip/model.py", "jinaclip_export", "jinaclip_bench"},
     "pyarrow": {"jinaclip/cli/encode.py"},
     "torch": {"jinaclip_export", "jinaclip_bench"},
     "onnx": {"jinaclip_engines", "jinaclip_export", "jinaclip_bench"},
@@ -94,22 +119,47 @@ def test_imports_run_one_way(package: str, path: Path) -> None:
         assert any(where == place or where.startswith(place + "/") for place in CONFINED[name]), f"{where}: {name}"
 
 
-def runtime_module(name: str) -> str | None:
-    parts = name.split(".")
-    if parts[0] != "jinaclip":
-        return None
-    return parts[1] if len(parts) > 1 and any(parts[1] in row for row in RUNTIME) else None
+def entry(name: str, folder: str) -> str | None:
+    """The file or folder in `folder` that an imported name is in; None if it is not there."""
+    inside = name.removeprefix(folder.replace("/", ".") + ".")
+    return inside.split(".")[0] if inside != name else None
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGES["jinaclip"].rglob("*.py")), ids=str)
-def test_runtime_modules_import_only_earlier_rows(path: Path) -> None:
-    module = path.relative_to(PACKAGES["jinaclip"]).parts[0].removesuffix(".py")
-    rows = [index for index, row in enumerate(RUNTIME) if module in row]
-    assert rows, f"{module} has no row in the table"
+RUNTIME_FILES = sorted(PACKAGES["jinaclip"].rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", RUNTIME_FILES, ids=str)
+def test_files_and_folders_import_only_those_of_earlier_rows(path: Path) -> None:
+    relative = Path("jinaclip", path.relative_to(PACKAGES["jinaclip"]))
+    for folder, rows in ROWS.items():
+        if not relative.is_relative_to(folder) or (len(relative.parts) > 2 and relative.name == "__init__.py"):
+            continue
+        own = relative.relative_to(folder).parts[0].removesuffix(".py")
+        places = [index for index, row in enumerate(rows) if own in row]
+        assert places, f"{own} has no row in {folder}"
+        known = set().union(*rows)
+        for name in imports(path):
+            imported = entry(name, folder)
+            if imported in known and imported != own:
+                assert any(imported in row for row in rows[: places[0]]), f"{relative} imports {name}"
+
+
+@pytest.mark.parametrize("folder", sorted({path.parent for path in RUNTIME_FILES}), ids=str)
+def test_a_folder_says_what_it_is_for(folder: Path) -> None:
+    words = ast.get_docstring(ast.parse((folder / "__init__.py").read_text("utf-8"))) or ""
+    assert words, f"{folder} has no docstring"
+    if folder != PACKAGES["jinaclip"]:
+        assert "mports" in words, f"the docstring of {folder} does not say what it may import"
+    else:
+        assert len(list(folder.glob("*.py"))) <= MOST_FLAT
+
+
+@pytest.mark.parametrize(("package", "path"), FILES, ids=IDS)
+def test_no_private_name_is_imported(package: str, path: Path) -> None:
     for name in imports(path):
-        imported = runtime_module(name)
-        if imported and imported != module:
-            assert any(imported in row for row in RUNTIME[: rows[0]]), f"{module} imports {imported}"
+        if name.split(".")[0] in PACKAGES:
+            last = name.split(".")[-1]
+            assert not last.startswith("_") or last.startswith("__"), f"{path} imports {name}"
 
 
 def test_public_names() -> None:

@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from jinaclip import ClipModel
+from jinaclip.bundle.manifest import Bundle
 from jinaclip.cli import main
-from jinaclip.manifest import Bundle
 from jinaclip_engines import mixed
 from jinaclip_engines.graph import nodes, read, shape_of
 from jinaclip_engines.ranges import channel_ranges

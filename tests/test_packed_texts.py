@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from jinaclip import packed_texts
+from jinaclip.backends.onnxruntime import packed_texts
 
 PAD = 1
 

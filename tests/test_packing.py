@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jinaclip import ClipModel, InputError
-from jinaclip.cost import (
+from jinaclip.backends.cost import (
     BUDGET_BYTES,
     CPU_COST,
     GPU_COST,
@@ -19,8 +19,8 @@ from jinaclip.cost import (
     predicted_bytes,
     require_memory,
 )
-from jinaclip.machine import available_memory, available_threads, cgroup_quota
-from jinaclip.manifest import Bundle, TowerManifest
+from jinaclip.backends.machine import available_memory, available_threads, cgroup_quota
+from jinaclip.bundle.manifest import Bundle, TowerManifest
 from jinaclip.packing import pack_texts
 
 FULL = TowerManifest("text", "input_ids", "int64", {}, layers=24, width=1024, heads=16, hidden_size=4096)
@@ -104,7 +104,7 @@ def test_one_long_text_does_not_pad_the_short_ones() -> None:
 
 
 def test_a_text_that_cannot_fit_is_refused_before_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jinaclip.cost.available_memory", lambda: 2 << 30)
+    monkeypatch.setattr("jinaclip.backends.cost.available_memory", lambda: 2 << 30)
     require_memory(64, 32, FULL)
     with pytest.raises(InputError, match=r"8192 tokens needs about 9\.\d GiB .* 2\.0 GiB are free; lower max_length"):
         require_memory(1, 8192, FULL)

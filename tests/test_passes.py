@@ -16,8 +16,8 @@ import onnx_ir as ir
 import pytest
 
 from jinaclip import ClipModel
+from jinaclip.backends.onnxruntime.cpu import OnnxRuntimeSession
 from jinaclip.errors import SelfTestFailed
-from jinaclip.onnxruntime_cpu import OnnxRuntimeSession
 from jinaclip_engines.cpu import PASSES, TILED_ABOVE, for_cpu
 from jinaclip_engines.errors import PassError
 from jinaclip_engines.graph import Ops, array, linears, nodes, read, write

@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 
 from jinaclip import ClipModel
+from jinaclip.backends.cuda.gpu import Gpu, device_index, driver_problem, gpu
+from jinaclip.backends.selection import Place, choose_place, choose_precision
+from jinaclip.backends.tensorrt.library import Library, load_library, version_of
+from jinaclip.backends.tensorrt.plans import find_plan, gpu_difference
+from jinaclip.bundle.manifest import Bundle
 from jinaclip.cli import main
 from jinaclip.errors import BackendError, BackendMissing, EngineMismatch, InputError
-from jinaclip.gpu import Gpu, device_index, driver_problem, gpu
-from jinaclip.manifest import Bundle
-from jinaclip.plans import find_plan, gpu_difference
-from jinaclip.selection import Place, choose_place, choose_precision
-from jinaclip.tensorrt_library import Library, load_library, version_of
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: its packages are for Linux on x86-64")
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from jinaclip.pool import Pool
+from jinaclip.backends.pool import Pool
 
 
 class Interrupted(BaseException):

@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-import jinaclip.engine_store
+import jinaclip.bundle.engines
 from jinaclip import ClipModel
+from jinaclip.backends.cost import CPU_COST, UNPADDED_CPU_COST, is_tiled, predicted_bytes
+from jinaclip.backends.machine import cpu_features
+from jinaclip.backends.onnxruntime.prepared_graphs import RECIPE, find_prepared
+from jinaclip.bundle.engines import ENGINES, SIDECAR
+from jinaclip.bundle.manifest import Bundle
 from jinaclip.cli import main
-from jinaclip.cost import CPU_COST, UNPADDED_CPU_COST, is_tiled, predicted_bytes
-from jinaclip.engine_store import ENGINES, SIDECAR
 from jinaclip.errors import SelfTestFailed
-from jinaclip.machine import cpu_features
-from jinaclip.manifest import Bundle
-from jinaclip.prepared import RECIPE, find_prepared
 from jinaclip_engines.cpu import TILED_ABOVE
 from jinaclip_engines.prepare import prepare
 from tests.conftest import PHOTOS, TEXTS
@@ -200,7 +200,7 @@ def test_cpu_features_are_read_from_the_kernel(tmp_path: Path) -> None:
         path = tmp_path / f"cpuinfo-{expected[0]}"
         path.write_text(f"processor\t: 0\n{line}", "utf-8")
         assert cpu_features(path) == expected
-    assert jinaclip.engine_store.SIDECAR_VERSION == 1
+    assert jinaclip.bundle.engines.SIDECAR_VERSION == 1
 
 
 def test_graphs_over_cuda_operators_need_their_library(precise_bundle: Path, tmp_path: Path) -> None:

@@ -23,11 +23,11 @@ from PIL import Image
 
 from jinaclip import ClipModel
 from jinaclip.cli import main
-from jinaclip.server.answers import encoded, image_tokens
-from jinaclip.server.items import Address, Encoded, Text, Tokens, picture_of
-from jinaclip.server.problems import Problem
-from jinaclip.server.requests import Rules, embedding_request
-from jinaclip.server.run import listen
+from jinaclip.server.apis.answers import encoded, image_tokens
+from jinaclip.server.apis.items import Address, Encoded, Text, Tokens, picture_of
+from jinaclip.server.apis.requests import Rules, embedding_request
+from jinaclip.server.errors import Problem
+from jinaclip.server.lifecycle import listen
 from jinaclip_engines.graph import constant, read, shape_of, write
 from tests.conftest import PHOTOS, TEXTS
 from tests.running import Running, running, until, vectors_of

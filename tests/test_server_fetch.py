@@ -21,8 +21,8 @@ import pytest
 import trustme
 
 from jinaclip import ClipModel
+from jinaclip.server.errors import Problem
 from jinaclip.server.fetch import Fetcher, Network, is_public
-from jinaclip.server.problems import Problem
 from tests.conftest import PHOTOS
 from tests.running import Running, running, vectors_of
 

@@ -16,11 +16,11 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from jinaclip.buckets import Profile
+from jinaclip.backends.cuda.gpu import driver_problem
+from jinaclip.backends.onnxruntime.library import import_onnxruntime, session_options
+from jinaclip.backends.shapes import Profile
+from jinaclip.backends.tensorrt.library import Library, Messages, load_library, logger_of
 from jinaclip.cli import main
-from jinaclip.gpu import driver_problem
-from jinaclip.onnxruntime_library import import_onnxruntime, session_options
-from jinaclip.tensorrt_library import Library, Messages, load_library, logger_of
 from jinaclip_engines.errors import BuildError
 from jinaclip_engines.graph import Ops, nodes, only_user, producer, read, shape_of, write
 from jinaclip_engines.tensorrt import passes

@@ -28,12 +28,12 @@ OBJECTS = {
         "layer.get_output(output)": "ITensor", "trt.Runtime(logger_of(library))": "Runtime",
         "library.module": "",
     },
-    "runtime/jinaclip/tensorrt_engine.py": {
+    "runtime/jinaclip/backends/tensorrt/engine.py": {
         "trt": "", "self._engine": "ICudaEngine", "self._runtime": "Runtime", "context": "IExecutionContext",
         "config": "IRuntimeConfig", "self._runtime_cache": "IRuntimeCache",
     },
-    "runtime/jinaclip/tensorrt_worker.py": {"context": "IExecutionContext"},
-    "runtime/jinaclip/tensorrt_library.py": {"trt": "", "module": ""},
+    "runtime/jinaclip/backends/tensorrt/worker.py": {"context": "IExecutionContext"},
+    "runtime/jinaclip/backends/tensorrt/library.py": {"trt": "", "module": ""},
 }  # fmt: skip
 # Of TensorRT-RTX alone, and used behind a question for the backend.
 RTX_ONLY = {
@@ -107,7 +107,7 @@ def test_the_installed_tensorrt_rtx_has_them() -> None:
 
 def test_cuda_bindings_have_what_we_call() -> None:
     api = pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings is not installed")
-    tree = ast.parse((ROOT / "runtime/jinaclip/cuda.py").read_text("utf-8"))
+    tree = ast.parse((ROOT / "runtime/jinaclip/backends/cuda/api.py").read_text("utf-8"))
     names = {
         node.attr
         for node in ast.walk(tree)

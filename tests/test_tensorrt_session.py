@@ -22,12 +22,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jinaclip.buckets import Profile, bucket_for, common_buckets, most_rows
+from jinaclip.backends.cuda.gpu import Gpu
+from jinaclip.backends.shapes import Profile, bucket_for, common_buckets, most_rows
+from jinaclip.backends.tensorrt.library import load_library, logger_of
+from jinaclip.backends.tensorrt.session import TensorRTSession
+from jinaclip.backends.tensorrt.worker import GRAPH_TOKENS, MOST_GRAPHS
 from jinaclip.errors import BackendError, EngineMismatch, InputError
-from jinaclip.gpu import Gpu
-from jinaclip.tensorrt_library import load_library, logger_of
-from jinaclip.tensorrt_session import TensorRTSession
-from jinaclip.tensorrt_worker import GRAPH_TOKENS, MOST_GRAPHS
 from jinaclip_engines.tensorrt.profiles import load_profiles
 from tests import fake_tensorrt
 from tests.fake_tensorrt import PAD, SPOILT, WIDTH, Device, install, write_plan
@@ -196,7 +196,7 @@ def test_a_second_round_over_all_buckets_captures_nothing(device: Device, open_s
 def test_graphs_are_held_to_a_number_and_never_replaced(
     device: Device, open_session: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jinaclip.tensorrt_worker.MOST_GRAPHS", 3)
+    monkeypatch.setattr("jinaclip.backends.tensorrt.worker.MOST_GRAPHS", 3)
     session = open_session(workers=1)
     for _ in range(3):
         for tokens in (16, 24, 32, 48, 64):

@@ -15,8 +15,8 @@ import pytest
 from tokenizers import Tokenizer
 
 from jinaclip import InputError
-from jinaclip.manifest import Bundle
-from jinaclip.text import TextTokenizer, instruction_of
+from jinaclip.bundle.manifest import Bundle
+from jinaclip.preprocessing.text import TextTokenizer, instruction_of
 from tests.conftest import TEXTS
 
 HOSTILE = [

@@ -102,7 +102,7 @@ def test_a_run_that_fails_prints_nothing(small_bundle: Path) -> None:
     """onnxruntime's own second try, with another provider, is off: what was asked for is given or refused."""
     script = """
 from pathlib import Path
-from jinaclip.onnxruntime_cpu import OnnxRuntimeSession
+from jinaclip.backends.onnxruntime.cpu import OnnxRuntimeSession
 path = Path(bundle) / "text-fp32.onnx"
 try:
     OnnxRuntimeSession(path).run({"input_ids": __import__("numpy").zeros((1, 3), "float32")})

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-import jinaclip.image
-import jinaclip.image_sources
-import jinaclip.text
+import jinaclip.preprocessing.image
+import jinaclip.preprocessing.image_sources
+import jinaclip.preprocessing.text
 import jinaclip_engines
 import jinaclip_export
 from jinaclip.errors import JinaClipError
@@ -107,7 +107,7 @@ def exporter(*more: Path) -> str:
     packages: tuple[Any, ...] = (jinaclip_engines, jinaclip_export)
     folders = [Path(package.__file__).parent for package in packages]
     sources = [path for folder in folders for path in sorted(folder.rglob("*.py"))]
-    preprocessing = (jinaclip.image, jinaclip.image_sources, jinaclip.text)
+    preprocessing = (jinaclip.preprocessing.image, jinaclip.preprocessing.image_sources, jinaclip.preprocessing.text)
     for path in (*sources, *(Path(str(module.__file__)) for module in preprocessing), *more):
         digest.update(path.read_bytes())
     return digest.hexdigest()

@@ -9,7 +9,7 @@ from functools import cache
 import numpy as np
 from PIL import Image
 
-from jinaclip.manifest import Bundle
+from jinaclip.bundle.manifest import Bundle
 
 PHOTO_SIZE = (1920, 1080)
 TURN = 113  # columns from one photo to the next; a prime, so that many differ

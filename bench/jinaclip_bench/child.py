@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
+from jinaclip.bundle.manifest import Bundle
 from jinaclip.errors import JinaClipError
-from jinaclip.manifest import Bundle
 from jinaclip_bench.machine import memory_of_this_process, resident_mib, restart_peak
 
 Call = Callable[[], np.ndarray]
@@ -69,8 +69,8 @@ def _with_jinaclip(args: argparse.Namespace) -> Iterator[Call]:
 
 @contextmanager
 def _with_torch(args: argparse.Namespace) -> Iterator[Call]:
-    from jinaclip.image import preprocess
-    from jinaclip.text import TextTokenizer
+    from jinaclip.preprocessing.image import preprocess
+    from jinaclip.preprocessing.text import TextTokenizer
     from jinaclip_bench.torch_side import open_torch
     from jinaclip_export.checkpoint import Checkpoint
 

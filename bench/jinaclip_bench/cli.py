@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jinaclip.manifest import PRECISION_CLASS, Bundle
+from jinaclip.bundle.manifest import PRECISION_CLASS, Bundle
 from jinaclip_bench.cases import AUTOTUNED_CASE, CASES, ON_GPU, SUITES, WITHOUT_TORCH
 from jinaclip_bench.places import BACKENDS
 from jinaclip_bench.tell import tell
@@ -106,13 +106,13 @@ def run_action(args: argparse.Namespace) -> int:
 
 
 def _settings(args: argparse.Namespace) -> Settings:
-    from jinaclip.machine import available_threads
+    from jinaclip.backends.machine import available_threads
     from jinaclip_bench.settings import Settings
 
     device = _device(args)
     on_gpu = device != "cpu"
     if on_gpu:  # before a model is made
-        from jinaclip.gpu import device_index, gpu
+        from jinaclip.backends.cuda.gpu import device_index, gpu
         from jinaclip_bench.torch_cuda import require_torch_cuda
 
         require_torch_cuda(gpu(device_index(device)).index)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from jinaclip.manifest import TowerManifest
+from jinaclip.bundle.manifest import TowerManifest
 from jinaclip_bench.cases import Case
 from jinaclip_bench.settings import Settings
 

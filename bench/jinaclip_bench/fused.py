@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from jinaclip.onnxruntime_library import import_onnxruntime
+from jinaclip.backends.onnxruntime.library import import_onnxruntime
 from jinaclip_bench.cache import Cached, exporter
 from jinaclip_export.checkpoint import WEIGHTS, Checkpoint
 

@@ -11,11 +11,11 @@ from functools import partial
 
 import numpy as np
 
-from jinaclip.image import preprocess
+from jinaclip.backends.selection import Place
+from jinaclip.backends.self_test import run_self_test
 from jinaclip.model import ClipModel
-from jinaclip.selection import Place
-from jinaclip.selftest import run_self_test
-from jinaclip.text import TextTokenizer
+from jinaclip.preprocessing.image import preprocess
+from jinaclip.preprocessing.text import TextTokenizer
 from jinaclip_bench.cases import AUTOTUNED_CASE, PHOTO_SIZE, QUERY, Case, photo_jpeg, random_ids
 from jinaclip_bench.flops import work
 from jinaclip_bench.measure import AUTOTUNED, CAPTURED, COMPILED, OURS, UNPADDED, Side, timed

@@ -12,8 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from jinaclip.gpu import Gpu
-from jinaclip.machine import available_threads
+from jinaclip.backends.cuda.gpu import Gpu
+from jinaclip.backends.machine import available_threads
 
 # What decides how fast int8 and bfloat16 are, as /proc/cpuinfo calls it on x86 and on Arm.
 _INSTRUCTIONS = (

@@ -55,11 +55,11 @@ def main() -> None:
     with phase("import numpy, Pillow"):
         import PIL.Image  # noqa: F401
     with phase("import jinaclip"):
-        from jinaclip.manifest import Bundle
-        from jinaclip.onnxruntime_library import import_onnxruntime
-        from jinaclip.prepared import open_graph
-        from jinaclip.selftest import run_self_test
-        from jinaclip.text import TextTokenizer
+        from jinaclip.backends.onnxruntime.library import import_onnxruntime
+        from jinaclip.backends.onnxruntime.prepared_graphs import open_graph
+        from jinaclip.backends.self_test import run_self_test
+        from jinaclip.bundle.manifest import Bundle
+        from jinaclip.preprocessing.text import TextTokenizer
     with phase("import onnxruntime"):
         import_onnxruntime()
     with phase("open the bundle"):

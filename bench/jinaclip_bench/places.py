@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from jinaclip.backends.selection import BACKENDS as KNOWN
+from jinaclip.backends.selection import Place, choose_place
+from jinaclip.backends.tensorrt.plans import find_plan
+from jinaclip.bundle.manifest import Bundle
 from jinaclip.errors import BackendError, BackendMissing
-from jinaclip.manifest import Bundle
-from jinaclip.plans import find_plan
-from jinaclip.selection import BACKENDS as KNOWN
-from jinaclip.selection import Place, choose_place
 
 BACKENDS = KNOWN[1:]  # without "auto"
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
-from jinaclip.manifest import Bundle
+from jinaclip.bundle.manifest import Bundle
 from jinaclip_bench.cache import Cached, exporter
 from jinaclip_bench.torch_side import matching_checkpoint
 from jinaclip_engines.prepare import prepare

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from jinaclip.manifest import Bundle
-from jinaclip.selection import Place
+from jinaclip.backends.selection import Place
+from jinaclip.bundle.manifest import Bundle
 from jinaclip_bench.cases import Case
 from jinaclip_bench.machine import commit, gpu_versions, load, machine_facts, versions
 from jinaclip_bench.measure import Requests, Sample, is_ours, paired_ratio, precision_of, spread, summary

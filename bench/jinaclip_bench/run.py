@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, ExitStack
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from jinaclip.progress import Progress, say
+from jinaclip.terminal import Progress, say
 from jinaclip_bench.cases import CASES, Case
 from jinaclip_bench.errors import BenchError, NotCompiled
 from jinaclip_bench.kinds import KINDS, USES_TORCH

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.request import urlopen
 
-from jinaclip.manifest import Bundle
+from jinaclip.bundle.manifest import Bundle
 from jinaclip_bench.errors import BenchError
 from jinaclip_bench.machine import cpu_seconds
 from jinaclip_bench.tied import command

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jinaclip.gpu import Gpu
-from jinaclip.image import normalise
-from jinaclip.manifest import Bundle
-from jinaclip.selection import Place
+from jinaclip.backends.cuda.gpu import Gpu
+from jinaclip.backends.selection import Place
+from jinaclip.bundle.manifest import Bundle
+from jinaclip.preprocessing.image import normalise
 from jinaclip_bench.cases import Case
 from jinaclip_bench.measure import Side, ours
 

@@ -13,9 +13,9 @@ from functools import partial
 
 import numpy as np
 
-from jinaclip.base import Session
-from jinaclip.image import preprocess
-from jinaclip.selftest import run_self_test
+from jinaclip.backends.base import Session
+from jinaclip.backends.self_test import run_self_test
+from jinaclip.preprocessing.image import preprocess
 from jinaclip_bench.cases import Case, photo_jpeg
 from jinaclip_bench.device_stages import NOT_TOLD, device_stages
 from jinaclip_bench.measure import Sample

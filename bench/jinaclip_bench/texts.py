@@ -9,8 +9,8 @@ from statistics import NormalDist
 
 import numpy as np
 
-from jinaclip.manifest import Bundle
-from jinaclip.text import TextTokenizer
+from jinaclip.bundle.manifest import Bundle
+from jinaclip.preprocessing.text import TextTokenizer
 from jinaclip_bench.cases import Case
 from jinaclip_bench.errors import BenchError
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from jinaclip.manifest import Bundle
+from jinaclip.bundle.manifest import Bundle
 from jinaclip_bench.errors import BenchError, NotCompiled
 from jinaclip_bench.measure import CAPTURED, UNPADDED
 from jinaclip_bench.settings import Embed

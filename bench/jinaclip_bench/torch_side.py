@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from jinaclip.manifest import Bundle
+from jinaclip.bundle.manifest import Bundle
 from jinaclip_bench.errors import BenchError
 from jinaclip_bench.settings import Embed
 from jinaclip_export.checkpoint import WEIGHTS, Checkpoint

@@ -14,14 +14,14 @@ import sys
 import time
 from typing import Any
 
+from jinaclip.backends.cuda.gpu import device_index, driver_problem
+from jinaclip.backends.onnxruntime.cuda_operators import operators_library
+from jinaclip.backends.onnxruntime.cuda_provider import cuda_problem
+from jinaclip.bundle.manifest import TOWERS, Bundle
 from jinaclip.cli.arguments import words_of
-from jinaclip.cuda_operators import operators_library
-from jinaclip.cuda_provider import cuda_problem
 from jinaclip.errors import BackendError
-from jinaclip.gpu import device_index, driver_problem
-from jinaclip.manifest import TOWERS, Bundle
 from jinaclip.model import ClipModel
-from jinaclip.progress import say
+from jinaclip.terminal import say
 
 EXTRA = "build"
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -124,7 +124,7 @@ def _prepare(args: argparse.Namespace, bundle: Bundle) -> list[dict[str, Any]]:
 
 
 def _build(args: argparse.Namespace, bundle: Bundle) -> list[dict[str, Any]]:
-    from jinaclip.tensorrt_library import load_library
+    from jinaclip.backends.tensorrt.library import load_library
     from jinaclip_engines.tensorrt.engine import build_engine, where_to_build
     from jinaclip_engines.tensorrt.profiles import load_profiles
 

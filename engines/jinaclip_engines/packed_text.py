@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from jinaclip.packed_texts import IDS, OFFSETS, POSITIONS, TOKEN_OFFSET
+from jinaclip.backends.onnxruntime.packed_texts import IDS, OFFSETS, POSITIONS, TOKEN_OFFSET
 from jinaclip_engines.cuda_blocks import unlike
 from jinaclip_engines.cuda_operators import ATTENTION_ANGLES, rotary_attention
 from jinaclip_engines.graph import JINACLIP, MICROSOFT, Ops, constant, nodes, producer, tidy

@@ -2,7 +2,7 @@
 
 For this machine's CPU: passes, its own optimisations, packed weights. The result opens several times faster, and its
 weights are pages of a file that all processes share, in the layout that this CPU's kernels read; so it is tied to the
-CPU's features and to onnxruntime's version (jinaclip.prepared). For CUDA: passes over the fp16 graph, tied to nothing.
+CPU's features and to onnxruntime's version. For CUDA: passes over the fp16 graph, tied to nothing.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from jinaclip.backends.onnxruntime.library import import_onnxruntime, open_onnxruntime, session_options
+from jinaclip.backends.onnxruntime.prepared_graphs import GRAPH, find_prepared, required_facts
+from jinaclip.bundle.manifest import Bundle
 from jinaclip.errors import BackendError
-from jinaclip.manifest import Bundle
-from jinaclip.onnxruntime_library import import_onnxruntime, open_onnxruntime, session_options
-from jinaclip.prepared import GRAPH, find_prepared, required_facts
 from jinaclip_engines.cpu import TILED_ABOVE, for_cpu
 from jinaclip_engines.cuda import for_cuda
 from jinaclip_engines.graph import read, write
@@ -31,7 +31,7 @@ def prepare(
     Args:
         precision: of PRECISIONS[device].
         device: "cpu" or "cuda".
-        operators: for "cuda", with jinaclip's own operators (jinaclip.cuda_operators).
+        operators: for "cuda", with jinaclip's own CUDA operators.
         force: make it again even if one fits already.
 
     Returns:

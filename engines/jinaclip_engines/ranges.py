@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from jinaclip.base import Arrays
-from jinaclip.onnxruntime_cpu import OnnxRuntimeSession
+from jinaclip.backends.base import Arrays
+from jinaclip.backends.onnxruntime.cpu import OnnxRuntimeSession
 from jinaclip_engines.graph import Ops, read, tidy
 
 

@@ -1,4 +1,4 @@
-"""Writing into the engine store: an engine is whole, or it is not there (jinaclip.engine_store reads it)."""
+"""Writing into the engine store: an engine is whole, or it is not there (jinaclip.bundle.engines reads it)."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from jinaclip.engine_store import ENGINES, SIDECAR, engine_key
+from jinaclip.bundle.engines import ENGINES, SIDECAR, engine_key
+from jinaclip.bundle.manifest import Bundle
 from jinaclip.errors import BackendError
-from jinaclip.manifest import Bundle
 
 
 def write_engine(

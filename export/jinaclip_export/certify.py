@@ -15,13 +15,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinaclip.certificates import note_name
+from jinaclip.backends.onnxruntime.cuda_provider import cuda_problem
+from jinaclip.backends.selection import BACKENDS, Place, choose_place
+from jinaclip.bundle.certificates import note_name
+from jinaclip.bundle.manifest import PRECISION_CLASS, TOWERS, Bundle
 from jinaclip.cli.arguments import words_of
-from jinaclip.cuda_provider import cuda_problem
 from jinaclip.errors import BackendMissing, BundleError, InputError
-from jinaclip.manifest import PRECISION_CLASS, TOWERS, Bundle
-from jinaclip.progress import say
-from jinaclip.selection import BACKENDS, Place, choose_place
+from jinaclip.terminal import say
 from jinaclip_export.certify_inputs import Items, built_in_images, built_in_texts, images_of, texts_of
 from jinaclip_export.certify_measure import (
     Measured,

@@ -28,8 +28,8 @@ from PIL import Image
 
 from jinaclip.cli.arguments import find_images, read_texts
 from jinaclip.errors import InputError
-from jinaclip.image import to_rgb
-from jinaclip.image_sources import ImageInput, open_image
+from jinaclip.preprocessing.image import to_rgb
+from jinaclip.preprocessing.image_sources import ImageInput, open_image
 
 PHOTOS = (
     "astronaut.png", "brick.png", "camera.png", "cell.png", "chelsea.png", "clock_motion.png", "coffee.png",

@@ -13,16 +13,16 @@ from typing import Any
 
 import numpy as np
 
-from jinaclip.base import Session
-from jinaclip.certificates import FORMAT_VERSION, note_name, verdict_of
-from jinaclip.cost import RELEASE_BYTES, is_tiled, predicted_bytes, require_memory
+from jinaclip.backends.base import Session
+from jinaclip.backends.cost import RELEASE_BYTES, is_tiled, predicted_bytes, require_memory
+from jinaclip.backends.selection import Place
+from jinaclip.backends.self_test import run_self_test
+from jinaclip.bundle.certificates import FORMAT_VERSION, note_name, verdict_of
+from jinaclip.bundle.manifest import Bundle
 from jinaclip.errors import BackendError, BackendMissing, EngineMismatch, InputError
-from jinaclip.image import normalise, preprocess
-from jinaclip.manifest import Bundle
-from jinaclip.progress import Progress
-from jinaclip.selection import Place
-from jinaclip.selftest import run_self_test
-from jinaclip.text import TextTokenizer, instruction_of
+from jinaclip.preprocessing.image import normalise, preprocess
+from jinaclip.preprocessing.text import TextTokenizer, instruction_of
+from jinaclip.terminal import Progress
 from jinaclip_export.certify_inputs import Items
 from jinaclip_export.certify_numbers import beside, compare, unit
 from jinaclip_export.hub import PUBLISHED_SHA256

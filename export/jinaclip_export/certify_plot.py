@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from jinaclip.certificates import BOUNDS
+from jinaclip.bundle.certificates import BOUNDS
 from jinaclip_export.certify_measure import Measured, Vectors
 from jinaclip_export.certify_numbers import cosines, unit
 

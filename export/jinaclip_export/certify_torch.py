@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from jinaclip.manifest import Bundle
+from jinaclip.bundle.manifest import Bundle
 from jinaclip_export.checkpoint import Checkpoint
 from jinaclip_export.errors import CertificationError
 from jinaclip_export.graphs import ImageGraph, TextGraph

@@ -13,8 +13,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jinaclip.bundle.manifest import TOWERS
 from jinaclip.cli.arguments import words_of
-from jinaclip.manifest import TOWERS
 
 if TYPE_CHECKING:
     from jinaclip_export.manifest import Identity
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
 def _make_random(args: argparse.Namespace, directory: Path) -> None:
     from safetensors import SafetensorError
 
-    from jinaclip.progress import say
+    from jinaclip.terminal import say
     from jinaclip_export.errors import ExportError
     from jinaclip_export.random_checkpoint import SIZES, published_config, write_random_checkpoint
 

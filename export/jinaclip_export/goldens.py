@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from jinaclip.image import ImagePreprocessing, preprocess
-from jinaclip.text import TextTokenizer
+from jinaclip.preprocessing.image import ImagePreprocessing, preprocess
+from jinaclip.preprocessing.text import TextTokenizer
 from jinaclip_export.graphs import ImageGraph
 from jinaclip_export.image_tower import ImageTower
 from jinaclip_export.text_tower import TextTower

@@ -18,8 +18,8 @@ import torch
 from onnxscript.optimizer import fold_constants
 from torch import Tensor, nn
 
-from jinaclip.image import ImagePreprocessing
-from jinaclip.onnxruntime_cpu import OnnxRuntimeSession
+from jinaclip.backends.onnxruntime.cpu import OnnxRuntimeSession
+from jinaclip.preprocessing.image import ImagePreprocessing
 from jinaclip_export.errors import ExportError, ParityError
 from jinaclip_export.image_tower import ImageTower
 from jinaclip_export.text_tower import TextTower

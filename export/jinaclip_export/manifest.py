@@ -12,9 +12,9 @@ from typing import Any
 import onnx
 import torch
 
+from jinaclip.bundle.manifest import FORMAT, FORMAT_VERSION, MANIFEST
 from jinaclip.errors import BundleError
-from jinaclip.image import ImagePreprocessing
-from jinaclip.manifest import FORMAT, FORMAT_VERSION, MANIFEST
+from jinaclip.preprocessing.image import ImagePreprocessing
 from jinaclip_export.checkpoint import Checkpoint
 from jinaclip_export.config import ImageConfig, TextConfig
 from jinaclip_export.errors import CheckpointError

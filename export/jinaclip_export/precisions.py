@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from jinaclip.base import Arrays
+from jinaclip.backends.base import Arrays
+from jinaclip.backends.onnxruntime.cpu import OnnxRuntimeSession
 from jinaclip.embeddings import truncate
-from jinaclip.onnxruntime_cpu import OnnxRuntimeSession
-from jinaclip.progress import say
+from jinaclip.terminal import say
 from jinaclip_engines.fp16 import to_fp16
 from jinaclip_engines.graph import linears, read, write
 from jinaclip_engines.int8 import to_int8

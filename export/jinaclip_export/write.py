@@ -10,13 +10,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from jinaclip.base import Arrays
+from jinaclip.backends.base import Arrays
+from jinaclip.bundle.manifest import PRECISION_CLASS, Bundle
 from jinaclip.errors import BundleError, InputError, SelfTestFailed
-from jinaclip.image import ImagePreprocessing, normalise, preprocess
-from jinaclip.manifest import PRECISION_CLASS, Bundle
 from jinaclip.model import ClipModel
-from jinaclip.progress import say
-from jinaclip.text import TextTokenizer
+from jinaclip.preprocessing.image import ImagePreprocessing, normalise, preprocess
+from jinaclip.preprocessing.text import TextTokenizer
+from jinaclip.terminal import say
 from jinaclip_export.checkpoint import Checkpoint, image_shapes, text_shapes
 from jinaclip_export.errors import CheckpointError, ExportError
 from jinaclip_export.goldens import image_goldens, text_goldens

@@ -10,6 +10,7 @@ model.similarity(texts, images)
 
 from importlib.metadata import version
 
+from jinaclip.backends.onnxruntime.library import share_threads
 from jinaclip.errors import (
     BackendError,
     BackendMissing,
@@ -21,7 +22,6 @@ from jinaclip.errors import (
     SelfTestFailed,
 )
 from jinaclip.model import ClipModel
-from jinaclip.onnxruntime_library import share_threads
 
 __version__ = version("jinaclip")
 

@@ -14,18 +14,18 @@ from typing import Any, TypeVar, cast
 import numpy as np
 from PIL import Image
 
-from jinaclip.base import Session
-from jinaclip.cost import RELEASE_BYTES, is_tiled, predicted_bytes, require_memory
+from jinaclip.backends.base import Session
+from jinaclip.backends.cost import RELEASE_BYTES, is_tiled, predicted_bytes, require_memory
+from jinaclip.backends.selection import asked_precision, choose_place, on_cpu, resolve_precision
+from jinaclip.backends.self_test import run_self_test
+from jinaclip.bundle.manifest import TOWERS, Bundle
 from jinaclip.embeddings import check_dim, truncate
 from jinaclip.errors import BackendError, InputError, SelfTestFailed
-from jinaclip.image import RESIZE_MODES, normalise, preprocess
-from jinaclip.image_sources import ImageInput
-from jinaclip.manifest import TOWERS, Bundle
 from jinaclip.packing import pack_texts
-from jinaclip.progress import Progress
-from jinaclip.selection import asked_precision, choose_place, on_cpu, resolve_precision
-from jinaclip.selftest import run_self_test
-from jinaclip.text import TextTokenizer, instruction_of
+from jinaclip.preprocessing.image import RESIZE_MODES, normalise, preprocess
+from jinaclip.preprocessing.image_sources import ImageInput
+from jinaclip.preprocessing.text import TextTokenizer, instruction_of
+from jinaclip.terminal import Progress
 
 logger = logging.getLogger("jinaclip")
 
@@ -228,7 +228,7 @@ class ClipModel:
         resize_mode: str | None = None,
         exif_transpose: bool = False,
     ) -> np.ndarray:
-        """Vectors of images; jinaclip.image tells what every kind of picture becomes.
+        """Vectors of images; jinaclip.preprocessing.image tells what every kind of picture becomes.
 
         Args:
             images: one image, or N of them: path, data: URI, bytes, binary file, PIL image or uint8 array

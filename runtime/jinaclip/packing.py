@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jinaclip.cost import CPU_COST, RunCost, predicted_bytes
-from jinaclip.manifest import TowerManifest
+from jinaclip.backends.cost import CPU_COST, RunCost, predicted_bytes
+from jinaclip.bundle.manifest import TowerManifest
 
 
 def pack_texts(

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 from jinaclip import ClipModel
+from jinaclip.backends.cuda.gpu import Gpu, driver_problem, gpu
+from jinaclip.backends.onnxruntime.cuda_provider import cuda_problem
+from jinaclip.backends.tensorrt.library import load_library
+from jinaclip.bundle.manifest import Bundle
 from jinaclip.cli import main
-from jinaclip.cuda_provider import cuda_problem
 from jinaclip.errors import BackendError, BackendMissing
-from jinaclip.gpu import Gpu, driver_problem, gpu
-from jinaclip.manifest import Bundle
-from jinaclip.tensorrt_library import load_library
 from tests.conftest import TEXTS
 
 BACKENDS = ("onnxruntime", "tensorrt-rtx", "tensorrt")

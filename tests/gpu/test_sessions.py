@@ -12,12 +12,12 @@ import onnx_ir as ir
 import pytest
 
 from jinaclip import ClipModel
-from jinaclip.buckets import Profile
+from jinaclip.backends.cuda.gpu import Gpu
+from jinaclip.backends.onnxruntime.cuda import host_operators
+from jinaclip.backends.shapes import Profile
+from jinaclip.backends.tensorrt.library import load_library
+from jinaclip.backends.tensorrt.session import TensorRTSession
 from jinaclip.errors import BackendError, BackendMissing, InputError
-from jinaclip.gpu import Gpu
-from jinaclip.onnxruntime_cuda import host_operators
-from jinaclip.tensorrt_library import load_library
-from jinaclip.tensorrt_session import TensorRTSession
 from jinaclip_engines.graph import constant, read, write
 from jinaclip_engines.tensorrt.compiler import compile_plan
 from jinaclip_engines.tensorrt.passes import for_tensorrt
@@ -37,7 +37,7 @@ def session_of(model: ClipModel, tower: str) -> Any:
 
 
 def free_memory() -> int:
-    from jinaclip.cuda import Cuda
+    from jinaclip.backends.cuda.api import Cuda
 
     return Cuda(0).free_bytes()
 

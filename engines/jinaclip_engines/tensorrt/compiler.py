@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinaclip.buckets import Profile
-from jinaclip.files import write_atomically
-from jinaclip.tensorrt_library import Library, Messages, logger_of
+from jinaclip.backends.shapes import Profile
+from jinaclip.backends.tensorrt.library import Library, Messages, logger_of
+from jinaclip.bundle.files import write_atomically
 from jinaclip_engines.errors import BuildError
 from jinaclip_engines.tensorrt.passes import Expected
 from jinaclip_engines.tensorrt.report import Kernel, Report, read_kernels, report_on
@@ -61,7 +61,7 @@ def compile_plan(
     """Compile a graph that `for_tensorrt` wrote.
 
     Args:
-        library: with TensorRT a driver must be there (jinaclip.gpu), or its builder may end the process.
+        library: with TensorRT a driver must be there, or its builder may end the process.
         expected: what `for_tensorrt` returned.
         policy: of jinaclip_engines.tensorrt.passes.POLICIES.
         targets: for TensorRT-RTX, generations to compile for ahead of time; () for the GPU that is here.

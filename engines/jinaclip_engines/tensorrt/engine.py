@@ -9,15 +9,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from jinaclip.buckets import Profile
-from jinaclip.engine_store import ENGINES, damage, difference, engine_key, engines_of
+from jinaclip.backends.cuda.gpu import Gpu, driver_problem, gpu
+from jinaclip.backends.self_test import run_self_test
+from jinaclip.backends.shapes import Profile
+from jinaclip.backends.tensorrt.library import Library
+from jinaclip.backends.tensorrt.plans import PLAN, PRECISION, Plan, required_facts, session_of
+from jinaclip.bundle.engines import ENGINES, damage, difference, engine_key, engines_of
+from jinaclip.bundle.manifest import Bundle
 from jinaclip.errors import BackendError, BackendMissing
-from jinaclip.gpu import Gpu, driver_problem, gpu
-from jinaclip.manifest import Bundle
-from jinaclip.plans import PLAN, PRECISION, Plan, required_facts, session_of
-from jinaclip.selftest import run_self_test
-from jinaclip.tensorrt_library import Library
-from jinaclip.text import TextTokenizer
+from jinaclip.preprocessing.text import TextTokenizer
 from jinaclip_engines.graph import read, signature, write
 from jinaclip_engines.store import graph_bytes, write_engine
 from jinaclip_engines.tensorrt.compiler import FLAGS, compile_plan, default_targets

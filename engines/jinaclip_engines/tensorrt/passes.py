@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from jinaclip.tensorrt_session import FINITE
+from jinaclip.backends.tensorrt.session import FINITE
 from jinaclip_engines.errors import PassError
 from jinaclip_engines.graph import (
     PATCHES,

@@ -8,8 +8,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinaclip.buckets import Profile
-from jinaclip.manifest import TOWERS
+from jinaclip.backends.shapes import Profile
+from jinaclip.bundle.manifest import TOWERS
 from jinaclip_engines.errors import ProfileError
 
 NAMED = ("server", "edge")

@@ -24,5 +24,6 @@ extern "C" __attribute__((visibility("default"))) const char* jinaclip_cuda_devi
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 
-// Of the operators' inputs, outputs and attributes; VERSION in runtime/jinaclip/cuda_operators.py is the same.
+// Of the operators' inputs, outputs and attributes; VERSION in runtime/jinaclip/backends/onnxruntime/cuda_operators.py
+// is the same.
 extern "C" __attribute__((visibility("default"))) int jinaclip_cuda_operators_version() { return 3; }

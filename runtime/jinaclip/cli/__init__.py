@@ -4,6 +4,8 @@ A verb is a module with a one-line docstring, EXTRA (what pip installs its libra
 add_arguments(parser) and run(args) -> exit status; MIXED = True lets its words stand between its options.
 stdout is data, stderr is for people; the exit status is 0, 1 for an error told in one line, 2 for wrong usage,
 130 after Ctrl-C.
+
+Imports all of jinaclip; nothing of jinaclip imports it.
 """
 
 from __future__ import annotations

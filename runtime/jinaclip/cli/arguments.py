@@ -9,10 +9,10 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from jinaclip.backends.selection import BACKENDS, PRECISIONS
 from jinaclip.errors import InputError
-from jinaclip.image import RESIZE_MODES
 from jinaclip.model import ClipModel
-from jinaclip.selection import BACKENDS, PRECISIONS
+from jinaclip.preprocessing.image import RESIZE_MODES
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2", ".ppm", ".pgm"}
 

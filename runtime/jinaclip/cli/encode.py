@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from jinaclip.bundle.files import write_atomically
 from jinaclip.cli.arguments import (
     add_encoding_arguments,
     add_model_arguments,
@@ -27,9 +28,8 @@ from jinaclip.cli.arguments import (
 )
 from jinaclip.embeddings import check_dim, truncate
 from jinaclip.errors import InputError
-from jinaclip.files import write_atomically
 from jinaclip.model import ClipModel
-from jinaclip.progress import Progress
+from jinaclip.terminal import Progress
 
 EXTRA = "bulk"  # Parquet needs pyarrow
 MIXED = True  # `encode BUNDLE --task T TEXT`

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 
-from jinaclip.engine_store import all_engines
-from jinaclip.manifest import FORMAT_VERSION, Bundle
+from jinaclip.bundle.engines import all_engines
+from jinaclip.bundle.manifest import FORMAT_VERSION, Bundle
 
 EXTRA = None
 SHOWN = ("device", "operators", "onnxruntime", "policy", "targets", "gpu", "created")  # of an engine's sidecar

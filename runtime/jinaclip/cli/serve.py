@@ -15,11 +15,11 @@ import os
 import sys
 from contextlib import ExitStack
 
+from jinaclip.bundle.manifest import TOWERS
 from jinaclip.cli.arguments import add_model_arguments, open_model, words_of
 from jinaclip.errors import InputError
-from jinaclip.manifest import TOWERS
 from jinaclip.model import ClipModel
-from jinaclip.server.marketplaces import MARKETPLACES
+from jinaclip.server.apis.marketplaces import MARKETPLACES
 
 EXTRA = "server"
 PREFIX = "JINACLIP_SERVE_"
@@ -71,12 +71,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from jinaclip.server.apis.marketplaces import SAGEMAKER_BUNDLE, marketplace
+    from jinaclip.server.apis.requests import Rules
     from jinaclip.server.app import Server, Settings
     from jinaclip.server.fetch import Fetcher
-    from jinaclip.server.marketplaces import SAGEMAKER_BUNDLE, marketplace
+    from jinaclip.server.lifecycle import listen, serve
     from jinaclip.server.metrics import Metrics
-    from jinaclip.server.requests import Rules
-    from jinaclip.server.run import listen, serve
     from jinaclip.server.service import Limits, Service
 
     market = marketplace(args.marketplace, os.environ) if args.marketplace else None

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 
-from jinaclip.manifest import Bundle
+from jinaclip.backends.selection import BACKENDS, choose_place
+from jinaclip.bundle.manifest import Bundle
 from jinaclip.model import ClipModel
-from jinaclip.progress import say
-from jinaclip.selection import BACKENDS, choose_place
+from jinaclip.terminal import say
 
 EXTRA = None
 

@@ -1,4 +1,4 @@
-"""The routes. Vectors are made by jinaclip.server.service; what all routes have is jinaclip.server.handling."""
+"""The routes. Vectors are made by jinaclip.server.service; what all routes have is jinaclip.server.middleware."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
-from jinaclip.server.answers import embedding_data, rank_data
-from jinaclip.server.handling import Handling
-from jinaclip.server.marketplaces import Marketplace
+from jinaclip.server.apis.answers import embedding_data, rank_data
+from jinaclip.server.apis.marketplaces import Marketplace
+from jinaclip.server.apis.requests import Rules, embedding_request, rank_request
+from jinaclip.server.errors import Problem
 from jinaclip.server.metrics import Metrics
+from jinaclip.server.middleware import Handling
 from jinaclip.server.openapi import description, page
-from jinaclip.server.problems import Problem
-from jinaclip.server.requests import Rules, embedding_request, rank_request
 from jinaclip.server.service import Prepared, Service, cancelled_with
 
 

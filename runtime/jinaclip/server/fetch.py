@@ -20,7 +20,7 @@ import certifi
 import httpcore
 import httpx
 
-from jinaclip.server.problems import Problem
+from jinaclip.server.errors import Problem
 
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 REDIRECTS = 5

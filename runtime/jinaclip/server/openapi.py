@@ -10,9 +10,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from jinaclip.server.items import IMAGE_FIELDS, ITEM_FIELDS, TEXT_CHARACTERS
-from jinaclip.server.problems import TYPES
-from jinaclip.server.requests import EmbeddingBody, RankBody, Rules
+from jinaclip.server.apis.items import IMAGE_FIELDS, ITEM_FIELDS, TEXT_CHARACTERS
+from jinaclip.server.apis.requests import EmbeddingBody, RankBody, Rules
+from jinaclip.server.errors import TYPES
 
 Schema = dict[str, Any]
 

@@ -16,9 +16,9 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from jinaclip.cost import RunCost
+from jinaclip.backends.cost import RunCost
+from jinaclip.bundle.manifest import TowerManifest
 from jinaclip.errors import BackendError, Overloaded
-from jinaclip.manifest import TowerManifest
 from jinaclip.packing import pack_texts
 
 LOOKED_AT = 256  # texts that are packed for a run: more are not better served, and take longer to look at

@@ -17,15 +17,15 @@ import numpy as np
 from starlette.requests import ClientDisconnect
 
 from jinaclip.errors import InputError, JinaClipError
-from jinaclip.image import resize, to_rgb
-from jinaclip.image_sources import MAX_PIXELS, open_image
 from jinaclip.model import ClipModel
+from jinaclip.preprocessing.image import resize, to_rgb
+from jinaclip.preprocessing.image_sources import MAX_PIXELS, open_image
 from jinaclip.server.admission import Room
-from jinaclip.server.answers import image_tokens
+from jinaclip.server.apis.answers import image_tokens
+from jinaclip.server.apis.items import Address, Encoded, Item, Text, Tokens, picture_of
+from jinaclip.server.errors import Problem, invalid, problem_of
 from jinaclip.server.fetch import Fetcher
-from jinaclip.server.items import Address, Encoded, Item, Text, Tokens, picture_of
 from jinaclip.server.metrics import Metrics
-from jinaclip.server.problems import Problem, invalid, problem_of
 from jinaclip.server.queue import Batcher, choose_images, choose_texts
 
 TEXTS_A_JOB = 32  # that one thread tokenises together

@@ -14,12 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jinaclip import cuda_operators, selftest
+from jinaclip.backends import self_test as selftest
+from jinaclip.backends.cuda.gpu import gpu
+from jinaclip.backends.onnxruntime import cuda_operators
+from jinaclip.backends.onnxruntime.cuda import OnnxRuntimeCudaSession
+from jinaclip.backends.onnxruntime.prepared_graphs import open_graph
+from jinaclip.bundle.manifest import Bundle
 from jinaclip.cli import main
-from jinaclip.gpu import gpu
-from jinaclip.manifest import Bundle
-from jinaclip.onnxruntime_cuda import OnnxRuntimeCudaSession
-from jinaclip.prepared import open_graph
 from tests.gpu.dry_run.journal import Journal
 from tests.gpu.dry_run.without_comparison import UNBOUNDED
 

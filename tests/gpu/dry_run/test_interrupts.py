@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
-from jinaclip.onnxruntime_cuda import RUNS_AT_ONCE
+from jinaclip.backends.onnxruntime.cuda import RUNS_AT_ONCE
 from tests.gpu.dry_run.conftest import Open
 from tests.gpu.dry_run.journal import Journal
 from tests.gpu.dry_run.test_sessions import LARGE, PREPARED, SMALL, TOWERS, check_answer, used_bytes

@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jinaclip import ClipModel, gpu, selftest
+from jinaclip import ClipModel
+from jinaclip.backends import self_test as selftest
+from jinaclip.backends.cuda import gpu
 from tests.gpu.dry_run.journal import Journal
 from tests.gpu.dry_run.test_sessions import check_threads, used_bytes
 from tests.gpu.dry_run.without_comparison import UNBOUNDED

@@ -17,13 +17,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jinaclip import cuda_operators, onnxruntime_cuda, staging
-from jinaclip.buckets import LADDER, SHORTEST
-from jinaclip.cuda_provider import PROVIDER
-from jinaclip.errors import BackendError, InputError
-from jinaclip.gpu import gpu
-from jinaclip.manifest import Bundle
-from jinaclip.onnxruntime_cuda import (
+from jinaclip.backends.cuda import staging
+from jinaclip.backends.cuda.gpu import gpu
+from jinaclip.backends.onnxruntime import cuda as onnxruntime_cuda
+from jinaclip.backends.onnxruntime import cuda_operators
+from jinaclip.backends.onnxruntime.cuda import (
     GRAPH_IMAGES,
     GRAPH_TOKENS,
     MOST_LARGE_GRAPHS,
@@ -31,8 +29,12 @@ from jinaclip.onnxruntime_cuda import (
     RUNS_AT_ONCE,
     OnnxRuntimeCudaSession,
     host_operators,
-)  # fmt: skip
-from jinaclip.prepared import open_graph
+)
+from jinaclip.backends.onnxruntime.cuda_provider import PROVIDER
+from jinaclip.backends.onnxruntime.prepared_graphs import open_graph
+from jinaclip.backends.shapes import LADDER, SHORTEST
+from jinaclip.bundle.manifest import Bundle
+from jinaclip.errors import BackendError, InputError
 from tests.gpu.dry_run.conftest import KINDS, Open
 from tests.gpu.dry_run.journal import Journal, Record, launches_per_block
 

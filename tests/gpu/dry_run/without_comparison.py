@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import sys
 
-from jinaclip import selftest
+from jinaclip.backends import self_test as selftest
 from jinaclip.cli import main
 
 UNBOUNDED = dict.fromkeys(selftest.TOLERANCE, math.inf)

@@ -6,8 +6,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from jinaclip.backends.onnxruntime.cuda_operators import VARIABLE
 from jinaclip.cli import main
-from jinaclip.cuda_operators import VARIABLE
 
 
 def build(bundle: Path, tower: str, libraries: Sequence[Path | None], dry_run: bool) -> list[int]:

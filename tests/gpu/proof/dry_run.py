@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from jinaclip import model, selftest
+from jinaclip import model
+from jinaclip.backends import self_test as selftest
 from jinaclip.errors import SelfTestFailed
 
 

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from jinaclip.cost import GPU_COST
-from jinaclip.image import ImagePreprocessing
-from jinaclip.manifest import Bundle, TowerManifest
+from jinaclip.backends.cost import GPU_COST
+from jinaclip.bundle.manifest import Bundle, TowerManifest
+from jinaclip.preprocessing.image import ImagePreprocessing
 from jinaclip_bench.cases import random_ids
 from jinaclip_bench.flops import flops_of_images, flops_of_texts
 from jinaclip_bench.texts import log_normal_lengths

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from jinaclip.manifest import Bundle
+from jinaclip.bundle.manifest import Bundle
 from jinaclip_bench.cases import random_ids
 from tests.gpu.proof.context import Context
 from tests.gpu.proof.fast import TOKENS

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from jinaclip.base import Session
-from jinaclip.cuda_operators import VARIABLE
-from jinaclip.gpu import gpu
-from jinaclip.manifest import Bundle, TowerManifest
-from jinaclip.onnxruntime_cuda import OnnxRuntimeCudaSession
-from jinaclip.prepared import find_prepared
+from jinaclip.backends.base import Session
+from jinaclip.backends.cuda.gpu import gpu
+from jinaclip.backends.onnxruntime.cuda import OnnxRuntimeCudaSession
+from jinaclip.backends.onnxruntime.cuda_operators import VARIABLE
+from jinaclip.backends.onnxruntime.prepared_graphs import find_prepared
+from jinaclip.bundle.manifest import Bundle, TowerManifest
 from tests.gpu.proof.context import Context
 from tests.gpu.proof.kit import OPERATORS
 

@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from jinaclip.manifest import TOWERS
-from jinaclip.text import TextTokenizer
+from jinaclip.bundle.manifest import TOWERS
+from jinaclip.preprocessing.text import TextTokenizer
 from jinaclip_export.checkpoint import Checkpoint
 from jinaclip_export.goldens import image_goldens, text_goldens
 from jinaclip_export.manifest import (

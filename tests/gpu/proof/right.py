@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from jinaclip import ClipModel
 from jinaclip.embeddings import truncate
-from jinaclip.image import ImagePreprocessing
+from jinaclip.preprocessing.image import ImagePreprocessing
 from jinaclip_bench.torch_towers import ImagesOfPixels, TextsOfIds
 from jinaclip_export.graphs import ImageGraph
 from tests.gpu.proof import ours

@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from jinaclip.cost import RunCost
-from jinaclip.image import ImagePreprocessing
-from jinaclip.manifest import TowerManifest
+from jinaclip.backends.cost import RunCost
+from jinaclip.bundle.manifest import TowerManifest
 from jinaclip.packing import pack_texts
+from jinaclip.preprocessing.image import ImagePreprocessing
 from jinaclip_bench.torch_cuda import Captured, unpadded
 from jinaclip_bench.torch_forwards import compiled
 from jinaclip_bench.torch_towers import (

@@ -11,8 +11,8 @@ from functools import partial
 
 import numpy as np
 
-from jinaclip.cost import PACKED_GPU_COST
-from jinaclip.manifest import Bundle
+from jinaclip.backends.cost import PACKED_GPU_COST
+from jinaclip.bundle.manifest import Bundle
 from jinaclip_bench.cases import random_ids
 from jinaclip_bench.texts import log_normal_lengths
 from tests.gpu.proof import ours

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from jinaclip.gpu import gpu
-from jinaclip.manifest import Bundle
-from jinaclip.onnxruntime_cuda import OnnxRuntimeCudaSession
+from jinaclip.backends.cuda.gpu import gpu
+from jinaclip.backends.onnxruntime.cuda import OnnxRuntimeCudaSession
+from jinaclip.bundle.manifest import Bundle
 from jinaclip_bench.cases import random_ids
 from jinaclip_bench.flops import flops_of_images, flops_of_texts
 from jinaclip_engines.cuda import OPERATOR_PASSES, PASSES, for_cuda

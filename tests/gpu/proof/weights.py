@@ -6,7 +6,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
-from jinaclip.manifest import TOWERS
+from jinaclip.bundle.manifest import TOWERS
 from tests.gpu.proof import ours, random_bundle
 from tests.gpu.proof.build import build
 from tests.gpu.proof.context import Context

@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from jinaclip.server.items import IMAGE_FIELDS, Item, kind_of, read_items
-from jinaclip.server.problems import Problem, invalid
+from jinaclip.server.apis.items import IMAGE_FIELDS, Item, kind_of, read_items
+from jinaclip.server.errors import Problem, invalid
 
 EmbeddingType = Literal["float", "base64", "binary", "ubinary"]
 EmbeddingTypes = EmbeddingType | Annotated[list[EmbeddingType], Field(min_length=1)]

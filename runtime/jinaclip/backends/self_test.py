@@ -13,13 +13,13 @@ from importlib.metadata import version
 
 import numpy as np
 
-from jinaclip.base import Session
+from jinaclip.backends.base import Session
+from jinaclip.bundle.files import safe_name
+from jinaclip.bundle.manifest import Bundle, Golden
 from jinaclip.embeddings import truncate
 from jinaclip.errors import InputError, SelfTestFailed
-from jinaclip.files import safe_name
-from jinaclip.image import normalise, preprocess
-from jinaclip.manifest import Bundle, Golden
-from jinaclip.text import TextTokenizer
+from jinaclip.preprocessing.image import normalise, preprocess
+from jinaclip.preprocessing.text import TextTokenizer
 
 # Largest error, as a part of the distance to the nearest other golden.
 TOLERANCE = {"fp32": 0.001, "fp16": 0.02, "int8": 0.2}

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from jinaclip.manifest import Bundle
+from jinaclip.bundle.manifest import Bundle
 
 ENGINES = "engines"
 SIDECAR = "engine.json"

@@ -1,9 +1,9 @@
 """One lane of a TensorRT session: a CUDA stream, staging, execution contexts, and the CUDA graphs captured so far.
 
-A small bucket (jinaclip.buckets) is captured as a CUDA graph right after its first run, copies included, and from then
-on costs one launch. A graph has a context of its own, because a context that has since run another shape may hold other
-values where the graph reads. All contexts of a worker share one piece of memory for activations: they never run at the
-same time.
+A small bucket (backends/shapes.py) is captured as a CUDA graph right after its first run, copies included, and from
+then on costs one launch. A graph has a context of its own, because a context that has since run another shape may hold
+other values where the graph reads. All contexts of a worker share one piece of memory for activations: they never run
+at the same time.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from jinaclip.buckets import Bucket, bucket_for, pad_into
-from jinaclip.cuda import Cuda, DeviceMemory, Graph, PinnedArray, Stream
+from jinaclip.backends.cuda.api import Cuda, DeviceMemory, Graph, PinnedArray, Stream
+from jinaclip.backends.shapes import Bucket, bucket_for, pad_into
+from jinaclip.backends.tensorrt.engine import Engine
+from jinaclip.backends.tensorrt.library import Messages
 from jinaclip.errors import BackendError
-from jinaclip.tensorrt_engine import Engine
-from jinaclip.tensorrt_library import Messages
 
 logger = logging.getLogger("jinaclip")
 

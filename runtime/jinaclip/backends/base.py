@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from jinaclip.cost import RunCost
+from jinaclip.backends.cost import RunCost
 from jinaclip.errors import BackendError
 
 Arrays = Mapping[str, np.ndarray]

@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from jinaclip.bundle.files import write_atomically
 from jinaclip.errors import BundleError
-from jinaclip.files import write_atomically
-from jinaclip.image import ImagePreprocessing
+from jinaclip.preprocessing.image import ImagePreprocessing
 
 FORMAT = "jinaclip-bundle"
 FORMAT_VERSION = 1

@@ -13,20 +13,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jinaclip.base import Session
-from jinaclip.certificates import FORMAT_VERSION, note_name
-from jinaclip.cuda_provider import cuda_problem, has_cuda_provider
-from jinaclip.engine_store import engines_of
+from jinaclip.backends.base import Session
+from jinaclip.backends.cuda.gpu import Gpu, device_index, driver_problem, gpu
+from jinaclip.backends.onnxruntime.cpu import onnxruntime_facts
+from jinaclip.backends.onnxruntime.cuda import onnxruntime_cuda_facts
+from jinaclip.backends.onnxruntime.cuda_provider import cuda_problem, has_cuda_provider
+from jinaclip.backends.onnxruntime.prepared_graphs import open_graph, running_graph
+from jinaclip.backends.tensorrt.library import BACKENDS as TENSORRT_BACKENDS
+from jinaclip.backends.tensorrt.library import Library, load_library
+from jinaclip.backends.tensorrt.plans import PRECISION, find_plan, open_plan
+from jinaclip.backends.tensorrt.session import tensorrt_facts
+from jinaclip.bundle.certificates import FORMAT_VERSION, note_name
+from jinaclip.bundle.engines import engines_of
+from jinaclip.bundle.manifest import PRECISION_CLASS, TOWERS, Bundle
 from jinaclip.errors import BackendError, BackendMissing, InputError
-from jinaclip.gpu import Gpu, device_index, driver_problem, gpu
-from jinaclip.manifest import PRECISION_CLASS, TOWERS, Bundle
-from jinaclip.onnxruntime_cpu import onnxruntime_facts
-from jinaclip.onnxruntime_cuda import onnxruntime_cuda_facts
-from jinaclip.plans import PRECISION, find_plan, open_plan
-from jinaclip.prepared import open_graph, running_graph
-from jinaclip.tensorrt_library import BACKENDS as TENSORRT_BACKENDS
-from jinaclip.tensorrt_library import Library, load_library
-from jinaclip.tensorrt_session import tensorrt_facts
 
 logger = logging.getLogger("jinaclip")
 BACKENDS = ("auto", "onnxruntime", *TENSORRT_BACKENDS)

@@ -16,10 +16,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from jinaclip.files import safe_name
+from jinaclip.bundle.files import safe_name
 from jinaclip.server.admission import Room
+from jinaclip.server.errors import Problem, problem_of
 from jinaclip.server.metrics import Metrics
-from jinaclip.server.problems import Problem, problem_of
 
 logger = logging.getLogger("jinaclip.server")
 

@@ -13,17 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinaclip.base import Session
-from jinaclip.cost import CPU_COST, UNPADDED_CPU_COST
-from jinaclip.cuda_operators import VERSION as OPERATORS_VERSION
-from jinaclip.cuda_operators import operators_for
-from jinaclip.engine_store import SIDECAR_VERSION, damage, difference, engines_of
-from jinaclip.gpu import Gpu
-from jinaclip.machine import cpu_features
-from jinaclip.manifest import Bundle
-from jinaclip.onnxruntime_cpu import OnnxRuntimeSession
-from jinaclip.onnxruntime_cuda import OnnxRuntimeCudaSession
-from jinaclip.onnxruntime_library import onnxruntime_version
+from jinaclip.backends.base import Session
+from jinaclip.backends.cost import CPU_COST, UNPADDED_CPU_COST
+from jinaclip.backends.cuda.gpu import Gpu
+from jinaclip.backends.machine import cpu_features
+from jinaclip.backends.onnxruntime.cpu import OnnxRuntimeSession
+from jinaclip.backends.onnxruntime.cuda import OnnxRuntimeCudaSession
+from jinaclip.backends.onnxruntime.cuda_operators import VERSION as OPERATORS_VERSION
+from jinaclip.backends.onnxruntime.cuda_operators import operators_for
+from jinaclip.backends.onnxruntime.library import onnxruntime_version
+from jinaclip.bundle.engines import SIDECAR_VERSION, damage, difference, engines_of
+from jinaclip.bundle.manifest import Bundle
 
 GRAPH = "graph.onnx"
 # How graphs are prepared, by device; one that was prepared otherwise is made again.

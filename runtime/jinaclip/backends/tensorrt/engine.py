@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from jinaclip.buckets import Bucket, Profile
+from jinaclip.backends.cuda.gpu import Gpu
+from jinaclip.backends.shapes import Bucket, Profile
+from jinaclip.backends.tensorrt.library import Library, Messages, logger_of
+from jinaclip.bundle.files import write_atomically
 from jinaclip.errors import BackendError, EngineMismatch
-from jinaclip.files import write_atomically
-from jinaclip.gpu import Gpu
-from jinaclip.tensorrt_library import Library, Messages, logger_of
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinaclip.buckets import Profile
-from jinaclip.engine_store import SIDECAR_VERSION, damage, difference, engines_of
+from jinaclip.backends.cuda.gpu import Gpu
+from jinaclip.backends.shapes import Profile
+from jinaclip.backends.tensorrt.library import Library
+from jinaclip.backends.tensorrt.session import TensorRTSession
+from jinaclip.bundle.engines import SIDECAR_VERSION, damage, difference, engines_of
+from jinaclip.bundle.manifest import Bundle
 from jinaclip.errors import BackendMissing, EngineMismatch
-from jinaclip.gpu import Gpu
-from jinaclip.manifest import Bundle
-from jinaclip.tensorrt_library import Library
-from jinaclip.tensorrt_session import TensorRTSession
 
 PLAN = "plan.engine"
 PRECISION = "fp16"  # of every plan

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from jinaclip.embeddings import probabilities, truncate
-from jinaclip.server.problems import Problem
-from jinaclip.server.requests import EmbeddingRequest, RankRequest
+from jinaclip.server.apis.requests import EmbeddingRequest, RankRequest
+from jinaclip.server.errors import Problem
 
 TILE = 512  # pixels; an image counts IMAGE_TOKENS for each tile of the original, partial ones included
 IMAGE_TOKENS = 4000

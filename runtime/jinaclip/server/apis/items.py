@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 from urllib.parse import unquote_to_bytes
 
-from jinaclip.server.problems import Problem, invalid
+from jinaclip.server.errors import Problem, invalid
 
 IMAGE_FIELDS = ("image", "url", "bytes")  # a picture under any of three names, as the hosted API's clients send it
 ITEM_FIELDS = ("text", *IMAGE_FIELDS)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from jinaclip.cuda import Cuda
-from jinaclip.cuda_libraries import load_libraries
-from jinaclip.cuda_runtime import CudaRuntime
+from jinaclip.backends.cuda.api import Cuda
+from jinaclip.backends.cuda.gpu import Gpu
+from jinaclip.backends.cuda.gpu_thread import gpu_thread
+from jinaclip.backends.cuda.libraries import load_libraries
+from jinaclip.backends.cuda.runtime import CudaRuntime
+from jinaclip.backends.onnxruntime.library import import_onnxruntime
 from jinaclip.errors import BackendError, BackendMissing
-from jinaclip.gpu import Gpu
-from jinaclip.gpu_thread import gpu_thread
-from jinaclip.onnxruntime_library import import_onnxruntime
 
 PROVIDER = "CUDAExecutionProvider"
 LEAST_CAPABILITY = (7, 5)

@@ -29,7 +29,7 @@ import numpy.typing as npt
 from PIL import ExifTags, Image
 
 from jinaclip.errors import BundleError, InputError
-from jinaclip.image_sources import MAX_PIXELS, ImageInput, Pixels, name_of, open_image, reading
+from jinaclip.preprocessing.image_sources import MAX_PIXELS, ImageInput, Pixels, name_of, open_image, reading
 
 RESIZE_MODES = ("shortest", "longest", "squash")
 _TURNS: dict[Any, Image.Transpose] = {  # by EXIF orientation

@@ -1,8 +1,8 @@
 """The functions of the CUDA runtime that a session calls, from the libcudart that ONNX Runtime itself is linked with.
 
-The names and the form of the answers are those of NVIDIA's cuda-bindings, (error, values...), so that jinaclip.cuda
-works over either. Calls that may wait release Python's lock; those that only queue work keep it, for they take
-microseconds, and a thread that gives the lock up so briefly can wait milliseconds to have it back.
+The names and the form of the answers are those of NVIDIA's cuda-bindings, (error, values...), so that api.py works over
+either. Calls that may wait release Python's lock; those that only queue work keep it, for they take microseconds, and a
+thread that gives the lock up so briefly can wait milliseconds to have it back.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jinaclip.files import safe_name
+from jinaclip.bundle.files import safe_name
 
 FORMAT_VERSION = 1
 MIN_ITEMS = 100  # of a tower; with fewer a certificate is indicative

@@ -12,10 +12,10 @@ import os
 from functools import cache
 from pathlib import Path
 
-from jinaclip.cuda_libraries import load_libraries
+from jinaclip.backends.cuda.gpu import Gpu
+from jinaclip.backends.cuda.gpu_thread import gpu_thread
+from jinaclip.backends.cuda.libraries import load_libraries
 from jinaclip.errors import BackendError
-from jinaclip.gpu import Gpu
-from jinaclip.gpu_thread import gpu_thread
 
 logger = logging.getLogger("jinaclip")
 

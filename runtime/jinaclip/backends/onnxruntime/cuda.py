@@ -7,8 +7,8 @@ the host between them.
 Batches are padded to one of few shapes. A shape that comes a second time is captured as a CUDA graph, which costs one
 launch instead of hundreds and is launched by the calling thread; shapes that come when a session holds all the graphs
 that it may are run without.
-Whatever is not a captured graph runs in one thread for all sessions of the GPU (jinaclip.gpu_thread), for ONNX Runtime
-keeps memory and library handles for every thread that runs it.
+Whatever is not a captured graph runs in one thread for all sessions of the GPU (backends/cuda/gpu_thread.py), for ONNX
+Runtime keeps memory and library handles for every thread that runs it.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from typing import Any
 
 import numpy as np
 
-from jinaclip import packed_texts
-from jinaclip.base import Arrays, keep_after_fork, require_open
-from jinaclip.buckets import Profile, bucket_for, pad_into
-from jinaclip.cost import GPU_COST, PACKED_GPU_COST
-from jinaclip.cuda import Cuda, Graph, Stream
-from jinaclip.cuda_libraries import CUDNN, load, load_libraries
-from jinaclip.cuda_provider import PROVIDER, cuda_major, cuda_problem
-from jinaclip.cuda_runtime import CudaRuntime
+from jinaclip.backends.base import Arrays, keep_after_fork, require_open
+from jinaclip.backends.cost import GPU_COST, PACKED_GPU_COST
+from jinaclip.backends.cuda.api import Cuda, Graph, Stream
+from jinaclip.backends.cuda.gpu import Gpu
+from jinaclip.backends.cuda.gpu_thread import Answer, gpu_thread
+from jinaclip.backends.cuda.libraries import CUDNN, load, load_libraries
+from jinaclip.backends.cuda.runtime import CudaRuntime
+from jinaclip.backends.cuda.staging import Block, Layout, Slot
+from jinaclip.backends.machine import available_threads
+from jinaclip.backends.onnxruntime import packed_texts
+from jinaclip.backends.onnxruntime.cuda_provider import PROVIDER, cuda_major, cuda_problem
+from jinaclip.backends.onnxruntime.library import first_line, import_onnxruntime, onnxruntime_version, session_options
+from jinaclip.backends.pool import Loan, Pool
+from jinaclip.backends.shapes import Profile, bucket_for, pad_into
 from jinaclip.errors import BackendError, BackendMissing, BundleError, InputError
-from jinaclip.gpu import Gpu
-from jinaclip.gpu_thread import Answer, gpu_thread
-from jinaclip.machine import available_threads
-from jinaclip.onnxruntime_library import first_line, import_onnxruntime, onnxruntime_version, session_options
-from jinaclip.pool import Loan, Pool
-from jinaclip.staging import Block, Layout, Slot
 
 logger = logging.getLogger("jinaclip")
 
@@ -70,7 +70,7 @@ class OnnxRuntimeCudaSession:
 
     Args:
         path: the .onnx file; its weights lie beside it.
-        gpu: that is there (jinaclip.gpu.gpu).
+        gpu: that is there (`gpu()`).
         prepared: key of a prepared graph; None for a bundle's own.
         pad: token id that fills the rest of a row.
         graphs: run small batches as CUDA graphs.

@@ -1,7 +1,7 @@
-"""A session over a TensorRT or TensorRT-RTX plan that `jinaclip build` made for this GPU (jinaclip.plans).
+"""A session over a TensorRT or TensorRT-RTX plan that `jinaclip build` made for this GPU (plans.py).
 
-Batches are padded to a bucket (jinaclip.buckets). Each worker has a stream and memory of its own, so that the copies of
-one overlap with the work of another.
+Batches are padded to a bucket (backends/shapes.py). Each worker has a stream and memory of its own, so that the copies
+of one overlap with the work of another.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from typing import Any
 
 import numpy as np
 
-from jinaclip.base import Arrays, keep_after_fork, require_open
-from jinaclip.buckets import Profile, common_buckets, most_rows
-from jinaclip.cost import GPU_COST
-from jinaclip.cuda import Cuda
+from jinaclip.backends.base import Arrays, keep_after_fork, require_open
+from jinaclip.backends.cost import GPU_COST
+from jinaclip.backends.cuda.api import Cuda
+from jinaclip.backends.cuda.gpu import Gpu
+from jinaclip.backends.machine import available_threads
+from jinaclip.backends.pool import Pool
+from jinaclip.backends.shapes import Profile, common_buckets, most_rows
+from jinaclip.backends.tensorrt.engine import Engine
+from jinaclip.backends.tensorrt.library import Library
+from jinaclip.backends.tensorrt.worker import PlainBuckets, Worker
 from jinaclip.errors import BackendError, InputError
-from jinaclip.gpu import Gpu
-from jinaclip.machine import available_threads
-from jinaclip.pool import Pool
-from jinaclip.tensorrt_engine import Engine
-from jinaclip.tensorrt_library import Library
-from jinaclip.tensorrt_worker import PlainBuckets, Worker
 
 FINITE = "all_finite"  # output of the graph: whether a row's vector has no NaN or infinity
 WORKERS = 2
@@ -36,7 +36,7 @@ class TensorRTSession:
 
     Args:
         plan: the file. It is code: only one that `jinaclip build` wrote, with its sha256 checked.
-        gpu: that it was built for, and that is there (jinaclip.gpu.gpu): without a driver TensorRT must not be touched.
+        gpu: that it was built for, and that is there (`gpu()`): without a driver TensorRT must not be touched.
         library: that built it.
         profiles: of the plan, in its order.
         key: of the engine, for `describe`.

@@ -12,9 +12,9 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from jinaclip.backends.machine import available_memory
+from jinaclip.bundle.manifest import TowerManifest
 from jinaclip.errors import InputError
-from jinaclip.machine import available_memory
-from jinaclip.manifest import TowerManifest
 
 N = TypeVar("N", int, npt.NDArray[np.int64])
 BUDGET_BYTES = 1 << 30

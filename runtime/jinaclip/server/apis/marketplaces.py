@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from jinaclip.errors import InputError
-from jinaclip.server.items import kind_of
-from jinaclip.server.problems import invalid
+from jinaclip.server.apis.items import kind_of
+from jinaclip.server.errors import invalid
 
 MARKETPLACES = ("sagemaker", "vertex")
 SAGEMAKER_BUNDLE = "/opt/ml/model"  # where SageMaker unpacks a model

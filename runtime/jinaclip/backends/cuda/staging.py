@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jinaclip.cuda import Cuda, DeviceMemory, Event, PinnedArray
+from jinaclip.backends.cuda.api import Cuda, DeviceMemory, Event, PinnedArray
 
 _ALIGNMENT = 256  # bytes, of every array in a block
 _LEAST = 4 << 20  # bytes of a block of the device

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from jinaclip.backends.machine import available_threads
 from jinaclip.errors import BackendError, BackendMissing, InputError
-from jinaclip.machine import available_threads
 
 # Fusions of onnxruntime whose kernels are slower on a CPU than what they replace (DECISIONS.md 14).
 SLOW_FUSIONS = ["SkipLayerNormFusion", "BiasGeluFusion"]

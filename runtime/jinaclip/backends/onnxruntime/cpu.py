@@ -11,17 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from jinaclip.base import Arrays, keep_after_fork, require_open
-from jinaclip.cost import CPU_COST, RunCost
-from jinaclip.errors import BackendError, BundleError
-from jinaclip.machine import cpu_features, cpu_model
-from jinaclip.onnxruntime_library import (
+from jinaclip.backends.base import Arrays, keep_after_fork, require_open
+from jinaclip.backends.cost import CPU_COST, RunCost
+from jinaclip.backends.machine import cpu_features, cpu_model
+from jinaclip.backends.onnxruntime.library import (
     first_line,
     import_onnxruntime,
     onnxruntime_version,
     open_onnxruntime,
     session_options,
 )
+from jinaclip.errors import BackendError, BundleError
 
 
 class OnnxRuntimeSession:
