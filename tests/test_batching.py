@@ -43,17 +43,17 @@ def everything(items: Sequence[int]) -> list[int]:
 
 def test_vectors_are_clip_models(small_bundle: Path) -> None:
     with ClipModel(small_bundle) as model:
-        session = model.session("text")
+        session = model.text_encoder.session
         batcher: Batcher[list[int]] = Batcher(
             "text",
-            lambda rows, alone: model.embed_ids(rows),
+            lambda rows, alone: model.text_encoder.run(rows),
             lambda rows: choose_texts(rows, model.bundle.tower("text"), session.cost),
         )
         texts = [f"{text} {number}" for number in range(12) for text in TEXTS]
         expected = model.encode_text(texts, normalize_embeddings=False)
 
         def one(index: int) -> np.ndarray:
-            (future,) = batcher.submit(model.token_ids([texts[index]]))
+            (future,) = batcher.submit(model.text_encoder.prepare([texts[index]]))
             return future.result(60)
 
         with ThreadPoolExecutor(16) as pool:

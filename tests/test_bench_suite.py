@@ -29,7 +29,7 @@ from jinaclip_bench.record import run_facts
 from jinaclip_bench.report import read_records, render
 from jinaclip_bench.run import measure as measure_case
 from jinaclip_bench.settings import Settings
-from jinaclip_bench.texts import lengths_of, log_normal_lengths, open_tokenizer, texts_of
+from jinaclip_bench.texts import lengths_of, log_normal_lengths, texts_of
 from jinaclip_bench.torch_side import matching_checkpoint, open_torch
 from jinaclip_export.checkpoint import Checkpoint
 from tests.conftest import PHOTOS, TEXTS
@@ -150,8 +150,8 @@ def test_lengths_of_a_mix(case: Case, small_bundle: Path) -> None:
     stated = re.search(r"the longest has (\d+)", case.summary)
     assert max(lengths) == (int(stated[1]) if stated else 208)
     bundle = Bundle(small_bundle)
-    texts = texts_of(bundle, open_tokenizer(bundle), lengths)
-    assert [len(row) for row in open_tokenizer(bundle).encode(texts)] == lengths
+    texts = texts_of(bundle, bundle.open_tokenizer(), lengths)
+    assert [len(row) for row in bundle.open_tokenizer().encode(texts)] == lengths
     long = [text for text, length in zip(texts, lengths, strict=True) if length > 8]  # of short ones some are equal
     assert len(set(long)) == len(long) > case.rows / 2
 
@@ -163,8 +163,8 @@ def test_clipped_lengths() -> None:
 def test_texts_that_cannot_be_made(small_bundle: Path, tmp_path: Path) -> None:
     bundle = Bundle(small_bundle)
     with pytest.raises(BenchError, match=r"at most \d+ tokens, this case has one of \d+; leave the case out"):
-        texts_of(bundle, open_tokenizer(bundle), [bundle.max_tokens + 1])
-    tokenizer = open_tokenizer(bundle)
+        texts_of(bundle, bundle.open_tokenizer(), [bundle.max_tokens + 1])
+    tokenizer = bundle.open_tokenizer()
     document = json.loads(bundle.tokenizer.read_text("utf-8"))
     document["model"]["vocab"] = [entry for entry in document["model"]["vocab"] if not entry[0].startswith("▁")]
     bundle.tokenizer = tmp_path / "tokenizer.json"
@@ -178,7 +178,7 @@ def test_texts_that_cannot_be_made(small_bundle: Path, tmp_path: Path) -> None:
 
 def test_the_fused_graph_gives_our_vectors(fused: Path, model: ClipModel) -> None:
     bundle = model.bundle
-    tokenizer = open_tokenizer(bundle)
+    tokenizer = bundle.open_tokenizer()
     ids = tokenizer.padded(tokenizer.encode(TEXTS))
     pixels = normalise(np.stack([preprocess(photo, bundle.preprocessing) for photo in PHOTOS]), bundle.preprocessing)
     session = FusedSession(fused, threads=1)

@@ -29,7 +29,6 @@ from jinaclip.backends.onnxruntime.cpu import onnxruntime_facts
 from jinaclip.bundle.certificates import BOUNDS, MIN_ITEMS, note_name, verdict_of
 from jinaclip.bundle.manifest import Bundle
 from jinaclip.cli import main
-from jinaclip.preprocessing.text import TextTokenizer
 from jinaclip_export import certify_inputs, certify_measure, certify_numbers, known_answers
 from jinaclip_export.random_checkpoint import SIZES
 from tests.conftest import PHOTOS, MakeCheckpoint
@@ -237,7 +236,7 @@ def test_a_graph_that_scales_a_batch_by_its_largest_is_found(bundle: Path) -> No
 def test_infinity_is_refused(bundle: Path, sentences: Path, capsys: Capture) -> None:
     """In one token that no golden has."""
     opened = Bundle(bundle)
-    tokenizer = TextTokenizer(opened.tokenizer, vocab_size=opened.vocab_size, special_ids=opened.special_ids)
+    tokenizer = opened.open_tokenizer()
     goldens = {i for golden in opened.goldens["text"] for i in golden.input_ids}
     ids = {i for row in tokenizer.encode(sentences.read_text("utf-8").splitlines()) for i in row}
     token = max(ids - goldens)

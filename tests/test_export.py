@@ -379,7 +379,7 @@ def test_the_chosen_adaptation_is_in_the_vectors(
         with ClipModel(path) as model:
             assert model.bundle.model["adaptation"] == adaptation
             vectors[adaptation] = model.encode_text(TEXTS)
-            ids = [torch.tensor([row]) for row in model._tokenizer.encode(TEXTS)]  # type: ignore[union-attr]
+            ids = [torch.tensor([row]) for row in model.text_encoder.tokenizer.encode(TEXTS)]
             with torch.inference_mode():
                 tower = Checkpoint(adapted, adaptation).text_tower()
                 expected = np.concatenate([torch.nn.functional.normalize(tower(row)).numpy() for row in ids])
@@ -770,7 +770,7 @@ def test_odd_sizes_without_adapters(make_checkpoint: MakeCheckpoint, tmp_path: P
     with ClipModel(bundle.directory) as model:
         vectors = model.encode_text(TEXTS)
         assert vectors.shape == (len(TEXTS), 48) and np.isfinite(vectors).all()
-        ids = torch.tensor(model._tokenizer.encode(["cat"]))  # type: ignore[union-attr]
+        ids = torch.tensor(model.text_encoder.tokenizer.encode(["cat"]))
         with torch.inference_mode():
             expected = torch.nn.functional.normalize(Checkpoint(checkpoint).text_tower()(ids)).numpy()
         assert np.abs(model.encode_text(["cat"]) - expected).max() <= 1e-5

@@ -30,6 +30,7 @@ ROWS: dict[str, list[set[str]]] = {
         {"bundle"},
         {"backends"},
         {"packing"},
+        {"encoders"},
         {"model"},
         {"server"},
         {"__init__"},

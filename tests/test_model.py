@@ -38,7 +38,7 @@ def test_shapes_and_types(model: ClipModel) -> None:
         assert (one.shape, many.shape, none.shape) == ((D,), (2, D), (0, D))
         assert one.dtype == many.dtype == none.dtype == np.float32
         np.testing.assert_allclose(np.linalg.norm(many, axis=1), 1, atol=1e-6)
-    assert model.embed_ids([]).shape == model.embed_pixels([]).shape == (0, D)
+    assert model.text_encoder.run([]).shape == model.image_encoder.run([]).shape == (0, D)
 
 
 def test_ids_and_pixels_that_no_graph_takes_are_refused(model: ClipModel) -> None:
@@ -51,12 +51,12 @@ def test_ids_and_pixels_that_no_graph_takes_are_refused(model: ClipModel) -> Non
         ([0, -1, 2], f"0 to {vocabulary - 1}"),
     ):
         with pytest.raises(InputError, match=words) as refused:
-            model.embed_ids([[0, 2], bad])
+            model.text_encoder.run([[0, 2], bad])
         assert refused.value.index == 1
     good = np.zeros((size, size, 3), np.uint8)
     for wrong in (good.astype(np.float32), good[1:], good.transpose(2, 0, 1)):
         with pytest.raises(InputError, match="expected uint8") as refused:
-            model.embed_pixels([good, wrong])
+            model.image_encoder.run([good, wrong])
         assert refused.value.index == 1
 
 
@@ -89,7 +89,7 @@ def test_a_row_does_not_depend_on_its_batch(model: ClipModel) -> None:
 
 def test_padding_changes_nothing(model: ClipModel) -> None:
     """The graph itself, with more padding than ClipModel would ever make."""
-    session = model.session("text")
+    session = model.text_encoder.session
     ids = np.array([[0, 50, 60, 70, 2]])
     padded = np.concatenate([ids, np.ones((1, 300), np.int64)], axis=1)
     outputs = [session.run({"input_ids": x})["l2norm_text_embeddings"] for x in (ids, padded)]
@@ -192,7 +192,7 @@ def test_a_bad_image_is_named_by_its_place(model: ClipModel, tmp_path: Path) -> 
     with pytest.raises(InputError, match=r"image 2: .*bad\.jpg") as caught:
         model.encode_image([PHOTOS[0], PHOTOS[1], tmp_path / "bad.jpg"])
     assert caught.value.index == 2
-    results = list(model.embed_images([tmp_path / "bad.jpg", PHOTOS[0], b"", PHOTOS[1]], batch_size=3))
+    results = list(model.image_encoder.run_all([tmp_path / "bad.jpg", PHOTOS[0], b"", PHOTOS[1]], batch_size=3))
     assert [isinstance(r, InputError) for r in results] == [True, False, True, False]
     with pytest.raises(InputError, match="allow_urls"):
         model.encode_image("https://localhost/cat.jpg")
@@ -283,7 +283,7 @@ def test_threads_share_one_model(model: ClipModel) -> None:
 
 def test_images_are_taken_as_they_are_needed(model: ClipModel) -> None:
     """A batch and one picture for each reading thread, however long the source; a CPU runs one batch at a time."""
-    session = model.session("image")
+    session = model.image_encoder.session
     taken = 0
 
     def source() -> Iterator[Path]:
@@ -292,7 +292,7 @@ def test_images_are_taken_as_they_are_needed(model: ClipModel) -> None:
             taken += 1
             yield photo
 
-    vectors = model.embed_images(source(), batch_size=2)
+    vectors = model.image_encoder.run_all(source(), batch_size=2)
     next(vectors)
     assert session.concurrency == 1
     assert taken <= 2 + session.threads

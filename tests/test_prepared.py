@@ -175,7 +175,7 @@ def test_images_have_no_text_length(built: Path) -> None:
 def test_padding_is_reckoned_with_as_the_graph_computes_it(precise_bundle: Path, built: Path) -> None:
     for path, cost in ((precise_bundle, CPU_COST), (built, UNPADDED_CPU_COST)):
         with ClipModel(path, towers=("text",), precision="int8") as model:
-            assert model.session("text").cost == cost
+            assert model.text_encoder.session.cost == cost
 
 
 def test_options(built: Path, capsys: Capture) -> None:

@@ -57,7 +57,7 @@ def test_openais_client(server: Running, model: ClipModel) -> None:
         assert np.abs(np.array(found) - expected).max() <= 1e-6
     answer = client.embeddings.create(model="jina-clip-v2", input="cat", dimensions=32, user="somebody")
     assert np.abs(np.array(answer.data[0].embedding) - model.encode_text("cat", truncate_dim=32)).max() <= 1e-6
-    assert answer.usage.total_tokens == len(model.token_ids(["cat"])[0])
+    assert answer.usage.total_tokens == len(model.text_encoder.prepare(["cat"])[0])
     with pytest.raises(
         openai.NotFoundError, match="model 'gpt' is not served here; expected random-small, jina-clip-v2"
     ):
@@ -85,7 +85,7 @@ def test_the_hosted_forms_mixed(server: Running, model: ClipModel) -> None:
     expected = np.stack([texts[0], picture, texts[1], picture, picture, picture])
     assert np.abs(found - expected).max() <= 1e-6
     answer = response.json()
-    counts = [len(ids) for ids in model.token_ids(["a cup of coffee", "eine Tasse"], task="retrieval.query")]
+    counts = [len(ids) for ids in model.text_encoder.prepare(["a cup of coffee", "eine Tasse"], task="retrieval.query")]
     assert answer["usage"] == {"total_tokens": sum(counts) + 4 * 8000, "prompt_tokens": sum(counts) + 4 * 8000}
     assert (answer["object"], answer["model"], answer["data"][0]["object"]) == ("list", "random-small", "embedding")
     assert response.headers["x-jinaclip-provenance"] == model.provenance
@@ -119,7 +119,7 @@ def test_images_count_by_tiles() -> None:
 def test_long_texts_are_refused_or_cut(small_bundle: Path, model: ClipModel) -> None:
     with running(small_bundle, "--max-tokens", "8", "--towers", "text") as short:
         long = "one two three four five six seven eight nine"
-        count = len(model.token_ids([long])[0])
+        count = len(model.text_encoder.prepare([long])[0])
         refused = short.post({"input": ["a", long]})
         assert refused.status_code == 422 and refused.json()["error"]["index"] == 1
         assert f"input[1] has {count} tokens, at most 8 are taken" in refused.json()["detail"]
@@ -145,7 +145,7 @@ def test_partial_answers(server: Running, model: ClipModel) -> None:
 def test_vectors_that_are_not_finite_are_an_error(small_bundle: Path, model: ClipModel, tmp_path: Path) -> None:
     """In JSON they would be null, which some clients store: here a NaN in the row of one token, past the self-test."""
     copy = Path(shutil.copytree(small_bundle, tmp_path / "bundle"))
-    (token,) = model.token_ids(["\U0001f600"])[0][-2:-1]
+    (token,) = model.text_encoder.prepare(["\U0001f600"])[0][-2:-1]
     graph = read(small_bundle / "text-fp32.onnx")
     (table,) = (
         value for value in graph.graph.initializers.values() if shape_of(value)[:1] == (model.bundle.vocab_size,)

@@ -91,7 +91,7 @@ def test_what_is_wrong_with_a_rank_is_named(server: Running, body: dict[str, Any
 
 def test_token_ids_of_this_tokenizer(server: Running, model: ClipModel) -> None:
     texts = ["a cup of coffee", "eine Tasse"]
-    ids = model.token_ids(texts)
+    ids = model.text_encoder.prepare(texts)
     expected = model.encode_text(texts)
     response = server.post({"input": [ids[0], "eine Tasse", ids[1]]})
     assert np.abs(vectors_of(response) - expected[[0, 1, 1]]).max() <= 1e-6
@@ -168,7 +168,7 @@ def test_a_run_leaves_something_for_the_others(small_bundle: Path, workers: int,
         row = [0, *range(5, 63), 2]
         futures = service.batchers["text"].submit([row] * 8)
         found = np.stack([future.result(30) for future in futures])
-        assert np.abs(found - model.embed_ids([row])).max() <= 1e-5
+        assert np.abs(found - model.text_encoder.run([row])).max() <= 1e-5
         assert sum(size * runs for size, runs in service.batchers["text"].counts.batches.items()) == 8
         assert max(service.batchers["text"].counts.batches) == most
         assert service.close(5) == 0
@@ -180,7 +180,7 @@ def test_health_runs_the_goldens_when_a_tower_fails(small_bundle: Path, monkeypa
     with ClipModel(small_bundle, towers=("text",)) as model:
         service = Service(model)
         assert service.health()[0]
-        session = model.session("text")
+        session = model.text_encoder.session
         monkeypatch.setattr(type(session), "run", broken := Broken(type(session).run))
         for works in (True, False, True):
             broken.works = works

@@ -29,7 +29,7 @@ HOSTILE = [
 @pytest.fixture(scope="module")
 def tokenizer(small_bundle: Path) -> TextTokenizer:
     bundle = Bundle(small_bundle)
-    return TextTokenizer(bundle.tokenizer, vocab_size=bundle.vocab_size, special_ids=bundle.special_ids)
+    return bundle.open_tokenizer()
 
 
 @pytest.fixture(scope="module")

@@ -70,7 +70,6 @@ def _with_jinaclip(args: argparse.Namespace) -> Iterator[Call]:
 @contextmanager
 def _with_torch(args: argparse.Namespace) -> Iterator[Call]:
     from jinaclip.preprocessing.image import preprocess
-    from jinaclip.preprocessing.text import TextTokenizer
     from jinaclip_bench.torch_side import open_torch
     from jinaclip_export.checkpoint import Checkpoint
 
@@ -81,7 +80,7 @@ def _with_torch(args: argparse.Namespace) -> Iterator[Call]:
         if args.tower == "image":
             inputs = preprocess(args.input, bundle.preprocessing)[None]
         else:
-            tokenizer = TextTokenizer(bundle.tokenizer, vocab_size=bundle.vocab_size, special_ids=bundle.special_ids)
+            tokenizer = bundle.open_tokenizer()
             inputs = tokenizer.padded(tokenizer.encode([args.input.read_text("utf-8")]))
         vector: np.ndarray = embed(inputs)[0]
         return vector

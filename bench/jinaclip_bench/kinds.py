@@ -23,7 +23,7 @@ from jinaclip_bench.processes import long_text, process
 from jinaclip_bench.served import serve
 from jinaclip_bench.settings import Embed, Kind, Opened, Settings, feed
 from jinaclip_bench.stages import stages
-from jinaclip_bench.texts import lengths_of, open_tokenizer, texts_of
+from jinaclip_bench.texts import lengths_of, texts_of
 
 PUBLISHER_BATCH = 32  # the publisher's encode_text pads this many texts to the longest of them
 UNPADDED_BATCH = 512  # without padding a batch costs its tokens alone: enough of them to keep a GPU busy
@@ -70,7 +70,7 @@ def encode(case: Case, settings: Settings, torch: Mapping[str, Embed]) -> Iterat
 @contextmanager
 def query(case: Case, settings: Settings, torch: Mapping[str, Embed]) -> Iterator[Opened]:
     """A text of so many tokens to its vector, tokenizer included, beside the fused graph with its dummy image."""
-    text = texts_of(settings.bundle, open_tokenizer(settings.bundle), [_tokens(case)])
+    text = texts_of(settings.bundle, settings.bundle.open_tokenizer(), [_tokens(case)])
     with ExitStack() as stack, _encoding(text, case, settings, _fused(settings, stack)) as opened:
         yield opened
 
@@ -83,7 +83,7 @@ def mix(case: Case, settings: Settings, torch: Mapping[str, Embed]) -> Iterator[
     torch-fp32-unsorted takes the same batches in the caller's order; torch without padding larger ones.
     """
     bundle, longest = settings.bundle, _tokens(case)
-    tokenizer = open_tokenizer(bundle)
+    tokenizer = bundle.open_tokenizer()
     lengths = lengths_of(case)
     texts = texts_of(bundle, tokenizer, lengths)
 
@@ -146,8 +146,7 @@ def _our_graph(settings: Settings, tower: str, place: Place, precision: str) -> 
     bundle = settings.bundle
     opened, _ = place.open(bundle, tower, precision, threads=settings.threads)
     with closing(opened) as session:
-        tokenizer = open_tokenizer(bundle) if tower == "text" else None
-        run_self_test(bundle, tower, precision, session, tokenizer=tokenizer)
+        run_self_test(bundle, tower, precision, session)
 
         def embed(values: np.ndarray) -> np.ndarray:
             output = f"l2norm_{tower}_embeddings"
@@ -165,7 +164,7 @@ def _side(settings: Settings, call: Callable[[], np.ndarray], embed: Embed | Non
 @contextmanager
 def _encoding(texts: Sequence[str], case: Case, settings: Settings, others: Mapping[str, Embed]) -> Iterator[Opened]:
     """`ClipModel.encode_text` beside sides that take the ids of the same tokenizer."""
-    tokenizer = open_tokenizer(settings.bundle)
+    tokenizer = settings.bundle.open_tokenizer()
     ids = tokenizer.encode(texts)
 
     def theirs(embed: Embed) -> np.ndarray:

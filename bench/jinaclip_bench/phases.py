@@ -59,13 +59,12 @@ def main() -> None:
         from jinaclip.backends.onnxruntime.prepared_graphs import open_graph
         from jinaclip.backends.self_test import run_self_test
         from jinaclip.bundle.manifest import Bundle
-        from jinaclip.preprocessing.text import TextTokenizer
     with phase("import onnxruntime"):
         import_onnxruntime()
     with phase("open the bundle"):
         bundle = Bundle(args.bundle)
     with phase("read the tokenizer"):
-        tokenizer = TextTokenizer(bundle.tokenizer, vocab_size=bundle.vocab_size, special_ids=bundle.special_ids)
+        tokenizer = bundle.open_tokenizer()
     with phase("open the graph"):
         session, how = open_graph(bundle, "text", args.precision)
     with phase("self-test"):

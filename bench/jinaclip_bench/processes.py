@@ -18,7 +18,7 @@ from jinaclip_bench.cases import PHOTO_SIZE, QUERY, Case, photo_jpeg
 from jinaclip_bench.errors import BenchError
 from jinaclip_bench.measure import Sample, is_ours, ours, precision_of
 from jinaclip_bench.settings import Embed, Opened, Settings
-from jinaclip_bench.texts import open_tokenizer, texts_of
+from jinaclip_bench.texts import texts_of
 
 MOST_ROUNDS = 3  # it takes long
 
@@ -28,7 +28,7 @@ def process(case: Case, settings: Settings, torch: Mapping[str, Embed]) -> Itera
     """A new process to its first vector, its files in the page cache."""
     shape: tuple[int, ...]
     if case.tower == "text":
-        tokens: int | None = len(open_tokenizer(settings.bundle).encode([QUERY])[0])
+        tokens: int | None = len(settings.bundle.open_tokenizer().encode([QUERY])[0])
         content, shape = QUERY.encode(), (1, tokens or 0)
     else:
         settings.bundle.tower("image")
@@ -45,7 +45,7 @@ def long_text(case: Case, settings: Settings, torch: Mapping[str, Embed]) -> Ite
     Torch is not measured.
     """
     assert case.tokens is not None  # the table of cases gives it its length
-    (text,) = texts_of(settings.bundle, open_tokenizer(settings.bundle), [case.tokens])
+    (text,) = texts_of(settings.bundle, settings.bundle.open_tokenizer(), [case.tokens])
     with _input(text.encode()) as path:
         yield _opened("call", [], path, (1, case.tokens), case.tokens, case, settings)
 

@@ -18,7 +18,7 @@ from jinaclip_bench.errors import BenchError
 from jinaclip_bench.measure import Requests, Sample, Side, ours, timed
 from jinaclip_bench.server import Server, serving
 from jinaclip_bench.settings import Embed, Opened, Settings
-from jinaclip_bench.texts import lengths_of, open_tokenizer, texts_of
+from jinaclip_bench.texts import lengths_of, texts_of
 from jinaclip_bench.tied import command
 
 MOST_ROUNDS = 9
@@ -38,7 +38,7 @@ def serve(case: Case, settings: Settings, torch: Mapping[str, Embed]) -> Iterato
     shape: tuple[int, ...]
     if tower == "text":
         lengths = lengths_of(case)
-        texts = texts_of(bundle, open_tokenizer(bundle), lengths)
+        texts = texts_of(bundle, bundle.open_tokenizer(), lengths)
         bodies, theirs = [_body(text) for text in texts], partial(_one_a_call, texts)
         how, shape, tokens = "one a call", (case.rows, max(lengths)), sum(lengths)
     else:

@@ -13,7 +13,6 @@ import numpy as np
 from jinaclip.backends.cuda.gpu import Gpu
 from jinaclip.backends.selection import Place
 from jinaclip.bundle.manifest import Bundle
-from jinaclip.preprocessing.image import normalise
 from jinaclip_bench.cases import Case
 from jinaclip_bench.measure import Side, ours
 
@@ -94,7 +93,4 @@ Kind = Callable[[Case, Settings, Mapping[str, Embed]], AbstractContextManager[Op
 
 def feed(bundle: Bundle, tower: str, values: np.ndarray) -> dict[str, np.ndarray]:
     """Ids or pixels as the graph of a tower takes them."""
-    manifest = bundle.tower(tower)
-    if manifest.input_dtype == "float32":
-        values = normalise(values, bundle.preprocessing)
-    return {manifest.input_name: values}
+    return {bundle.tower(tower).input_name: bundle.image_input(values) if tower == "image" else values}

@@ -20,7 +20,7 @@ from jinaclip_bench.cases import Case, photo_jpeg
 from jinaclip_bench.device_stages import NOT_TOLD, device_stages
 from jinaclip_bench.measure import Sample
 from jinaclip_bench.settings import Embed, Opened, Settings, feed
-from jinaclip_bench.texts import open_tokenizer, texts_of
+from jinaclip_bench.texts import texts_of
 
 MOST_ROUNDS = 5
 HOST_STAGES = {"text": "tokenise", "image": "decode and resize"}
@@ -30,7 +30,7 @@ HOST_STAGES = {"text": "tokenise", "image": "decode and resize"}
 def stages(case: Case, settings: Settings, torch: Mapping[str, Embed]) -> Iterator[Opened]:
     """One text or JPEG to its vector, in stages."""
     bundle, tower = settings.bundle, case.tower
-    tokenizer = open_tokenizer(bundle) if tower == "text" else None
+    tokenizer = bundle.open_tokenizer() if tower == "text" else None
     if tokenizer is not None:
         assert case.tokens is not None  # the table of cases gives texts their length
         texts = texts_of(bundle, tokenizer, [case.tokens])

@@ -18,12 +18,6 @@ SHORTEST = 3  # <s>, a word, </s>
 _WORDS = 4000  # different ones, at most
 
 
-def open_tokenizer(bundle: Bundle) -> TextTokenizer:
-    """The bundle's tokenizer. BundleError: the bundle has no text tower."""
-    bundle.tower("text")
-    return TextTokenizer(bundle.tokenizer, vocab_size=bundle.vocab_size, special_ids=bundle.special_ids)
-
-
 def log_normal_lengths(rows: int, median: int, sigma: float, longest: int) -> list[int]:
     """Token counts, log-normal around `median`, cut to [SHORTEST, longest], in an order that is no order.
 

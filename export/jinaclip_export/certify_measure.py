@@ -13,14 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from jinaclip.backends.base import Session
-from jinaclip.backends.cost import RELEASE_BYTES, is_tiled, predicted_bytes, require_memory
 from jinaclip.backends.selection import Place
-from jinaclip.backends.self_test import run_self_test
 from jinaclip.bundle.certificates import FORMAT_VERSION, note_name, verdict_of
 from jinaclip.bundle.manifest import Bundle
+from jinaclip.encoders import ENCODERS, Encoder, TextEncoder
 from jinaclip.errors import BackendError, BackendMissing, EngineMismatch, InputError
-from jinaclip.preprocessing.image import normalise, preprocess
+from jinaclip.preprocessing.image import preprocess
 from jinaclip.preprocessing.text import TextTokenizer, instruction_of
 from jinaclip.terminal import Progress
 from jinaclip_export.certify_inputs import Items
@@ -75,20 +73,18 @@ class TowerInputs:
         self.bundle, self.tower, self.items = bundle, tower, items
         self.tokenizer: TextTokenizer | None = None
         if tower == "text":
-            self.tokenizer = TextTokenizer(
-                bundle.tokenizer, vocab_size=bundle.vocab_size, special_ids=bundle.special_ids
-            )
+            self.tokenizer = bundle.open_tokenizer()
 
     def __len__(self) -> int:
         return len(self.items.items)
 
     def row(self, index: int) -> np.ndarray:
-        """One item: int64 [1, T], or pixels with a batch of one."""
+        """One item: int64 [1, T], or pixels uint8 [1, size, size, 3]."""
         item = self.items.items[index]
         if self.tokenizer is not None:
             return self.text(instruction_of(None, self.bundle.tasks, self.bundle.default_task) + str(item))
         try:
-            return self._pixels(preprocess(item, self.bundle.preprocessing)[None])
+            return preprocess(item, self.bundle.preprocessing)[None]
         except InputError as error:
             raise InputError(f"image {index}: {error}", index=index) from error
 
@@ -106,11 +102,7 @@ class TowerInputs:
             return self.tokenizer.padded([row[0].tolist(), outlier])
         size = self.bundle.preprocessing.size
         noise = np.random.default_rng(0).integers(0, 2, (1, size, size, 3), np.uint8) * np.uint8(255)
-        return np.concatenate([row, self._pixels(noise)])
-
-    def _pixels(self, pixels: np.ndarray) -> np.ndarray:
-        wants_floats = self.bundle.tower("image").input_dtype == "float32"
-        return normalise(pixels, self.bundle.preprocessing) if wants_floats else pixels
+        return np.concatenate([row, noise])
 
 
 def run_graph(inputs: TowerInputs, precision: str, place: Place, threads: int | None) -> Vectors:
@@ -123,14 +115,15 @@ def run_graph(inputs: TowerInputs, precision: str, place: Place, threads: int | 
     bundle, tower = inputs.bundle, inputs.tower
     session, _ = place.open(bundle, tower, precision, threads=threads)
     try:
-        run_self_test(bundle, tower, precision, session, tokenizer=inputs.tokenizer, always=True)
+        encoder = ENCODERS[tower](bundle, precision, session)
+        encoder.check(always=True)
         sample = np.unique(np.linspace(0, len(inputs) - 1, BESIDE[tower]).astype(int)).tolist()
         progress = Progress(f"{precision} {tower}", len(inputs) + len(sample))
 
         def run(batches: Iterator[np.ndarray]) -> np.ndarray:
             rows = []
             for batch in batches:
-                rows.append(_first_row(session, bundle, tower, batch))
+                rows.append(_first_row(encoder, batch))
                 progress.advance()
             unit(found := np.stack(rows), max(bundle.dims))  # refuses what is not finite
             return found
@@ -139,7 +132,7 @@ def run_graph(inputs: TowerInputs, precision: str, place: Place, threads: int | 
             alone=run(inputs.row(i) for i in range(len(inputs))),
             beside=run(inputs.beside_outlier(i) for i in sample),
             sample=sample,
-            known=_known_answers(inputs, session),
+            known=_known_answers(inputs, encoder),
             dims=bundle.dims,
             session=session.describe(),
         )
@@ -147,22 +140,15 @@ def run_graph(inputs: TowerInputs, precision: str, place: Place, threads: int | 
         session.close()
 
 
-def _known_answers(inputs: TowerInputs, session: Session) -> np.ndarray | None:
+def _known_answers(inputs: TowerInputs, encoder: Encoder) -> np.ndarray | None:
     if inputs.tower != "text" or inputs.bundle.model["weights_sha256"] != PUBLISHED_SHA256:
         return None
-    return np.stack([_first_row(session, inputs.bundle, "text", inputs.text(text)) for text in TEXTS])
+    return np.stack([_first_row(encoder, inputs.text(text)) for text in TEXTS])
 
 
-def _first_row(session: Session, bundle: Bundle, tower: str, batch: np.ndarray) -> np.ndarray:
-    manifest = bundle.tower(tower)
-    needed = 0
-    if tower == "text":
-        rows, tokens = batch.shape
-        tiled = is_tiled(batch, bundle.special_ids["pad"], session.tiled_above)
-        require_memory(rows, tokens, manifest, tiled=tiled)
-        needed = predicted_bytes(rows, tokens, manifest, tiled=tiled)
-    outputs = session.run({manifest.input_name: batch}, interruptible=True, release_memory=needed > RELEASE_BYTES)
-    row: np.ndarray = outputs[f"{tower}_embeddings"][0]
+def _first_row(encoder: Encoder, batch: np.ndarray) -> np.ndarray:
+    vectors = encoder.run_padded(batch) if isinstance(encoder, TextEncoder) else encoder.run(batch)
+    row: np.ndarray = vectors[0]
     return row
 
 

@@ -33,11 +33,12 @@ def open_checkpoint(directory: str, bundle: Bundle) -> Checkpoint:
 
 
 def torch_vectors(checkpoint: Checkpoint, bundle: Bundle, tower: str, rows: Iterable[np.ndarray]) -> np.ndarray:
-    """Raw vectors [N, D] of inputs that each hold one item, as the graph takes them."""
+    """Raw vectors [N, D] of one item each: ids int64 [1, T], or pixels uint8 [1, size, size, 3]."""
     graph: TextGraph | ImageGraph
     if tower == "text":
         graph = TextGraph(checkpoint.text_tower())
     else:
         graph = ImageGraph(checkpoint.image_tower(), bundle.preprocessing, bundle.tower("image").input_dtype)
+        rows = map(bundle.image_input, rows)
     with torch.inference_mode():
         return np.concatenate([graph(torch.from_numpy(row))[0].numpy() for row in rows])

@@ -33,7 +33,7 @@ def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def session_of(model: ClipModel, tower: str) -> Any:
-    return model._sessions[tower]
+    return model.encoders[tower].session
 
 
 def free_memory() -> int:

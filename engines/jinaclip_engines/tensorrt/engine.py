@@ -17,7 +17,6 @@ from jinaclip.backends.tensorrt.plans import PLAN, PRECISION, Plan, required_fac
 from jinaclip.bundle.engines import ENGINES, damage, difference, engine_key, engines_of
 from jinaclip.bundle.manifest import Bundle
 from jinaclip.errors import BackendError, BackendMissing
-from jinaclip.preprocessing.text import TextTokenizer
 from jinaclip_engines.graph import read, signature, write
 from jinaclip_engines.store import graph_bytes, write_engine
 from jinaclip_engines.tensorrt.compiler import FLAGS, compile_plan, default_targets
@@ -159,11 +158,8 @@ def _timing_cache(bundle: Bundle, library: Library, where: Where) -> Path | None
 
 
 def _self_test(bundle: Bundle, tower: str, plan: Plan, library: Library, device: Gpu) -> dict[str, float | bool]:
-    tokenizer = None
-    if tower == "text":
-        tokenizer = TextTokenizer(bundle.tokenizer, vocab_size=bundle.vocab_size, special_ids=bundle.special_ids)
     session = session_of(bundle, tower, plan, library, device, keeps_kernels=False)
     try:
-        return run_self_test(bundle, tower, PRECISION, session, tokenizer=tokenizer, always=True)
+        return run_self_test(bundle, tower, PRECISION, session, always=True)
     finally:
         session.close()

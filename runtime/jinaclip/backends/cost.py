@@ -88,15 +88,21 @@ def is_tiled(ids: np.ndarray, pad: int, tiled_above: int | None) -> bool:
     return tiled_above is not None and ids.shape[1] > tiled_above and not (ids == pad).any()
 
 
-def require_memory(rows: int, tokens: int, tower: TowerManifest, *, tiled: bool = False) -> None:
+def require_memory(rows: int, tokens: int, tower: TowerManifest, *, tiled: bool = False) -> int:
     """Refuse a run that cannot fit, before it starts: the kernel would kill the process in the middle.
+
+    Args:
+        rows, tokens, tower, tiled: as for `predicted_bytes`.
+
+    Returns:
+        Predicted bytes.
 
     Raises:
         InputError: says what the run needs and what is free.
     """
     needed = predicted_bytes(rows, tokens, tower, tiled=tiled)
     if needed <= BUDGET_BYTES // 4:
-        return
+        return needed
     free = available_memory()
     if free is not None and needed > free:
         raise InputError(
@@ -104,3 +110,4 @@ def require_memory(rows: int, tokens: int, tower: TowerManifest, *, tiled: bool 
             f"{free / 2**30:.1f} GiB are free; lower max_length (memory grows with its square)"
             + ("" if tiled else ", or run `jinaclip build`: prepared graphs work through long texts in tiles")
         )
+    return needed

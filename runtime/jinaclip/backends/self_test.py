@@ -18,7 +18,7 @@ from jinaclip.bundle.files import safe_name
 from jinaclip.bundle.manifest import Bundle, Golden
 from jinaclip.embeddings import truncate
 from jinaclip.errors import InputError, SelfTestFailed
-from jinaclip.preprocessing.image import normalise, preprocess
+from jinaclip.preprocessing.image import preprocess
 from jinaclip.preprocessing.text import TextTokenizer
 
 # Largest error, as a part of the distance to the nearest other golden.
@@ -40,7 +40,7 @@ def run_self_test(
     beside the bundle under the graph's fingerprint, the backend's version, the device and Pillow's version.
 
     Args:
-        tokenizer: of the text tower, held to the goldens' ids; None for the image tower.
+        tokenizer: of the text tower, held to the goldens' ids; None opens the bundle's.
         always: run even if a pass is remembered.
 
     Returns:
@@ -70,12 +70,11 @@ def run_self_test(
 def _test(bundle: Bundle, tower: str, precision: str, session: Session, tokenizer: TextTokenizer | None) -> float:
     goldens = bundle.goldens[tower]
     expected = np.stack([golden.embedding for golden in goldens])
-    if tokenizer is not None:
+    if tower == "text":
+        tokenizer = tokenizer or bundle.open_tokenizer()
         batch = tokenizer.padded([_ids(golden, tokenizer, bundle.max_tokens) for golden in goldens])
     else:
-        batch = np.stack([_pixels(golden, bundle) for golden in goldens])
-        if bundle.tower("image").input_dtype == "float32":
-            batch = normalise(batch, bundle.preprocessing)
+        batch = bundle.image_input(np.stack([_pixels(golden, bundle) for golden in goldens]))
     name = bundle.tower(tower).input_name
     outputs = session.run({name: batch})
     where = f"self-test of {tower} {precision} on {session.backend} {session.device}"

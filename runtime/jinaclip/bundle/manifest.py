@@ -21,7 +21,8 @@ import numpy as np
 
 from jinaclip.bundle.files import write_atomically
 from jinaclip.errors import BundleError
-from jinaclip.preprocessing.image import ImagePreprocessing
+from jinaclip.preprocessing.image import ImagePreprocessing, normalise
+from jinaclip.preprocessing.text import TextTokenizer
 
 FORMAT = "jinaclip-bundle"
 FORMAT_VERSION = 1
@@ -158,6 +159,21 @@ class Bundle:
                 f"{self.directory} has no {precision} {tower} graph (it has: {', '.join(graphs)}); ask for one of these"
             )
         return graphs[precision]
+
+    def open_tokenizer(self) -> TextTokenizer:
+        """The text tower's tokenizer.
+
+        Raises:
+            BundleError: the bundle has no text tower, or the file is not its tokenizer.
+        """
+        self.tower("text")
+        return TextTokenizer(self.tokenizer, vocab_size=self.vocab_size, special_ids=self.special_ids)
+
+    def image_input(self, pixels: np.ndarray) -> np.ndarray:
+        """Pixels uint8 [B, size, size, 3] as the image graph takes them: themselves, or the publisher's float32
+        [B, 3, size, size].
+        """
+        return normalise(pixels, self.preprocessing) if self.tower("image").input_dtype == "float32" else pixels
 
     def provenance(
         self, precision: Mapping[str, str], *, resize_mode: str | None = None, exif_transpose: bool = False

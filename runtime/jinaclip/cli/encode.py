@@ -120,7 +120,7 @@ def _encode_images(model: ClipModel, images: Sequence[str], args: argparse.Names
     dim = check_dim(args.truncate_dim, model.dims)
     records: list[Record] = []
     progress = Progress("images", len(images))
-    vectors = model.embed_images(images, resize_mode=args.resize_mode, exif_transpose=args.exif_transpose)
+    vectors = model.image_encoder.run_all(images, resize_mode=args.resize_mode, exif_transpose=args.exif_transpose)
     for path, vector in zip(images, vectors, strict=True):
         record: Record = {"kind": "image", "path": path if path[:5].lower() != "data:" else "data:"}
         if not isinstance(vector, InputError):

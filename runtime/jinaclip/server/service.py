@@ -102,7 +102,8 @@ class Service:
         for tower, room in (("text", self._limits.queue_texts), ("image", self._limits.queue_images)):
             if tower not in self._self_test:
                 continue
-            cost = model.session(tower).cost
+            session = model.encoders[tower].session
+            cost = session.cost
             # A run leaves something for the others, but opening it costs no more than an eighth of it.
             share = replace(cost, tokens=max(cost.tokens // workers, 8 * cost.opening_tokens))
             choose: Any = (
@@ -111,11 +112,11 @@ class Service:
             )  # fmt: skip
             self.rooms[tower] = Room(f"{tower}s", room)
             self.batchers[tower] = Batcher(
-                tower, run[tower], choose, workers=max(workers, model.session(tower).concurrency),
+                tower, run[tower], choose, workers=max(workers, session.concurrency),
                 gather_s=self._limits.gather_s, observe=partial(self._ran, tower),
             )  # fmt: skip
         self._metrics.watch(self.batchers, self.rooms)
-        threads = max(2, max(model.session(tower).threads for tower in self._self_test))
+        threads = max(2, max(encoder.session.threads for encoder in model.encoders.values()))
         # Two, so that a text need not wait for another's many pictures.
         self._tokenising = ThreadPoolExecutor(threads, thread_name_prefix="jinaclip-tokenise")
         self._decoding = ThreadPoolExecutor(threads, thread_name_prefix="jinaclip-decode")
@@ -224,22 +225,22 @@ class Service:
     def _test(self, tower: str) -> None:
         self._tested[tower] = time.time()
         try:
-            self._self_test[tower] = self.model.check(tower)
+            self._self_test[tower] = self.model.encoders[tower].check()
             if self._narrow is not None:
-                self._narrow.check(tower)
+                self._narrow.encoders[tower].check()
             self._broken.pop(tower, None)
             self.batchers[tower].counts.failing = 0
         except JinaClipError as error:
             self._broken[tower] = str(error)
 
     def _run_texts(self, rows: Sequence[list[int]], alone: bool) -> np.ndarray:
-        if len(rows[0]) > self.model.session("text").cost.tokens:  # such a text runs by itself
+        if len(rows[0]) > self.model.text_encoder.session.cost.tokens:  # such a text runs by itself
             with self._long:
-                return self.model.embed_ids(rows)
-        return self._for(alone).embed_ids(rows)
+                return self.model.text_encoder.run(rows)
+        return self._for(alone).text_encoder.run(rows)
 
     def _run_images(self, pixels: Sequence[np.ndarray], alone: bool) -> np.ndarray:
-        return self._for(alone).embed_pixels(pixels)
+        return self._for(alone).image_encoder.run(pixels)
 
     def _for(self, alone: bool) -> ClipModel:
         """What runs a batch."""
@@ -265,7 +266,7 @@ class Service:
             try:
                 if "text" not in self.batchers:
                     raise invalid("input", "is a text, and this server has no text tower", code="no_text_tower")
-                rows = iter(self.model.token_ids(texts, task=task))
+                rows = iter(self.model.text_encoder.prepare(texts, task=task))
             except JinaClipError as error:
                 return [problem_of(error)] * len(items)
             return [

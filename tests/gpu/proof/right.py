@@ -121,15 +121,15 @@ def _text(context: Context, model: ClipModel, ids: list[list[int]]) -> dict[str,
     """Padded in one batch, and one by one."""
     padded = _padded(ids, model.bundle.special_ids["pad"])
     expected, half = _expected_texts(context.model / "checkpoint", context.device, padded.tobytes(), len(padded))
-    alone = np.concatenate([model.embed_ids([row]) for row in ids])
-    return _agreement(model, expected, half, model.embed_ids(ids), alone)
+    alone = np.concatenate([model.text_encoder.run([row]) for row in ids])
+    return _agreement(model, expected, half, model.text_encoder.run(ids), alone)
 
 
 def _image(context: Context, model: ClipModel, pixels: np.ndarray) -> dict[str, Any]:
     preprocessing = model.bundle.preprocessing
     expected, half = _expected_images(context.model / "checkpoint", context.device, preprocessing, pixels.tobytes())
-    alone = np.concatenate([model.embed_pixels([picture]) for picture in pixels])
-    return _agreement(model, expected, half, model.embed_pixels(list(pixels)), alone)
+    alone = np.concatenate([model.image_encoder.run([picture]) for picture in pixels])
+    return _agreement(model, expected, half, model.image_encoder.run(list(pixels)), alone)
 
 
 def _agreement(
@@ -159,26 +159,28 @@ def _replays(model: ClipModel, ids: list[list[int]], pixels: np.ndarray) -> dict
     for _ in range(5):
         for rows, tokens in shapes:
             batch = [(row * (tokens // len(row) + 1))[:tokens] for row in ids[:rows]]
-            found = model.embed_ids(batch)
+            found = model.text_encoder.run(batch)
             apart = max(apart, float(np.abs(found - first.setdefault(f"{rows} x {tokens}", found)).max()))
         for rows in (1, 2, 4, 8):
-            found = model.embed_pixels(list(pixels[:rows]))
+            found = model.image_encoder.run(list(pixels[:rows]))
             apart = max(apart, float(np.abs(found - first.setdefault(f"{rows} images", found)).max()))
     return {"shapes": len(first), "largest_difference": apart}
 
 
 def _threads(model: ClipModel, ids: list[list[int]], pixels: np.ndarray) -> dict[str, Any]:
     """Texts and images from several threads at once: each gets its own vectors."""
-    texts = F.normalize(torch.from_numpy(np.concatenate([model.embed_ids([row]) for row in ids])), dim=-1).numpy()
-    images = F.normalize(torch.from_numpy(model.embed_pixels(list(pixels))), dim=-1).numpy()
+    texts = F.normalize(
+        torch.from_numpy(np.concatenate([model.text_encoder.run([row]) for row in ids])), dim=-1
+    ).numpy()
+    images = F.normalize(torch.from_numpy(model.image_encoder.run(list(pixels))), dim=-1).numpy()
 
     def encode(number: int) -> float:
         if number % 5 == 0:
             index = number % len(pixels)
-            return float(cosines(model.embed_pixels([pixels[index]]), images[index : index + 1])[0])
+            return float(cosines(model.image_encoder.run([pixels[index]]), images[index : index + 1])[0])
         first = number % len(ids)
         part = ids[first : first + 1 + number % 3]
-        return float(cosines(model.embed_ids(part), texts[first : first + len(part)]).min())
+        return float(cosines(model.text_encoder.run(part), texts[first : first + len(part)]).min())
 
     start = time.monotonic()
     with ThreadPoolExecutor(THREADS) as pool:
@@ -188,9 +190,9 @@ def _threads(model: ClipModel, ids: list[list[int]], pixels: np.ndarray) -> dict
 
 def _thousand_calls(context: Context, model: ClipModel, ids: list[list[int]], pixels: np.ndarray) -> dict[str, Any]:
     def call(number: int) -> None:
-        model.embed_ids([ids[number % len(ids)]])
+        model.text_encoder.run([ids[number % len(ids)]])
         if number % 20 == 0:
-            model.embed_pixels([pixels[number % len(pixels)]])
+            model.image_encoder.run([pixels[number % len(pixels)]])
 
     for number in range(4 * len(ids)):
         call(number)
@@ -222,8 +224,8 @@ def _fp32(context: Context, ids: list[list[int]], pixels: np.ndarray) -> dict[st
         texts, _ = _expected_texts(checkpoint, context.device, padded.tobytes(), len(padded))
         images, _ = _expected_images(checkpoint, context.device, model.bundle.preprocessing, pixel_bytes)
         return {
-            "text": float(cosines(model.embed_ids(ids), texts).min()),
-            "image": float(cosines(model.embed_pixels(list(pixels)), images).min()),
+            "text": float(cosines(model.text_encoder.run(ids), texts).min()),
+            "image": float(cosines(model.image_encoder.run(list(pixels)), images).min()),
         }
 
 

@@ -51,8 +51,8 @@ def _check(context: Context, way: str, library: Path | None, bundle: Path) -> No
         worst = 1.0
         for tower, values, times in (("text", ids, 64), ("image", pixels, 3)):
             name, output = model.bundle.tower(tower).input_name, f"l2norm_{tower}_embeddings"
-            expected = reference.session(tower).run({name: values})[output]
-            session = model.session(tower)
+            expected = reference.encoders[tower].session.run({name: values})[output]
+            session = model.encoders[tower].session
             runs = [session.run({name: values})[output] for _ in range(5)]
             one = session.run({name: values[:1]})[output]
             last = session.run({name: np.concatenate([values] * times)})[output][-1:]  # more rows than are captured
