@@ -20,8 +20,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from jinaclip.backends.cuda.gpu import Gpu, driver_problem
+from jinaclip.backends.onnxruntime.backend import OnnxRuntimeCuda
 from jinaclip.backends.onnxruntime.cuda_provider import cuda_problem
-from jinaclip.backends.selection import Place
+from jinaclip.backends.tensorrt.backend import TensorRtBackend
 from jinaclip.backends.tensorrt.library import Library
 from jinaclip.bundle.manifest import Bundle
 from jinaclip.cli import main
@@ -33,10 +34,10 @@ from jinaclip_bench.cases import CASES, ON_GPU, SUITES, Case, random_ids
 from jinaclip_bench.device_stages import DEVICE_STAGES, NOT_TOLD, stages_of
 from jinaclip_bench.errors import BenchError, NotCompiled
 from jinaclip_bench.flops import flops_of_images, flops_of_texts
+from jinaclip_bench.gpu_backends import backends_on_gpu
 from jinaclip_bench.kinds import KINDS
 from jinaclip_bench.machine import gpu_versions
 from jinaclip_bench.measure import Sample, ours, precision_of
-from jinaclip_bench.places import places_on_gpu
 from jinaclip_bench.random_model import cached_model
 from jinaclip_bench.record import FIELDS, SCHEMA, SINCE, records_of, run_facts, to_line
 from jinaclip_bench.report import read_records, render
@@ -339,8 +340,8 @@ def test_stages_on_a_cpu_tell_the_host_alone(tower: str, bundle: Bundle) -> None
 
 
 def settings_on_gpu(bundle: Bundle, checkpoint: Checkpoint | None = None) -> Settings:
-    place = Place("onnxruntime", GPU)
-    return Settings(bundle, checkpoint, threads=4, repeats=2, precisions=("fp16",), suite="gpu", places=(place,))
+    backend = OnnxRuntimeCuda(GPU)
+    return Settings(bundle, checkpoint, threads=4, repeats=2, precisions=("fp16",), suite="gpu", backends=(backend,))
 
 
 @pytest.mark.parametrize(
@@ -387,7 +388,7 @@ def test_a_side_that_does_not_compile_is_left_out_and_told(
 
     monkeypatch.setitem(KINDS, "graph", kind)
     settings = settings_on_gpu(Bundle(precise_bundle), checkpoint)
-    records = measure_case(CASES["image-32"], settings, {}, run_facts(settings.bundle, "gpu", settings.places))
+    records = measure_case(CASES["image-32"], settings, {}, run_facts(settings.bundle, "gpu", settings.backends))
     assert [record["side"] for record in records] == list(names[:2])
     assert order == [*names, *names[:2], *[*names[:2], "rate"] * 2]
     assert records[0]["matmul_tflops"] == 750.0 and records[0]["matmul_share"]["p50"] == 0.15  # 0.1 and 0.2
@@ -432,7 +433,7 @@ def sampled(precise_bundle: Path, checkpoint: Checkpoint) -> Records:
     """Records of TIMES, of an invented GPU."""
     bundle = Bundle(precise_bundle)
     settings = settings_on_gpu(bundle, checkpoint)
-    facts = run_facts(bundle, "gpu", settings.places)
+    facts = run_facts(bundle, "gpu", settings.backends)
     records: Records = []
     for case, times in TIMES.items():
         stages: dict[str, float | None] | None = None
@@ -577,7 +578,7 @@ def test_a_torch_without_cuda_is_named() -> None:
 def test_places_say_what_is_missing(bundle: Bundle) -> None:
     for backend in (None, "onnxruntime", "tensorrt"):
         with pytest.raises(BackendMissing, match=r"NVIDIA driver"):
-            places_on_gpu(bundle, ["text"], "cuda", backend, tell=lambda line: None)
+            backends_on_gpu(bundle, ["text"], "cuda", backend, tell=lambda line: None)
 
 
 @pytest.mark.parametrize(
@@ -601,7 +602,7 @@ def test_wrong_usage(words: list[str], said: str, capsys: pytest.CaptureFixture[
 def test_a_place_that_runs_none_of_the_precisions_is_refused(precise_bundle: Path) -> None:
     settings, written = settings_on_gpu(Bundle(precise_bundle)), list[dict[str, Any]]()
     plans_alone = replace(
-        settings, precisions=("fp32",), places=(Place("tensorrt", GPU, Library("tensorrt", None, "11")),)
+        settings, precisions=("fp32",), backends=(TensorRtBackend("tensorrt", GPU, Library("tensorrt", None, "11")),)
     )
     with pytest.raises(BenchError, match="tensorrt runs no graph of the text tower in fp32; leave --precision"):
         run_cases(["text-1x32"], plans_alone, written.append)

@@ -41,9 +41,8 @@ ROWS: dict[str, list[set[str]]] = {
     "jinaclip/bundle": [{"files"}, {"manifest"}, {"engines", "certificates"}],
     "jinaclip/backends": [
         {"machine", "shapes", "pool"},
-        {"cost"},
+        {"cost", "cuda"},
         {"base"},
-        {"cuda"},
         {"onnxruntime", "tensorrt"},
         {"selection", "self_test"},
     ],
@@ -53,8 +52,9 @@ ROWS: dict[str, list[set[str]]] = {
         {"cpu", "cuda_provider", "cuda_operators"},
         {"cuda"},
         {"prepared_graphs"},
+        {"backend"},
     ],
-    "jinaclip/backends/tensorrt": [{"library"}, {"engine"}, {"worker"}, {"session"}, {"plans"}],
+    "jinaclip/backends/tensorrt": [{"library"}, {"engine"}, {"worker"}, {"session"}, {"plans"}, {"backend"}],
     "jinaclip/server": [
         {"errors", "admission"},
         {"queue"},

@@ -17,7 +17,9 @@ import pytest
 
 from jinaclip import ClipModel
 from jinaclip.backends.cuda.gpu import Gpu, device_index, driver_problem, gpu
-from jinaclip.backends.selection import Place, choose_place, choose_precision
+from jinaclip.backends.onnxruntime.backend import OnnxRuntimeCpu
+from jinaclip.backends.selection import choose_backend, choose_precision
+from jinaclip.backends.tensorrt.backend import TensorRtBackend
 from jinaclip.backends.tensorrt.library import Library, load_library, version_of
 from jinaclip.backends.tensorrt.plans import find_plan, gpu_difference
 from jinaclip.bundle.manifest import Bundle
@@ -151,30 +153,30 @@ def test_an_engine_of_a_gpu_is_for_its_like_alone() -> None:
 
 
 def test_a_precision_is_chosen_by_what_is_certified_for_the_engine(bundle: Path, library: Library) -> None:
-    place = Place("tensorrt-rtx", L4, library)
+    backend = TensorRtBackend("tensorrt-rtx", L4, library)
     opened = Bundle(bundle)
-    assert place.precisions(opened, "text") == ("fp16",) and place.device == "cuda"
+    assert backend.precisions(opened, "text") == ("fp16",) and backend.device == "cuda"
     with pytest.raises(BackendError, match=r"runs no fp32 graph of the text tower, and fp16: no certificate; ask for"):
-        choose_precision(opened, "text", place)
+        choose_precision(opened, "text", backend)
     certificate = {
-        "format_version": 1, "precision": "fp16", "session": place.facts(),
-        "towers": {"text": {"graph": place.graph(opened, "text", "fp16"), "verdict": "passed"}},
+        "format_version": 1, "precision": "fp16", "session": backend.facts(),
+        "towers": {"text": {"graph": backend.graph(opened, "text", "fp16"), "verdict": "passed"}},
     }  # fmt: skip
     assert opened.write_note("certificates/fp16-tensorrt-rtx-cuda.json", certificate)
-    assert choose_precision(opened, "text", place).precision == "fp16"
+    assert choose_precision(opened, "text", backend).precision == "fp16"
     for other in (replace(L4, name="NVIDIA L40S"), replace(L4, driver="12.8")):
         with pytest.raises(BackendError, match=r"certificate is of (gpu|driver)"):
-            choose_precision(opened, "text", Place("tensorrt-rtx", other, library))
+            choose_precision(opened, "text", TensorRtBackend("tensorrt-rtx", other, library))
     change(bundle, "text", created="2001")
-    assert choose_precision(opened, "text", place).precision == "fp16"  # the same engine
+    assert choose_precision(opened, "text", backend).precision == "fp16"  # the same engine
     shutil.rmtree(bundle / "engines" / find_plan(opened, "text", library, L4).key)
     with pytest.raises(BackendError, match="has no tensorrt-rtx engine"):
-        choose_precision(opened, "text", place)
+        choose_precision(opened, "text", backend)
 
 
 def test_an_engine_gives_its_own_precision_only(bundle: Path, library: Library) -> None:
     with pytest.raises(BackendMissing, match=r"runs fp16 of this bundle.s text tower, not fp32"):
-        Place("tensorrt-rtx", L4, library).open(Bundle(bundle), "text", "fp32")
+        TensorRtBackend("tensorrt-rtx", L4, library).open(Bundle(bundle), "text", "fp32")
 
 
 @no_gpu
@@ -198,7 +200,7 @@ def test_auto_takes_the_cpu_where_there_is_no_gpu(built: Path) -> None:
         info = model.info()
         assert info["backend_reason"] == "there is no NVIDIA driver here (libcuda.so.1 is not found)"
         assert (info["towers"]["text"]["backend"], info["towers"]["text"]["device"]) == ("onnxruntime", "cpu")
-    assert choose_place(Bundle(built), ("text",), device="cpu") == Place("onnxruntime")
+    assert choose_backend(Bundle(built), ("text",), device="cpu") == OnnxRuntimeCpu()
     with pytest.raises(BackendMissing, match="no NVIDIA driver"):
         gpu(0)
     assert main(["build", str(built), "--backend", "tensorrt"]) == 1

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from jinaclip.bundle.manifest import PRECISION_CLASS, Bundle
 from jinaclip_bench.cases import AUTOTUNED_CASE, CASES, ON_GPU, SUITES, WITHOUT_TORCH
-from jinaclip_bench.places import BACKENDS
+from jinaclip_bench.gpu_backends import BACKENDS
 from jinaclip_bench.tell import tell
 
 if TYPE_CHECKING:
@@ -140,10 +140,10 @@ def _settings(args: argparse.Namespace) -> Settings:
     )  # fmt: skip
     if not on_gpu:
         return settings
-    from jinaclip_bench.places import places_on_gpu
+    from jinaclip_bench.gpu_backends import backends_on_gpu
 
     towers = tuple(dict.fromkeys(CASES[name].tower for name in _wanted(args, bundle)))
-    return replace(settings, places=places_on_gpu(bundle, towers, device, args.backend, tell=tell))
+    return replace(settings, backends=backends_on_gpu(bundle, towers, device, args.backend, tell=tell))
 
 
 def _wanted(args: argparse.Namespace, bundle: Bundle) -> Sequence[str]:

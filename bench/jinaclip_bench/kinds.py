@@ -11,7 +11,7 @@ from functools import partial
 
 import numpy as np
 
-from jinaclip.backends.selection import Place
+from jinaclip.backends.base import Backend
 from jinaclip.backends.self_test import run_self_test
 from jinaclip.model import ClipModel
 from jinaclip.preprocessing.image import preprocess
@@ -40,8 +40,8 @@ def graph(case: Case, settings: Settings, torch: Mapping[str, Embed]) -> Iterato
         inputs = np.stack([preprocess(photo_jpeg(), bundle.preprocessing)] * case.rows)  # [B, S, S, 3]
     with ExitStack() as stack:
         calls = {
-            name: stack.enter_context(_our_graph(settings, case.tower, place, precision))
-            for name, place, precision in settings.ours(case.tower)
+            name: stack.enter_context(_our_graph(settings, case.tower, backend, precision))
+            for name, backend, precision in settings.ours(case.tower)
         }
         # A single row has its launches captured; many rows have no need of it.
         unwanted = [COMPILED if case.rows == 1 else CAPTURED, *([] if case.name == AUTOTUNED_CASE else [AUTOTUNED])]
@@ -142,9 +142,9 @@ USES_TORCH = ("graph", "encode", "mix")  # the kinds that are handed torch's tow
 
 
 @contextmanager
-def _our_graph(settings: Settings, tower: str, place: Place, precision: str) -> Iterator[Embed]:
+def _our_graph(settings: Settings, tower: str, backend: Backend, precision: str) -> Iterator[Embed]:
     bundle = settings.bundle
-    opened, _ = place.open(bundle, tower, precision, threads=settings.threads)
+    opened, _ = backend.open(bundle, tower, precision, threads=settings.threads)
     with closing(opened) as session:
         run_self_test(bundle, tower, precision, session)
 
@@ -184,16 +184,16 @@ def _encoding(texts: Sequence[str], case: Case, settings: Settings, others: Mapp
 
 
 def _models(case: Case, settings: Settings, stack: ExitStack) -> dict[str, ClipModel]:
-    """Our sides, one of each precision and place, closed with the stack."""
+    """Our sides, one of each precision and backend, closed with the stack."""
     tower = case.tower
     return {
         name: stack.enter_context(
             ClipModel(
                 settings.bundle.directory, towers=(tower,), precision={tower: precision}, threads=settings.threads,
-                backend=place.backend, device="cpu" if place.gpu is None else f"cuda:{place.gpu.index}",
+                backend=backend.name, device="cpu" if backend.gpu is None else f"cuda:{backend.gpu.index}",
             )
         )
-        for name, place, precision in settings.ours(tower)
+        for name, backend, precision in settings.ours(tower)
     }  # fmt: skip
 
 

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from jinaclip.backends.selection import Place
+from jinaclip.backends.base import Backend
+from jinaclip.backends.onnxruntime.backend import OnnxRuntimeCpu
 from jinaclip.bundle.manifest import Bundle
 from jinaclip_bench.cases import Case
 from jinaclip_bench.machine import commit, gpu_versions, load, machine_facts, versions
@@ -77,11 +78,11 @@ _PUBLIC_IDS = ("random-small", "random-full", "jinaai/jina-clip-v2")  # another 
 
 
 def run_facts(
-    bundle: Bundle, suite: str | None = None, places: Sequence[Place] = (Place("onnxruntime"),)
+    bundle: Bundle, suite: str | None = None, backends: Sequence[Backend] = (OnnxRuntimeCpu(),)
 ) -> dict[str, Any]:
     """The fields that all lines of a run share."""
-    gpu = places[0].gpu
-    libraries = {place.backend: place.library.version for place in places if place.library is not None}
+    gpu = backends[0].gpu
+    libraries = {b.name: b.facts()["version"] for b in backends if b.name != OnnxRuntimeCpu.name}
     model_id = bundle.model.get("id")
     return {
         "schema": SCHEMA,

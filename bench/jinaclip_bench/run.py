@@ -39,10 +39,10 @@ def run_cases(names: Iterable[str], settings: Settings, write: Write) -> None:
             settings.bundle.graph(case.tower, precision)
         if case.kind != "preprocess" and not any(settings.ours(case.tower)):
             raise BenchError(
-                f"{settings.places[0].backend} runs no graph of the {case.tower} tower in "
+                f"{settings.backends[0].name} runs no graph of the {case.tower} tower in "
                 f"{', '.join(settings.precisions)}; leave --precision or --backend out"
             )
-    facts = run_facts(settings.bundle, settings.suite, settings.places)
+    facts = run_facts(settings.bundle, settings.suite, settings.backends)
     for (tower, uses_torch), group in groupby(cases, key=lambda case: (case.tower, case.kind in USES_TORCH)):
         _run_group(list(group), tower if uses_torch else None, settings, facts, write)
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from jinaclip.backends.base import Backend
 from jinaclip.backends.cuda.gpu import Gpu
-from jinaclip.backends.selection import Place
+from jinaclip.backends.onnxruntime.backend import OnnxRuntimeCpu
 from jinaclip.bundle.manifest import Bundle
 from jinaclip_bench.cases import Case
 from jinaclip_bench.measure import Side, ours
@@ -29,7 +30,7 @@ class Settings:
         precisions: of the bundle's graphs: one side of ours for each, in every place that can run it.
         fused: the graph of both towers, where it is measured (jinaclip_bench.fused).
         suite: for the records; None where cases were named one by one.
-        places: where our sides run: the CPU, or one GPU with one backend or several.
+        backends: of our sides: one on the CPU, or one or several on one GPU.
         max_autotune: on a GPU, torch also runs images with products that were chosen by timing.
     """
 
@@ -40,22 +41,22 @@ class Settings:
     precisions: tuple[str, ...] = ("fp32",)
     fused: Path | None = None
     suite: str | None = None
-    places: tuple[Place, ...] = (Place("onnxruntime"),)
+    backends: tuple[Backend, ...] = (OnnxRuntimeCpu(),)
     max_autotune: bool = False
 
     @property
     def gpu(self) -> Gpu | None:
         """The GPU that is measured; None for the CPU."""
-        return self.places[0].gpu
+        return self.backends[0].gpu
 
-    def ours(self, tower: str) -> Iterator[tuple[str, Place, str]]:
-        """Our sides: name, place, precision."""
-        for place in self.places:
+    def ours(self, tower: str) -> Iterator[tuple[str, Backend, str]]:
+        """Our sides: name, backend, precision."""
+        for backend in self.backends:
             for precision in self.precisions:
-                if place.gpu is None:
-                    yield ours(precision), place, precision
-                elif precision in place.precisions(self.bundle, tower):
-                    yield ours(precision, place.backend), place, precision
+                if backend.gpu is None:
+                    yield ours(precision), backend, precision
+                elif precision in backend.precisions(self.bundle, tower):
+                    yield ours(precision, backend.name), backend, precision
 
 
 @dataclass(frozen=True)

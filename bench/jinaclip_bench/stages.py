@@ -43,14 +43,14 @@ def stages(case: Case, settings: Settings, torch: Mapping[str, Embed]) -> Iterat
     inputs = read()
     sides, first_calls = {}, {}
     with ExitStack() as stack:
-        for name, place, precision in settings.ours(tower):
-            opened, _ = place.open(bundle, tower, precision, threads=settings.threads)
+        for name, backend, precision in settings.ours(tower):
+            opened, _ = backend.open(bundle, tower, precision, threads=settings.threads)
             session = stack.enter_context(closing(opened))
             start = time.perf_counter()
             session.run(feed(bundle, tower, inputs))
             first_calls[name] = time.perf_counter() - start
             run_self_test(bundle, tower, precision, session, tokenizer=tokenizer)
-            on_gpu = place.gpu is not None
+            on_gpu = backend.gpu is not None
             sides[name] = partial(_one_call, session, read, tower, partial(feed, bundle, tower), on_gpu)
         yield Opened(
             sides=sides,

@@ -15,8 +15,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jinaclip.backends.base import Backend
+from jinaclip.backends.onnxruntime.backend import OnnxRuntimeCpu, OnnxRuntimeCuda
 from jinaclip.backends.onnxruntime.cuda_provider import cuda_problem
-from jinaclip.backends.selection import BACKENDS, Place, choose_place
+from jinaclip.backends.selection import BACKENDS, choose_backend
 from jinaclip.bundle.certificates import note_name
 from jinaclip.bundle.manifest import PRECISION_CLASS, TOWERS, Bundle
 from jinaclip.cli.arguments import words_of
@@ -59,15 +61,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     bundle = Bundle(args.bundle, args.cache)
     towers = args.towers or tuple(bundle.towers)
-    place = choose_place(bundle, towers, backend=args.backend, device=args.device, precision=_one_precision(args))
+    backend = choose_backend(bundle, towers, backend=args.backend, device=args.device, precision=_one_precision(args))
     precisions = args.precision or tuple(
-        p for p in PRECISION_CLASS if any(p in place.precisions(bundle, t) for t in towers)
+        p for p in PRECISION_CLASS if any(p in backend.precisions(bundle, t) for t in towers)
     )
     _check(args, bundle, towers, precisions)
     draw = _plotter(args, precisions)
     against = _against(args, bundle)
     inputs = {tower: TowerInputs(bundle, tower, _items(args, tower)) for tower in towers}
-    reference = place if place.library is None else Place("onnxruntime", None if cuda_problem() else place.gpu)
+    reference = _fp32_backend(backend)
     fp32 = {tower: run_graph(inputs[tower], "fp32", reference, args.threads) for tower in towers}
     measured: list[Measured] = []
     certificates: list[dict[str, Any]] = []
@@ -76,14 +78,14 @@ def run(args: argparse.Namespace) -> int:
             measured.append(against(inputs, fp32))
         else:
             found = {
-                t: try_graph(inputs[t], precision, place, args.threads)
+                t: try_graph(inputs[t], precision, backend, args.threads)
                 for t in towers
-                if precision in place.precisions(bundle, t)
+                if precision in backend.precisions(bundle, t)
             }
             measured.append(Measured(precision, found, {tower: vectors.alone for tower, vectors in fp32.items()}))
-        session = _session_of(measured[-1], place)
-        certificates.append(certificate(bundle, measured[-1], inputs, place, session))
-        whole = with_other_towers(certificates[-1], bundle, place)
+        session = _session_of(measured[-1], backend)
+        certificates.append(certificate(bundle, measured[-1], inputs, backend, session))
+        whole = with_other_towers(certificates[-1], bundle, backend)
         if not bundle.write_note(note_name(precision, session), whole):
             raise BundleError(f"the {precision} certificate cannot be written beside {args.bundle}: is the disk full?")
     print(render(certificates), file=sys.stderr)
@@ -103,10 +105,17 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _session_of(measured: Measured, place: Place) -> Mapping[str, Any]:
+def _session_of(measured: Measured, backend: Backend) -> Mapping[str, Any]:
     """What ran a precision; where nothing could be run, what would have."""
     ran = (vectors.session for vectors in measured.found.values() if isinstance(vectors, Vectors))
-    return next(ran, place.facts())
+    return next(ran, backend.facts())
+
+
+def _fp32_backend(backend: Backend) -> Backend:
+    """What computes the reference of other precisions: the same device, if ONNX Runtime can use it."""
+    if backend.name == OnnxRuntimeCpu.name or backend.gpu is None:
+        return backend
+    return OnnxRuntimeCpu() if cuda_problem() else OnnxRuntimeCuda(backend.gpu)
 
 
 def _one_precision(args: argparse.Namespace) -> Mapping[str, str]:

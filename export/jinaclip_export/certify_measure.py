@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from jinaclip.backends.selection import Place
+from jinaclip.backends.base import Backend
 from jinaclip.bundle.certificates import FORMAT_VERSION, note_name, verdict_of
 from jinaclip.bundle.manifest import Bundle
 from jinaclip.encoders import ENCODERS, Encoder, TextEncoder
@@ -105,15 +105,15 @@ class TowerInputs:
         return np.concatenate([row, noise])
 
 
-def run_graph(inputs: TowerInputs, precision: str, place: Place, threads: int | None) -> Vectors:
-    """Every vector that a certificate needs of one graph, run at a place.
+def run_graph(inputs: TowerInputs, precision: str, backend: Backend, threads: int | None) -> Vectors:
+    """Every vector that a certificate needs of one graph, run by a backend.
 
     Raises:
         BackendError: the graph fails its self-test, or returned NaN or infinity.
         InputError: an item cannot be used.
     """
     bundle, tower = inputs.bundle, inputs.tower
-    session, _ = place.open(bundle, tower, precision, threads=threads)
+    session, _ = backend.open(bundle, tower, precision, threads=threads)
     try:
         encoder = ENCODERS[tower](bundle, precision, session)
         encoder.check(always=True)
@@ -152,10 +152,10 @@ def _first_row(encoder: Encoder, batch: np.ndarray) -> np.ndarray:
     return row
 
 
-def try_graph(inputs: TowerInputs, precision: str, place: Place, threads: int | None) -> Vectors | str:
+def try_graph(inputs: TowerInputs, precision: str, backend: Backend, threads: int | None) -> Vectors | str:
     """`run_graph`, or why this graph returns nothing that could be measured."""
     try:
-        return run_graph(inputs, precision, place, threads)
+        return run_graph(inputs, precision, backend, threads)
     except (BackendMissing, EngineMismatch):
         raise
     except BackendError as error:
@@ -163,18 +163,18 @@ def try_graph(inputs: TowerInputs, precision: str, place: Place, threads: int | 
 
 
 def certificate(
-    bundle: Bundle, measured: Measured, inputs: Mapping[str, TowerInputs], place: Place, session: Mapping[str, Any]
+    bundle: Bundle, measured: Measured, inputs: Mapping[str, TowerInputs], backend: Backend, session: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The certificate of one precision; docs/bundle.md has its fields.
 
     Args:
-        place: where the graphs ran.
+        backend: that ran the graphs.
         session: what ran them.
     """
     towers = {}
     for tower, vectors in measured.found.items():
         entry: dict[str, Any] = {
-            "graph": place.graph(bundle, tower, measured.precision),
+            "graph": backend.graph(bundle, tower, measured.precision),
             "items": len(inputs[tower]),
             "source": inputs[tower].items.source,
         }
@@ -212,7 +212,7 @@ def _numbers(bundle: Bundle, measured: Measured, tower: str, vectors: Vectors) -
     return numbers
 
 
-def with_other_towers(fresh: dict[str, Any], bundle: Bundle, place: Place) -> dict[str, Any]:
+def with_other_towers(fresh: dict[str, Any], bundle: Bundle, backend: Backend) -> dict[str, Any]:
     """A certificate, with what the one it replaces says of towers that were not measured this time."""
     old = bundle.read_note(note_name(fresh["precision"], fresh["session"])) or {}
     session, towers = old.get("session"), old.get("towers")
@@ -220,7 +220,7 @@ def with_other_towers(fresh: dict[str, Any], bundle: Bundle, place: Place) -> di
         old.get("format_version") != FORMAT_VERSION
         or not isinstance(session, dict)
         or not isinstance(towers, dict)
-        or any(session.get(name) != value for name, value in place.facts().items())
+        or any(session.get(name) != value for name, value in backend.facts().items())
     ):
         return fresh
     kept = {
@@ -230,15 +230,15 @@ def with_other_towers(fresh: dict[str, Any], bundle: Bundle, place: Place) -> di
         and tower not in fresh["towers"]
         and fresh["precision"] in bundle.tower(tower).graphs
         and isinstance(entry, dict)
-        and entry.get("graph") == _graph_now(bundle, tower, fresh["precision"], place)
+        and entry.get("graph") == _graph_now(bundle, tower, fresh["precision"], backend)
     }
     whole = fresh | {"towers": fresh["towers"] | kept}
     return whole | {"passed": all(entry.get("verdict") == "passed" for entry in whole["towers"].values())}
 
 
-def _graph_now(bundle: Bundle, tower: str, precision: str, place: Place) -> str | None:
+def _graph_now(bundle: Bundle, tower: str, precision: str, backend: Backend) -> str | None:
     """What would run, or None where there is no engine."""
     try:
-        return place.graph(bundle, tower, precision)
+        return backend.graph(bundle, tower, precision)
     except BackendError:
         return None

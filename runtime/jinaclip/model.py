@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 from PIL import Image
 
-from jinaclip.backends.selection import asked_precision, choose_place, on_cpu, resolve_precision
+from jinaclip.backends.selection import asked_precision, choose_backend, on_cpu, resolve_precision
 from jinaclip.bundle.manifest import TOWERS, Bundle
 from jinaclip.embeddings import check_dim, truncate
 from jinaclip.encoders import ENCODERS, ImageEncoder, TextEncoder
@@ -67,17 +67,17 @@ class ClipModel:
         if tuple(towers) == TOWERS:
             towers = [tower for tower in TOWERS if tower in self.bundle.towers]
         asked = asked_precision(precision)
-        self._place = choose_place(self.bundle, towers, backend=backend, device=device, precision=asked)
-        self._precision, self._precision_reason = resolve_precision(asked, self.bundle, towers, self._place)
+        self._backend = choose_backend(self.bundle, towers, backend=backend, device=device, precision=asked)
+        self._precision, self._precision_reason = resolve_precision(asked, self.bundle, towers, self._backend)
         self.encoders: dict[str, TextEncoder | ImageEncoder] = {}
         self._graph: dict[str, str] = {}
         try:
             self._open(towers, threads, always=self_test == "always")
         except BackendError as error:
-            if device != "auto" or self._place.gpu is None or isinstance(error, SelfTestFailed):
+            if device != "auto" or self._backend.gpu is None or isinstance(error, SelfTestFailed):
                 raise
-            self._place = on_cpu(str(error))
-            self._precision, self._precision_reason = resolve_precision(asked, self.bundle, towers, self._place)
+            self._backend = on_cpu(str(error))
+            self._precision, self._precision_reason = resolve_precision(asked, self.bundle, towers, self._backend)
             self._open(towers, threads, always=self_test == "always")
 
     def _open(self, towers: Sequence[str], threads: int | None, *, always: bool) -> None:
@@ -85,7 +85,7 @@ class ClipModel:
         try:
             for tower in towers:
                 precision = self._precision[tower]
-                session, self._graph[tower] = self._place.open(self.bundle, tower, precision, threads=threads)
+                session, self._graph[tower] = self._backend.open(self.bundle, tower, precision, threads=threads)
                 try:
                     self.encoders[tower] = ENCODERS[tower](self.bundle, precision, session)
                 except BaseException:
@@ -257,7 +257,7 @@ class ClipModel:
             "max_tokens": self.max_tokens,
             "tasks": list(self.tasks),
             "logit_scale": self.logit_scale,
-            "backend_reason": self._place.reason,
+            "backend_reason": self._backend.reason,
             "towers": {
                 tower: {
                     "precision": self._precision[tower],

@@ -9,12 +9,14 @@ import ctypes
 import os
 import weakref
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 
 from jinaclip.backends.cost import RunCost
-from jinaclip.errors import BackendError
+from jinaclip.backends.cuda.gpu import Gpu
+from jinaclip.bundle.manifest import Bundle
+from jinaclip.errors import BackendError, BackendMissing
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -46,6 +48,85 @@ class Session(Protocol):
 
     def close(self) -> None:
         """Free the graph; running it afterwards is an error."""
+
+
+class Backend(Protocol):
+    """What runs the graphs of a bundle: a library on a device. A new one is a class in a file of its own, and a line in
+    selection.py.
+    """
+
+    @property
+    def name(self) -> str:
+        """As `ClipModel(backend=…)` takes it."""
+
+    @property
+    def device(self) -> str:
+        """ "cpu" or "cuda", for certificates: whichever GPU of its kind."""
+
+    @property
+    def gpu(self) -> Gpu | None:
+        """The GPU; None for the CPU."""
+
+    @property
+    def reason(self) -> str:
+        """Why it was chosen, in words."""
+
+    def facts(self) -> dict[str, Any]:
+        """What decides a graph's numbers here, known before one is opened: part of every session's `describe()`."""
+
+    def precisions(self, bundle: Bundle, tower: str) -> tuple[str, ...]:
+        """Precisions of the bundle's graphs of a tower that it can run."""
+
+    def open(self, bundle: Bundle, tower: str, precision: str, *, threads: int | None = None) -> tuple[Session, str]:
+        """A session of a tower, and which graph or engine it is, in words.
+
+        Args:
+            threads: cores for one run on the CPU; None takes what this process may use.
+
+        Raises:
+            BundleError: the bundle lacks the precision.
+            BackendMissing, EngineMismatch: there is no engine that fits; says how to build one.
+        """
+
+    def graph(self, bundle: Bundle, tower: str, precision: str) -> str:
+        """Identity of what would be opened: the bundle's graph, and what was made of it."""
+
+
+class GpuBackend(Backend, Protocol):
+    """A backend for GPUs, as selection.py asks for it."""
+
+    @classmethod
+    def on(cls, name: str, gpu: Gpu) -> Self:
+        """The backend that was asked for by name.
+
+        Raises:
+            BackendMissing: it cannot be used here; says what is missing.
+        """
+
+    @classmethod
+    def fitting(
+        cls, name: str, gpu: Gpu, bundle: Bundle, towers: Sequence[str], precision: Mapping[str, str]
+    ) -> Self | str | None:
+        """For "auto": the backend, if it can run these towers; else why not, in words, or None where the bundle has
+        nothing for it.
+
+        Args:
+            precision: by tower, what was asked for; "auto" or a missing one leaves it open.
+        """
+
+
+def require_precision(backend: Backend, bundle: Bundle, tower: str, precision: str) -> None:
+    """Refuse a precision that the bundle lacks or the backend does not run.
+
+    Raises:
+        BundleError, BackendMissing: lists what there is.
+    """
+    bundle.graph(tower, precision)
+    if precision not in (possible := backend.precisions(bundle, tower)):
+        raise BackendMissing(
+            f"{backend.name} on {backend.device} runs {' and '.join(possible) or 'nothing'} of this bundle's {tower} "
+            f"tower, not {precision}: engines are made of fp16 graphs, int8 graphs for CPUs"
+        )
 
 
 def require_open(process: int, handle: object) -> None:

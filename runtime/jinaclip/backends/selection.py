@@ -10,96 +10,41 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from jinaclip.backends.base import Session
-from jinaclip.backends.cuda.gpu import Gpu, device_index, driver_problem, gpu
-from jinaclip.backends.onnxruntime.cpu import onnxruntime_facts
-from jinaclip.backends.onnxruntime.cuda import onnxruntime_cuda_facts
-from jinaclip.backends.onnxruntime.cuda_provider import cuda_problem, has_cuda_provider
-from jinaclip.backends.onnxruntime.prepared_graphs import open_graph, running_graph
-from jinaclip.backends.tensorrt.library import BACKENDS as TENSORRT_BACKENDS
-from jinaclip.backends.tensorrt.library import Library, load_library
-from jinaclip.backends.tensorrt.plans import PRECISION, find_plan, open_plan
-from jinaclip.backends.tensorrt.session import tensorrt_facts
+from jinaclip.backends.base import Backend, GpuBackend
+from jinaclip.backends.cuda.gpu import device_index, driver_problem, gpu
+from jinaclip.backends.onnxruntime.backend import OnnxRuntimeCpu, OnnxRuntimeCuda
+from jinaclip.backends.onnxruntime.cuda_provider import has_cuda_provider
+from jinaclip.backends.tensorrt.backend import TensorRtBackend
 from jinaclip.bundle.certificates import FORMAT_VERSION, note_name
-from jinaclip.bundle.engines import engines_of
 from jinaclip.bundle.manifest import PRECISION_CLASS, TOWERS, Bundle
 from jinaclip.errors import BackendError, BackendMissing, InputError
 
 logger = logging.getLogger("jinaclip")
-BACKENDS = ("auto", "onnxruntime", *TENSORRT_BACKENDS)
+
+# Backends for GPUs, in the order in which "auto" tries them.
+GPU_BACKENDS: dict[str, type[GpuBackend]] = {
+    "tensorrt": TensorRtBackend,
+    "tensorrt-rtx": TensorRtBackend,
+    "onnxruntime": OnnxRuntimeCuda,
+}
+BACKENDS = ("auto", *sorted(GPU_BACKENDS))
+
+
 PRECISIONS = ("auto", *PRECISION_CLASS)
+
+
 # What "auto" considers before fp32, fastest first, by device. fp16 is no faster on a CPU, int8 has no GPU kernels here.
 FASTER = {"cpu": ("int8",), "cuda": ("fp16",)}
 
 
-@dataclass(frozen=True)
-class Place:
-    """A backend on a device.
-
-    Attributes:
-        backend: of BACKENDS, not "auto".
-        gpu: the device; None for the CPU.
-        library: of a TensorRT backend.
-        reason: why it is this one, in words.
-    """
-
-    backend: str
-    gpu: Gpu | None = None
-    library: Library | None = None
-    reason: str = "asked for"
-
-    @property
-    def device(self) -> str:
-        """ "cpu" or "cuda", for certificates: whichever GPU of its kind."""
-        return "cpu" if self.gpu is None else "cuda"
-
-    def facts(self) -> dict[str, Any]:
-        """What decides a graph's numbers here, known before one is opened: part of every session's `describe()`."""
-        if self.gpu is None:
-            return onnxruntime_facts()
-        return onnxruntime_cuda_facts(self.gpu) if self.library is None else tensorrt_facts(self.library, self.gpu)
-
-    def precisions(self, bundle: Bundle, tower: str) -> tuple[str, ...]:
-        """What it can run of a tower: TensorRT engines are made of fp16 graphs, int8 graphs for CPUs."""
-        graphs = tuple(bundle.tower(tower).graphs)
-        if self.gpu is None:
-            return graphs
-        return tuple(p for p in graphs if p == PRECISION or (self.library is None and p != "int8"))
-
-    def open(self, bundle: Bundle, tower: str, precision: str, *, threads: int | None = None) -> tuple[Session, str]:
-        """A session of a tower, and which graph or engine it is, in words.
-
-        Raises:
-            BundleError: the bundle lacks the precision.
-            BackendMissing, EngineMismatch: there is no engine that fits; says how to build one.
-        """
-        bundle.graph(tower, precision)
-        if precision not in (possible := self.precisions(bundle, tower)):
-            raise BackendMissing(
-                f"{self.backend} on {self.device} runs {' and '.join(possible) or 'nothing'} of this bundle's {tower} "
-                f"tower, not {precision}: engines are made of fp16 graphs, int8 graphs for CPUs"
-            )
-        if self.library is None or self.gpu is None:
-            return open_graph(bundle, tower, precision, gpu=self.gpu, threads=threads)
-        session = open_plan(bundle, tower, self.library, self.gpu)
-        return session, f"engine {session.key}"
-
-    def graph(self, bundle: Bundle, tower: str, precision: str) -> str:
-        """Identity of what would be opened: the bundle's graph, and what was made of it."""
-        if self.library is None or self.gpu is None:
-            return running_graph(bundle, tower, precision, self.gpu)
-        plan = find_plan(bundle, tower, self.library, self.gpu, hashes=False)
-        return f"{bundle.graph_identity(tower, precision)} {plan.key}"
-
-
-def choose_place(
+def choose_backend(
     bundle: Bundle, towers: Sequence[str], *, backend: str = "auto", device: str = "auto",
     precision: Mapping[str, str] | None = None,
-) -> Place:  # fmt: skip
-    """The backend and device that stand for what was asked.
+) -> Backend:  # fmt: skip
+    """The backend that stands for what was asked.
 
     Args:
         towers: that will be opened.
@@ -114,61 +59,43 @@ def choose_place(
     if backend not in BACKENDS:
         raise InputError(f"backend is {backend!r}, expected one of {', '.join(BACKENDS)}")
     index = 0 if device in ("auto", "cpu") else device_index(device)
-    if backend in TENSORRT_BACKENDS:
+    if backend not in ("auto", OnnxRuntimeCpu.name):  # one that runs on GPUs alone
         if device == "cpu":
             raise BackendMissing(f"{backend} runs on NVIDIA GPUs, not on device 'cpu'; use onnxruntime there")
-        return Place(backend, gpu(index), load_library(backend))
+        return GPU_BACKENDS[backend].on(backend, gpu(index))
     if device == "cpu":
-        return Place("onnxruntime")
+        return OnnxRuntimeCpu()
     if device == "auto" and "int8" in [(precision or {}).get(tower) for tower in towers]:
-        return Place("onnxruntime", reason="int8 graphs are made for CPUs")
+        return OnnxRuntimeCpu("int8 graphs are made for CPUs")
     if device == "auto" and (problem := driver_problem()):
         # A warning only where the package for GPUs was installed on purpose.
-        return on_cpu(problem) if has_cuda_provider() else Place("onnxruntime", reason=problem)
+        return on_cpu(problem) if has_cuda_provider() else OnnxRuntimeCpu(problem)
     found = gpu(index)
-    refused = []
-    if backend == "auto":
-        for name in TENSORRT_BACKENDS:
-            place, problem = _engines(bundle, towers, name, found, precision or {})
-            if place is not None:
-                return place
-            refused += [problem] if problem else []
-    problem = cuda_problem(found)
-    if problem is None:
-        chosen = "asked for" if device != "auto" else f"there is {found}"
-        return Place("onnxruntime", found, reason="; ".join([chosen, *refused]))
+    problems: list[str] = []
+    for name in GPU_BACKENDS if backend == "auto" else (backend,):
+        fitting = GPU_BACKENDS[name].fitting(name, found, bundle, towers, precision or {})
+        if isinstance(fitting, OnnxRuntimeCuda):
+            reason = "asked for" if device != "auto" else fitting.reason
+            return replace(fitting, reason="; ".join([reason, *problems]))
+        if fitting is not None and not isinstance(fitting, str):
+            return fitting
+        problems += [fitting] if fitting else []
+    problems = problems[-1:] + problems[:-1]  # ONNX Runtime's first: it is what every bundle could run on
     if device != "auto":
-        raise BackendMissing("; ".join([f"device {device!r}: {problem}", *refused]))
-    return on_cpu("; ".join([problem, *refused]))
+        raise BackendMissing("; ".join([f"device {device!r}: {problems[0]}", *problems[1:]]))
+    return on_cpu("; ".join(problems))
 
 
-def on_cpu(problem: str) -> Place:
+def on_cpu(problem: str) -> Backend:
     """The CPU in place of a GPU that "auto" cannot use; says so once for each reason."""
     kind = re.sub(r"\d+", "", problem)  # free memory differs from time to time
     if kind not in _told:
         _told.add(kind)
         logger.warning("device='auto' takes the CPU: %s", problem)
-    return Place("onnxruntime", reason=problem)
+    return OnnxRuntimeCpu(problem)
 
 
 _told: set[str] = set()  # kinds of problem that were warned of
-
-
-def _engines(
-    bundle: Bundle, towers: Sequence[str], backend: str, device: Gpu, precision: Mapping[str, str]
-) -> tuple[Place | None, str | None]:
-    """The place of engines of all towers that fit this GPU; or None, and why not where there are some."""
-    if any(precision.get(tower, "auto") not in ("auto", PRECISION) for tower in towers):
-        return None, None
-    if not all(any(True for _ in engines_of(bundle, tower, PRECISION, backend)) for tower in towers):
-        return None, None
-    try:
-        library = load_library(backend)
-        for tower in towers:
-            find_plan(bundle, tower, library, device, hashes=False)
-    except BackendError as error:
-        return None, str(error)
-    return Place(backend, device, library, f"engines built for {device}"), None
 
 
 @dataclass(frozen=True)
@@ -187,29 +114,29 @@ class Choice:
     lapsed: bool = False
 
 
-def choose_precision(bundle: Bundle, tower: str, place: Place) -> Choice:
+def choose_precision(bundle: Bundle, tower: str, backend: Backend) -> Choice:
     """The precision that "auto" stands for.
 
     Args:
-        place: what would run the graph. A certificate holds where its `facts` are the same: other kernels round
+        backend: what would run the graph. A certificate holds where its `facts` are the same: other kernels round
             differently.
 
     Raises:
-        BackendError: the place runs no fp32 graph, and nothing else is certified.
+        BackendError: the backend runs no fp32 graph, and nothing else is certified.
     """
     reason, lapsed = "the bundle has no faster graph", False
-    facts, possible = place.facts(), place.precisions(bundle, tower)
-    for precision in FASTER.get(place.device, ()):
+    facts, possible = backend.facts(), backend.precisions(bundle, tower)
+    for precision in FASTER.get(backend.device, ()):
         if precision in possible:
             certificate = bundle.read_note(note_name(precision, facts))
-            problem = _objection(certificate, bundle, tower, precision, place)
+            problem = _objection(certificate, bundle, tower, precision, backend)
             if problem is None:
                 return Choice(precision, f"the {precision} certificate passed")
             reason = f"{precision}: {problem}"
             lapsed = _passed(certificate, tower)
     if "fp32" not in possible:
         raise BackendError(
-            f"precision 'auto': {place.backend} runs no fp32 graph of the {tower} tower, and {reason}; ask for "
+            f"precision 'auto': {backend.name} runs no fp32 graph of the {tower} tower, and {reason}; ask for "
             "precision='fp16', or run `jinaclip certify` with this backend first"
         )
     return Choice("fp32", reason, lapsed)
@@ -223,7 +150,7 @@ def _passed(certificate: Mapping[str, Any] | None, tower: str) -> bool:
 
 
 def _objection(
-    certificate: Mapping[str, Any] | None, bundle: Bundle, tower: str, precision: str, place: Place
+    certificate: Mapping[str, Any] | None, bundle: Bundle, tower: str, precision: str, backend: Backend
 ) -> str | None:
     """Why a certificate does not speak for this graph here; None if it does."""
     if certificate is None:
@@ -233,13 +160,13 @@ def _objection(
     session, towers = certificate.get("session"), certificate.get("towers")
     if not isinstance(session, dict) or not isinstance(towers, dict) or certificate.get("precision") != precision:
         return "certificate is not as the format says"
-    for name, value in place.facts().items():
+    for name, value in backend.facts().items():
         if session.get(name) != value:
             return f"certificate is of {name} {session.get(name)!r:.80}, this is {value!r}"
     measured = towers.get(tower)
     if not isinstance(measured, dict):
         return f"certificate does not cover the {tower} tower"
-    if measured.get("graph") != place.graph(bundle, tower, precision):
+    if measured.get("graph") != backend.graph(bundle, tower, precision):
         return "certificate is of another graph; run `jinaclip certify` after `jinaclip build`"
     if measured.get("verdict") != "passed":
         return f"certificate's verdict is {measured.get('verdict')!r:.40}"
@@ -258,7 +185,7 @@ def asked_precision(asked: str | Mapping[str, str]) -> dict[str, str]:
 
 
 def resolve_precision(
-    by_tower: Mapping[str, str], bundle: Bundle, towers: Sequence[str], place: Place
+    by_tower: Mapping[str, str], bundle: Bundle, towers: Sequence[str], backend: Backend
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Precision of every tower of the bundle, and why it is that one.
 
@@ -270,7 +197,7 @@ def resolve_precision(
         precision, reason = by_tower.get(tower, "auto"), "asked for"
         if precision == "auto":
             try:
-                choice = choose_precision(bundle, tower, place)
+                choice = choose_precision(bundle, tower, backend)
             except BackendError:
                 if tower in towers:
                     raise

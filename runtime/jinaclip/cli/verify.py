@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from jinaclip.backends.selection import BACKENDS, choose_place
+from jinaclip.backends.selection import BACKENDS, choose_backend
 from jinaclip.bundle.manifest import Bundle
 from jinaclip.model import ClipModel
 from jinaclip.terminal import say
@@ -25,14 +25,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     bundle = Bundle(args.bundle, args.cache)
     device = "cpu" if (args.backend, args.device) == ("onnxruntime", "auto") else args.device
-    place = choose_place(bundle, tuple(bundle.towers), backend=args.backend, device=device)
+    backend = choose_backend(bundle, tuple(bundle.towers), backend=args.backend, device=device)
     bundle.verify_hashes(lambda name: say(f"sha256 {name}"))
     results = []
     for tower in bundle.towers:
-        for precision in place.precisions(bundle, tower):
+        for precision in backend.precisions(bundle, tower):
             say(f"self-test {tower} {precision}")
             with ClipModel(
-                args.bundle, backend=place.backend, device=device, towers=(tower,), precision={tower: precision},
+                args.bundle, backend=backend.name, device=device, towers=(tower,), precision={tower: precision},
                 threads=args.threads, cache_dir=args.cache, self_test="always",
             ) as model:  # fmt: skip
                 test = model.info()["towers"][tower]

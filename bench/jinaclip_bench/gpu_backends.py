@@ -1,22 +1,23 @@
-"""Where our sides run on a GPU: with every backend that can, or with the one that was asked for."""
+"""The backends of our sides on a GPU: every one that can run, or the one that was asked for."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from jinaclip.backends.base import Backend
+from jinaclip.backends.onnxruntime.backend import OnnxRuntimeCpu
 from jinaclip.backends.selection import BACKENDS as KNOWN
-from jinaclip.backends.selection import Place, choose_place
-from jinaclip.backends.tensorrt.plans import find_plan
+from jinaclip.backends.selection import choose_backend
 from jinaclip.bundle.manifest import Bundle
 from jinaclip.errors import BackendError, BackendMissing
 
 BACKENDS = KNOWN[1:]  # without "auto"
 
 
-def places_on_gpu(
+def backends_on_gpu(
     bundle: Bundle, towers: Sequence[str], device: str, backend: str | None, *, tell: Callable[[str], None]
-) -> tuple[Place, ...]:
-    """The places of our sides, at least one.
+) -> tuple[Backend, ...]:
+    """The backends of our sides, at least one.
 
     Args:
         towers: that are measured.
@@ -26,21 +27,22 @@ def places_on_gpu(
     Raises:
         BackendMissing, EngineMismatch: what was asked for cannot run, or nothing can; says what is missing.
     """
-    places, problems = [], []
+    backends: list[Backend] = []
+    problems = []
     for name in BACKENDS if backend is None else (backend,):
         try:
-            place = choose_place(bundle, towers, backend=name, device=device)
-            if place.library is not None and place.gpu is not None:
+            found = choose_backend(bundle, towers, backend=name, device=device)
+            if name != OnnxRuntimeCpu.name:  # there must be engines
                 for tower in towers:
-                    find_plan(bundle, tower, place.library, place.gpu, hashes=False)
+                    found.graph(bundle, tower, "fp16")
         except BackendError as error:
             if backend is not None:
                 raise
             problems.append(f"{name} is left out: {error}")
         else:
-            places.append(place)
-    if not places:
+            backends.append(found)
+    if not backends:
         raise BackendMissing("; ".join(problems))
     for problem in problems:
         tell(problem)
-    return tuple(places)
+    return tuple(backends)
