@@ -111,7 +111,8 @@ def _encoded(source: Any, allow_urls: bool) -> BinaryIO:
     if isinstance(source, bytes | bytearray | memoryview):
         return BytesIO(source)
     if isinstance(source, str) and source[:5].lower() == "data:":
-        return BytesIO(_decode_uri(source))
+        payload, is_base64 = split_data_uri(source)
+        return BytesIO(decode_base64(payload) if is_base64 else unquote_to_bytes(payload))
     if isinstance(source, str) and source[:8].lower().startswith(("http://", "https://")):
         if not allow_urls:
             raise InputError("URLs are not fetched; download it first, or pass allow_urls=True")
@@ -126,14 +127,25 @@ def _encoded(source: Any, allow_urls: bool) -> BinaryIO:
     return BytesIO(content)
 
 
-def _decode_uri(uri: str) -> bytes:
+def split_data_uri(uri: str) -> tuple[str, bool]:
+    """The payload of a data: URI, percent-encoded as it is, and whether it is base64.
+
+    Raises:
+        InputError: it has none.
+    """
     head, comma, payload = uri.partition(",")
     if not comma:
         raise InputError("no comma; expected data:[type][;base64],content")
-    content = unquote_to_bytes(payload)
-    if not head.lower().endswith(";base64"):
-        return content
-    content = b"".join(content.split())  # white space and missing padding are forgiven, as in browsers
+    return payload, head.lower().endswith(";base64")
+
+
+def decode_base64(payload: str) -> bytes:
+    """Content of percent-encoded base64; white space and missing padding are accepted, as in browsers.
+
+    Raises:
+        ValueError: it holds other characters.
+    """
+    content = b"".join(unquote_to_bytes(payload).split())
     return base64.b64decode(content + b"=" * (-len(content) % 4), validate=True)
 
 

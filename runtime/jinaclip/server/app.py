@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -24,7 +23,7 @@ from jinaclip.server.errors import Problem
 from jinaclip.server.metrics import Metrics
 from jinaclip.server.middleware import Handling
 from jinaclip.server.openapi import description, page
-from jinaclip.server.service import Prepared, Service, cancelled_with
+from jinaclip.server.service import Embedded, Service, cancelled_with
 
 
 @dataclass(frozen=True)
@@ -100,50 +99,22 @@ class Server:
         async with self._working(request) as body:
             wanted = rank_request(body, self.rules)
             asked = wanted.asked
-            with self.service.accepted([*wanted.texts, *wanted.images]):
-                prepare = partial(self.service.prepare, task=asked.task, truncate=asked.truncate)
-                texts, images = await asyncio.gather(prepare(wanted.texts, "texts"), prepare(wanted.images, "images"))
-                items = [_usable(item) for item in (*texts, *images)]
-                vectors = await self._vectors(items, ["texts"] * len(texts) + ["images"] * len(images))
-            model = self.service.model
-            data = rank_data(wanted, vectors[: len(texts)], vectors[len(texts) :], model.logit_scale)
-            return self._answered(self._list(data, items), asked.warning)
+            fields = (("texts", wanted.texts), ("images", wanted.images))
+            texts, images = await self.service.embed(*fields, task=asked.task, truncate=asked.truncate)
+            data = rank_data(wanted, texts, images, self.service.model.logit_scale)
+            return self._answered(self._list(data, [*texts, *images]), asked.warning)
 
     async def _embedded(self, body: Any, field: str = "input") -> tuple[dict[str, Any], str | None]:
         """The answer to a body of POST /v1/embeddings, and what was ignored; `field` is the client's name of input."""
         wanted = embedding_request(body, self.rules, field)
         asked = wanted.asked
-        with self.service.accepted(wanted.items):
-            items = await self.service.prepare(wanted.items, field, task=asked.task, truncate=asked.truncate)
-            good = [item for item in items if isinstance(item, Prepared)]
-            problems = [item if isinstance(item, Problem) else None for item in items]
-            first = next((problem for problem in problems if problem is not None), None)
-            if first is not None and not (wanted.partial and good):
-                raise first
-            vectors = await self._vectors(good, [field] * len(good), [i for i, p in enumerate(problems) if p is None])
-        return self._list(embedding_data(wanted, problems, vectors), good), asked.warning
+        (found,) = await self.service.embed(
+            (field, wanted.items), task=asked.task, truncate=asked.truncate, partial=wanted.partial
+        )
+        return self._list(embedding_data(wanted, found), found), asked.warning
 
-    async def _vectors(
-        self, items: Sequence[Prepared], fields: Sequence[str], places: Sequence[int] | None = None
-    ) -> np.ndarray:
-        """Raw vectors [N, D].
-
-        Args:
-            fields, places: of the request, for messages; by default an item's place in its field.
-
-        Raises:
-            Problem: one is not finite: JSON would say null, and an index would store it.
-        """
-        vectors = np.stack(await self.service.vectors(items))
-        for index in np.flatnonzero(~np.isfinite(vectors).all(axis=1))[:1]:
-            place = places[index] if places is not None else index - fields.index(fields[index])
-            raise Problem(500, "not_finite", "came out as NaN or infinity").at(fields[index], int(place))
-        for item in items:
-            self._metrics.items.labels(item.tower).inc()
-        return vectors
-
-    def _list(self, data: list[dict[str, Any]], items: Sequence[Prepared]) -> dict[str, Any]:
-        tokens = sum(item.tokens for item in items)
+    def _list(self, data: list[dict[str, Any]], items: Sequence[Embedded | Problem]) -> dict[str, Any]:
+        tokens = sum(item.tokens for item in items if isinstance(item, Embedded))
         usage = {"total_tokens": tokens, "prompt_tokens": tokens}
         return {"model": self.rules.model_names[0], "object": "list", "usage": usage, "data": data}
 
@@ -198,12 +169,6 @@ class Server:
 
     async def _docs(self, request: Request) -> Response:
         return HTMLResponse(self._page)
-
-
-def _usable(item: Prepared | Problem) -> Prepared:
-    if isinstance(item, Problem):
-        raise item
-    return item
 
 
 async def _client_left(request: Request) -> None:

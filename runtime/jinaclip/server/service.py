@@ -67,6 +67,19 @@ class Prepared:
     tokens: int
 
 
+@dataclass(frozen=True)
+class Embedded:
+    """An item's vector.
+
+    Attributes:
+        vector: raw, float32 [D].
+        tokens: what the item counts as.
+    """
+
+    vector: np.ndarray
+    tokens: int
+
+
 class Service:
     """Answers requests with one model. Used from one event loop.
 
@@ -120,6 +133,43 @@ class Service:
         # Two, so that a text need not wait for another's many pictures.
         self._tokenising = ThreadPoolExecutor(threads, thread_name_prefix="jinaclip-tokenise")
         self._decoding = ThreadPoolExecutor(threads, thread_name_prefix="jinaclip-decode")
+
+    async def embed(
+        self, *fields: tuple[str, Sequence[Item | Problem]], task: str | None, truncate: bool, partial: bool = False
+    ) -> list[list[Embedded | Problem]]:
+        """The vectors of a request's items.
+
+        Args:
+            fields: of the request, each with its name and items.
+            task: of the bundle, or None.
+            truncate: cut texts that are too long.
+            partial: leave an item that cannot be used as its problem in place, unless none can be used.
+
+        Returns:
+            For each field, what its items came to.
+
+        Raises:
+            Overloaded: the queues are full. Problem: an item cannot be used; names it.
+        """
+        with self.accepted([item for _, items in fields for item in items]):
+            names = [name for name, _ in fields]
+            prepare = [self.prepare(items, name, task=task, truncate=truncate) for name, items in fields]
+            prepared = await asyncio.gather(*prepare)
+            places = [(name, i, row[i]) for name, row in zip(names, prepared, strict=True) for i in range(len(row))]
+            good = [(name, index, item) for name, index, item in places if isinstance(item, Prepared)]
+            first = next((item for _, _, item in places if isinstance(item, Problem)), None)
+            if first is not None and not (partial and good):
+                raise first
+            vectors = await self.vectors([item for _, _, item in good])
+        for (name, index, item), vector in zip(good, vectors, strict=True):
+            if not np.isfinite(vector).all():  # JSON would say null, and an index would store it
+                raise Problem(500, "not_finite", "came out as NaN or infinity").at(name, index)
+            self._metrics.items.labels(item.tower).inc()
+        ready = iter(vectors)
+        return [
+            [Embedded(next(ready), item.tokens) if isinstance(item, Prepared) else item for item in row]
+            for row in prepared
+        ]
 
     @contextmanager
     def accepted(self, items: Sequence[Item | Problem]) -> Iterator[None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -41,34 +41,37 @@ def image_tokens(width: int, height: int) -> int:
     return IMAGE_TOKENS * -(-width // TILE) * -(-height // TILE)
 
 
-def embedding_data(
-    request: EmbeddingRequest, problems: Sequence[Problem | None], vectors: np.ndarray
-) -> list[dict[str, Any]]:
-    """What stands under "data" of an answer to POST /v1/embeddings.
+class HasVector(Protocol):
+    """An item with its vector, raw float32 [D]."""
 
-    Args:
-        problems: of each item, None where it has a vector.
-        vectors: raw, of the others in their order: [N, D].
-    """
-    finished = iter(truncate(vectors, request.asked.dimensions, normalize=request.normalized))
+    @property
+    def vector(self) -> np.ndarray: ...
+
+
+def _vectors(items: Sequence[HasVector | Problem]) -> np.ndarray:
+    return np.stack([item.vector for item in items if not isinstance(item, Problem)])
+
+
+def embedding_data(request: EmbeddingRequest, items: Sequence[HasVector | Problem]) -> list[dict[str, Any]]:
+    """What stands under "data" of an answer to POST /v1/embeddings, of items in their order."""
+    finished = iter(truncate(_vectors(items), request.asked.dimensions, normalize=request.normalized))
     data: list[dict[str, Any]] = []
-    for index, problem in enumerate(problems):
-        if problem is not None:
-            data.append({"object": "error", "index": index, "error": problem.error()})
+    for index, item in enumerate(items):
+        if isinstance(item, Problem):
+            data.append({"object": "error", "index": index, "error": item.error()})
         else:
             value = embedding_of(next(finished), request.types, single=request.single_type)
             data.append({"object": "embedding", "index": index, "embedding": value})
     return data
 
 
-def rank_data(request: RankRequest, texts: np.ndarray, images: np.ndarray, logit_scale: float) -> list[dict[str, Any]]:
-    """What stands under "data" of an answer to POST /v1/rank: for each query its candidates, the best first.
-
-    Args:
-        texts, images: raw vectors [N, D] and [M, D].
-    """
+def rank_data(
+    request: RankRequest, texts: Sequence[HasVector | Problem], images: Sequence[HasVector | Problem],
+    logit_scale: float,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """What stands under "data" of an answer to POST /v1/rank: for each query its candidates, the best first."""
     dim = request.asked.dimensions
-    cosines = truncate(texts, dim) @ truncate(images, dim).T
+    cosines = truncate(_vectors(texts), dim) @ truncate(_vectors(images), dim).T
     odds = probabilities(cosines, logit_scale, over=request.over)
     if request.over == "texts":  # an image asks, texts are its candidates
         cosines, odds = cosines.T, odds.T

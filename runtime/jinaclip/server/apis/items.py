@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 from urllib.parse import unquote_to_bytes
 
+from jinaclip.errors import InputError
+from jinaclip.preprocessing.image_sources import decode_base64, split_data_uri
 from jinaclip.server.errors import Problem, invalid
 
 IMAGE_FIELDS = ("image", "url", "bytes")  # a picture under any of three names, as the hosted API's clients send it
@@ -90,19 +91,26 @@ def picture_of(value: str, most: int) -> bytes:
     Raises:
         Problem: 422.
     """
-    encoded = value
+    encoded, decode = value, _strict_base64
     if value[:5].lower() == "data:":
-        header, comma, encoded = value.partition(",")
-        if not comma:
-            raise invalid("input", "is a data: URI without a comma")
-        if not header.lower().endswith(";base64"):
+        try:
+            encoded, is_base64 = split_data_uri(value)
+        except InputError:
+            raise invalid("input", "is a data: URI without a comma") from None
+        if not is_base64:
             return _within(unquote_to_bytes(encoded), most)
-    if len(encoded) * 3 // 4 > most + 2:
+        decode = decode_base64
+    if len(encoded) * 3 // 4 > 2 * most + 2:  # white space and percent-encoding take room of their own
         _within(bytes(0), most, size=len(encoded) * 3 // 4)
     try:
-        return _within(base64.b64decode(encoded, validate=True), most)
-    except (binascii.Error, ValueError) as error:
+        return _within(decode(encoded), most)
+    except ValueError as error:
         raise invalid("input", f"is no picture in base64 ({error}); paths are not read") from None
+
+
+def _strict_base64(text: str) -> bytes:
+    """Of a plain string: one without its padding may be a path."""
+    return base64.b64decode(text, validate=True)
 
 
 def _within(content: bytes, most: int, *, size: int | None = None) -> bytes:
