@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 from urllib.parse import unquote_to_bytes
@@ -91,7 +91,8 @@ def picture_of(value: str, most: int) -> bytes:
     Raises:
         Problem: 422.
     """
-    encoded, decode = value, _strict_base64
+    encoded = value
+    decode: Callable[[str], bytes] = _strict_base64
     if value[:5].lower() == "data:":
         try:
             encoded, is_base64 = split_data_uri(value)
