@@ -18,12 +18,12 @@ from typing import Any
 
 from jinaclip.bundle.manifest import Bundle
 from jinaclip.cli import main as jinaclip
-from jinaclip_engines.prepare import prepare
-from jinaclip_export.certify_table import render
-from jinaclip_export.checkpoint import Checkpoint
-from jinaclip_export.manifest import Identity
-from jinaclip_export.random_checkpoint import SIZES, published_config, write_random_checkpoint
-from jinaclip_export.write import export_bundle
+from jinaclip_engines.onnxruntime.prepare import prepare
+from jinaclip_export.bundle.manifest import Identity
+from jinaclip_export.bundle.writer import export_bundle
+from jinaclip_export.certification.table import render
+from jinaclip_export.checkpoint.random_weights import SIZES, published_config, write_random_checkpoint
+from jinaclip_export.checkpoint.reader import Checkpoint
 from tests.test_outliers import checkpoint_of, outliers
 
 ROOT = Path(__file__).parent.parent

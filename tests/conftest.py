@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 
 from jinaclip import ClipModel
-from jinaclip_export.checkpoint import Checkpoint
-from jinaclip_export.manifest import Identity
-from jinaclip_export.random_checkpoint import SIZES, published_config, write_random_checkpoint
-from jinaclip_export.write import export_bundle
+from jinaclip_export.bundle.manifest import Identity
+from jinaclip_export.bundle.writer import export_bundle
+from jinaclip_export.checkpoint.random_weights import SIZES, published_config, write_random_checkpoint
+from jinaclip_export.checkpoint.reader import Checkpoint
 
 # Multilingual, written for these tests: different scripts, lengths and shapes of text.
 TEXTS = [

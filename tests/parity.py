@@ -24,11 +24,11 @@ from tokenizers import Tokenizer
 from jinaclip import ClipModel
 from jinaclip.backends.onnxruntime.cpu import OnnxRuntimeSession
 from jinaclip.preprocessing.image import ImagePreprocessing
-from jinaclip_export.checkpoint import Checkpoint
-from jinaclip_export.graphs import export_image, export_text
-from jinaclip_export.manifest import Identity
-from jinaclip_export.random_checkpoint import SIZES, published_config, write_random_checkpoint
-from jinaclip_export.write import export_bundle
+from jinaclip_export.bundle.manifest import Identity
+from jinaclip_export.bundle.writer import export_bundle
+from jinaclip_export.checkpoint.random_weights import SIZES, published_config, write_random_checkpoint
+from jinaclip_export.checkpoint.reader import Checkpoint
+from jinaclip_export.onnx_export.graphs import export_image, export_text
 from tests.conftest import PHOTOS, TEXTS
 from tests.references import Floats, image_reference, text_reference, unit
 

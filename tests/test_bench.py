@@ -20,17 +20,19 @@ import torch
 
 from jinaclip.bundle.manifest import TOWERS, Bundle
 from jinaclip.cli import main
-from jinaclip_bench import cache, measure, random_model
-from jinaclip_bench.cases import CASES, PHOTO_SIZE, SUITES, photo_jpeg, random_ids
+from jinaclip_bench.cases.settings import Settings
+from jinaclip_bench.cases.table import CASES, PHOTO_SIZE, SUITES, photo_jpeg, random_ids
 from jinaclip_bench.errors import BenchError
-from jinaclip_bench.kinds import KINDS
-from jinaclip_bench.machine import commit, machine_facts, memory_of_this_process
-from jinaclip_bench.measure import Sample, agreement, interleave, paired_ratio, summary, timed
-from jinaclip_bench.processes import process
-from jinaclip_bench.record import FIELDS, run_facts, to_line
-from jinaclip_bench.report import read_records, render
-from jinaclip_bench.settings import Settings
-from jinaclip_bench.torch_side import matching_checkpoint, open_torch
+from jinaclip_bench.measuring import cache
+from jinaclip_bench.measuring import timing as measure
+from jinaclip_bench.measuring.machine import commit, machine_facts, memory_of_this_process
+from jinaclip_bench.measuring.timing import Sample, agreement, interleave, paired_ratio, summary, timed
+from jinaclip_bench.reporting.record import FIELDS, run_facts, to_line
+from jinaclip_bench.reporting.report import read_records, render
+from jinaclip_bench.scenarios.in_process import KINDS
+from jinaclip_bench.scenarios.new_process import process
+from jinaclip_bench.sides import random_model
+from jinaclip_bench.sides.torch_cpu import matching_checkpoint, open_torch
 
 Records = list[dict[str, Any]]
 BASIC = SUITES["basic"]
@@ -127,7 +129,7 @@ def test_a_process_without_torch_is_the_smaller_one(records: Records) -> None:
         ours, theirs = (r for r in records if r["case"] == f"process-{tower}")
         assert 0 < ours["pss_mib"] <= ours["peak_rss_mib"] < theirs["peak_rss_mib"]
     assert all(r["peak_rss_mib"] is None for r in records if r["case"] in STEADY)
-    code = "import jinaclip_bench.child, sys; sys.exit('torch' in sys.modules)"
+    code = "import jinaclip_bench.sides.single_call, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
@@ -465,7 +467,14 @@ def test_the_cache_is_where_xdg_says(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 
 def test_phases_of_a_new_process(small_bundle: Path) -> None:
-    command = [sys.executable, "-m", "jinaclip_bench.phases", str(small_bundle), "--precision", "fp32"]
+    command = [
+        sys.executable,
+        "-m",
+        "jinaclip_bench.scenarios.opening_phases",
+        str(small_bundle),
+        "--precision",
+        "fp32",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
     *lines, how = done.stdout.splitlines()

@@ -28,25 +28,25 @@ from jinaclip.bundle.manifest import Bundle
 from jinaclip.cli import main
 from jinaclip.errors import BackendMissing
 from jinaclip.preprocessing.image import normalise
-from jinaclip_bench import measure
-from jinaclip_bench.bounds import BOUNDS, TORCHS_BEST, Bound
-from jinaclip_bench.cases import CASES, ON_GPU, SUITES, Case, random_ids
-from jinaclip_bench.device_stages import DEVICE_STAGES, NOT_TOLD, stages_of
+from jinaclip_bench.cases.gpu_backends import backends_on_gpu
+from jinaclip_bench.cases.settings import Opened, Settings
+from jinaclip_bench.cases.table import CASES, ON_GPU, SUITES, Case, random_ids
 from jinaclip_bench.errors import BenchError, NotCompiled
-from jinaclip_bench.flops import flops_of_images, flops_of_texts
-from jinaclip_bench.gpu_backends import backends_on_gpu
-from jinaclip_bench.kinds import KINDS
-from jinaclip_bench.machine import gpu_versions
-from jinaclip_bench.measure import Sample, ours, precision_of
-from jinaclip_bench.random_model import cached_model
-from jinaclip_bench.record import FIELDS, SCHEMA, SINCE, records_of, run_facts, to_line
-from jinaclip_bench.report import read_records, render
+from jinaclip_bench.measuring import timing as measure
+from jinaclip_bench.measuring.device_profile import DEVICE_STAGES, NOT_TOLD, stages_of
+from jinaclip_bench.measuring.machine import gpu_versions
+from jinaclip_bench.measuring.timing import Sample, ours, precision_of
+from jinaclip_bench.reporting.bounds import BOUNDS, TORCHS_BEST, Bound
+from jinaclip_bench.reporting.record import FIELDS, SCHEMA, SINCE, records_of, run_facts, to_line
+from jinaclip_bench.reporting.report import read_records, render
 from jinaclip_bench.run import measure as measure_case
 from jinaclip_bench.run import run_cases
-from jinaclip_bench.settings import Opened, Settings
-from jinaclip_bench.torch_cuda import compile_problem, require_torch_cuda, unpadded
-from jinaclip_bench.torch_forwards import image_forwards, text_forwards
-from jinaclip_bench.torch_towers import (
+from jinaclip_bench.scenarios.flops import flops_of_images, flops_of_texts
+from jinaclip_bench.scenarios.in_process import KINDS
+from jinaclip_bench.sides.random_model import cached_model
+from jinaclip_bench.sides.torch_cuda import compile_problem, require_torch_cuda, unpadded
+from jinaclip_bench.sides.torch_forwards import image_forwards, text_forwards
+from jinaclip_bench.sides.torch_towers import (
     ImagesOfPixels,
     TextsOfIds,
     TextsWithoutPadding,
@@ -54,10 +54,10 @@ from jinaclip_bench.torch_towers import (
     rotate,
     varlen_attention,
 )
-from jinaclip_bench.torch_towers import without_padding as quickest_without_padding
-from jinaclip_export.checkpoint import Checkpoint
-from jinaclip_export.image_tower import ImageTower
-from jinaclip_export.text_tower import TextTower
+from jinaclip_bench.sides.torch_towers import without_padding as quickest_without_padding
+from jinaclip_export.checkpoint.reader import Checkpoint
+from jinaclip_export.towers.image import ImageTower
+from jinaclip_export.towers.text import TextTower
 
 Records = list[dict[str, Any]]
 GPU = Gpu(index=0, name="Some GPU", capability="9.0", sm_count=132, memory_mib=143_771, driver="13.0")

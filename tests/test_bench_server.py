@@ -20,18 +20,18 @@ import pytest
 from jinaclip import ClipModel
 from jinaclip.bundle.manifest import Bundle
 from jinaclip.cli import main
-from jinaclip_bench import measure
-from jinaclip_bench.bounds import BOUNDS
-from jinaclip_bench.cases import CASES
+from jinaclip_bench.cases.settings import Opened, Settings
+from jinaclip_bench.cases.table import CASES
 from jinaclip_bench.errors import BenchError
-from jinaclip_bench.machine import cpu_seconds
-from jinaclip_bench.measure import Requests, Sample
-from jinaclip_bench.record import FIELDS, records_of, run_facts
-from jinaclip_bench.report import read_records, render
+from jinaclip_bench.measuring import timing as measure
+from jinaclip_bench.measuring.machine import cpu_seconds
+from jinaclip_bench.measuring.timing import Requests, Sample
+from jinaclip_bench.reporting.bounds import BOUNDS
+from jinaclip_bench.reporting.record import FIELDS, records_of, run_facts
+from jinaclip_bench.reporting.report import read_records, render
 from jinaclip_bench.run import measure as measure_case
-from jinaclip_bench.served import _asked, _body, _cores
-from jinaclip_bench.server import Server, serving
-from jinaclip_bench.settings import Opened, Settings
+from jinaclip_bench.scenarios.served import _asked, _body, _cores
+from jinaclip_bench.sides.server_process import Server, serving
 from tests.conftest import TEXTS
 
 Records = list[dict[str, Any]]
@@ -181,7 +181,7 @@ def test_the_server_ends_with_its_block(small_bundle: Path) -> None:
 def test_the_server_ends_with_a_run_that_is_killed() -> None:
     """What stands for the server holds the pipe that is read to its end here."""
     code = (
-        "import subprocess, sys; from jinaclip_bench.tied import command\n"
+        "import subprocess, sys; from jinaclip_bench.measuring.child_process import command\n"
         "child = subprocess.Popen(command('http.server', '0', '--bind=127.0.0.1'), stdin=subprocess.PIPE)\n"
         "print('started', flush=True); child.wait()"
     )
@@ -195,7 +195,7 @@ def test_the_server_ends_with_a_run_that_is_killed() -> None:
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(run.pid, signal.SIGKILL)
-    late = [sys.executable, "-P", "-m", "jinaclip_bench.tied", str(run.pid), "http.server", "0"]
+    late = [sys.executable, "-P", "-m", "jinaclip_bench.measuring.child_process", str(run.pid), "http.server", "0"]
     assert subprocess.run(late, timeout=60).returncode == 1  # its parent ended before it was tied
 
 
@@ -220,6 +220,7 @@ def test_cpu_of_a_process(tmp_path: Path) -> None:
 
 def test_the_clients_import_nothing_heavy() -> None:
     """They share the cores with the server."""
-    code = "import jinaclip_bench.clients, sys; print(sorted({'numpy', 'jinaclip', 'httpx'} & sys.modules.keys()))"
+    heavy = "sorted({'numpy', 'jinaclip', 'httpx'} & sys.modules.keys())"
+    code = f"import jinaclip_bench.sides.load_clients, sys; print({heavy})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr) == ("[]\n", "")

@@ -18,20 +18,21 @@ from jinaclip import ClipModel
 from jinaclip.bundle.manifest import Bundle
 from jinaclip.cli import main
 from jinaclip.preprocessing.image import normalise, preprocess
-from jinaclip_bench import cache, measure
-from jinaclip_bench.bounds import BOUNDS, Bound, Measured
-from jinaclip_bench.cases import CASES, SUITES, Case, random_ids
+from jinaclip_bench.cases.inputs import lengths_of, log_normal_lengths, texts_of
+from jinaclip_bench.cases.settings import Settings
+from jinaclip_bench.cases.table import CASES, SUITES, Case, random_ids
 from jinaclip_bench.errors import BenchError
-from jinaclip_bench.fused import FusedSession, fused_graph, write_fused
-from jinaclip_bench.kinds import KINDS, USES_TORCH
-from jinaclip_bench.machine import resident_mib, restart_peak
-from jinaclip_bench.record import run_facts
-from jinaclip_bench.report import read_records, render
+from jinaclip_bench.measuring import cache
+from jinaclip_bench.measuring import timing as measure
+from jinaclip_bench.measuring.machine import resident_mib, restart_peak
+from jinaclip_bench.reporting.bounds import BOUNDS, Bound, Measured
+from jinaclip_bench.reporting.record import run_facts
+from jinaclip_bench.reporting.report import read_records, render
 from jinaclip_bench.run import measure as measure_case
-from jinaclip_bench.settings import Settings
-from jinaclip_bench.texts import lengths_of, log_normal_lengths, texts_of
-from jinaclip_bench.torch_side import matching_checkpoint, open_torch
-from jinaclip_export.checkpoint import Checkpoint
+from jinaclip_bench.scenarios.in_process import KINDS, USES_TORCH
+from jinaclip_bench.sides.fused_onnx import FusedSession, fused_graph, write_fused
+from jinaclip_bench.sides.torch_cpu import matching_checkpoint, open_torch
+from jinaclip_export.checkpoint.reader import Checkpoint
 from tests.conftest import PHOTOS, TEXTS
 
 Records = list[dict[str, Any]]

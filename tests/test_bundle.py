@@ -23,9 +23,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from jinaclip import BackendError, BundleError, ClipModel, InputError, SelfTestFailed
 from jinaclip.bundle.manifest import MANIFEST, MAX_MANIFEST_BYTES, Bundle
-from jinaclip_export.checkpoint import Checkpoint
-from jinaclip_export.manifest import Identity
-from jinaclip_export.write import export_bundle
+from jinaclip_export.bundle.manifest import Identity
+from jinaclip_export.bundle.writer import export_bundle
+from jinaclip_export.checkpoint.reader import Checkpoint
 from tests.conftest import PHOTOS, MakeCheckpoint
 
 TEXT = {

@@ -29,8 +29,11 @@ from jinaclip.backends.onnxruntime.cpu import onnxruntime_facts
 from jinaclip.bundle.certificates import BOUNDS, MIN_ITEMS, note_name, verdict_of
 from jinaclip.bundle.manifest import Bundle
 from jinaclip.cli import main
-from jinaclip_export import certify_inputs, certify_measure, certify_numbers, known_answers
-from jinaclip_export.random_checkpoint import SIZES
+from jinaclip_export.certification import inputs as certify_inputs
+from jinaclip_export.certification import known_answers
+from jinaclip_export.certification import measure as certify_measure
+from jinaclip_export.certification import metrics as certify_numbers
+from jinaclip_export.checkpoint.random_weights import SIZES
 from tests.conftest import PHOTOS, MakeCheckpoint
 from tests.test_bundle import unprivileged
 
@@ -478,7 +481,7 @@ def test_a_missing_library_is_named(
     library: str, words: list[str], extra: str, bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     add_graph(bundle, "text", "fp16", half)
-    monkeypatch.delitem(sys.modules, "jinaclip_export.certify_plot", raising=False)
+    monkeypatch.delitem(sys.modules, "jinaclip_export.certification.plot", raising=False)
     monkeypatch.setitem(sys.modules, library, None)
     assert main(["certify", str(bundle), *words]) == 1
     assert extra in capsys.readouterr().err

@@ -17,9 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from jinaclip_engines.cuda import for_cuda
 from jinaclip_engines.errors import PassError
-from jinaclip_engines.fp16 import to_fp16
 from jinaclip_engines.graph import (
     JINACLIP,
     MICROSOFT,
@@ -34,11 +32,13 @@ from jinaclip_engines.graph import (
     tidy,
     write,
 )
-from jinaclip_engines.ranges import channel_ranges
-from jinaclip_export.checkpoint import Checkpoint
-from jinaclip_export.manifest import Identity
-from jinaclip_export.random_checkpoint import SIZES
-from jinaclip_export.write import export_bundle
+from jinaclip_engines.passes.onnxruntime_cuda.pipeline import for_cuda
+from jinaclip_engines.precision.activation_ranges import channel_ranges
+from jinaclip_engines.precision.fp16 import to_fp16
+from jinaclip_export.bundle.manifest import Identity
+from jinaclip_export.bundle.writer import export_bundle
+from jinaclip_export.checkpoint.random_weights import SIZES
+from jinaclip_export.checkpoint.reader import Checkpoint
 from tests.conftest import PHOTOS, MakeCheckpoint
 from tests.cuda_operator_graphs import packed, run_operators
 from tests.parity import CONFIGURATIONS

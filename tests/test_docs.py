@@ -136,7 +136,7 @@ def test_errors_are_drawn_with_their_status() -> None:
 
 
 def test_bench_tables_of_the_pages_are_the_ones_in_the_results() -> None:
-    from jinaclip_bench.report import read_records, render, render_bounds
+    from jinaclip_bench.reporting.report import read_records, render, render_bounds
 
     page = (ROOT / "docs/benchmarks.md").read_text("utf-8")
     for path in (ROOT / "bench/results").glob("*.jsonl"):

@@ -18,7 +18,7 @@ from jinaclip import ClipModel
 from jinaclip.backends.machine import cpu_features
 from jinaclip.backends.onnxruntime.library import _PRODUCT_OF_BYTES, sums_bytes_exactly
 from jinaclip.bundle.manifest import Bundle
-from jinaclip_engines.prepare import prepare
+from jinaclip_engines.onnxruntime.prepare import prepare
 from tests.conftest import PHOTOS, TEXTS
 
 QEMU = shutil.which("qemu-x86_64")
@@ -28,7 +28,7 @@ sys.path[:0] = json.loads(sys.argv[2])
 from jinaclip import ClipModel
 from jinaclip.bundle.manifest import Bundle
 from jinaclip.backends.onnxruntime.library import sums_bytes_exactly
-from jinaclip_engines.prepare import prepare
+from jinaclip_engines.onnxruntime.prepare import prepare
 bundle, texts, photos, prepared = json.loads(sys.argv[1])
 if prepared:
     for tower in ("text", "image"):

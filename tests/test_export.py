@@ -27,12 +27,13 @@ from safetensors.torch import load_file, save_file
 from jinaclip import BundleError, ClipModel, InputError
 from jinaclip.bundle.manifest import MANIFEST, Bundle
 from jinaclip.cli import main
-from jinaclip_export import graphs, hub
-from jinaclip_export.checkpoint import WEIGHTS, Checkpoint
+from jinaclip_export.bundle.manifest import Identity
+from jinaclip_export.bundle.writer import export_bundle
+from jinaclip_export.checkpoint import hub
+from jinaclip_export.checkpoint.random_weights import SIZES, published_config, write_random_checkpoint
+from jinaclip_export.checkpoint.reader import WEIGHTS, Checkpoint
 from jinaclip_export.errors import CheckpointError, ParityError
-from jinaclip_export.manifest import Identity
-from jinaclip_export.random_checkpoint import SIZES, published_config, write_random_checkpoint
-from jinaclip_export.write import export_bundle
+from jinaclip_export.onnx_export import graphs
 from tests.conftest import PHOTOS, TEXTS, MakeCheckpoint
 
 ROOT = Path(__file__).parent.parent

@@ -16,11 +16,11 @@ import pytest
 
 from jinaclip.backends.onnxruntime.cpu import OnnxRuntimeSession
 from jinaclip.backends.tensorrt.session import FINITE
-from jinaclip_engines.cuda import for_cuda, without_cudnn
 from jinaclip_engines.errors import PassError
-from jinaclip_engines.fp16 import to_fp16
 from jinaclip_engines.graph import Ops, array, constant, linears, nodes, patch_product, read, signature, write
-from jinaclip_engines.tensorrt.passes import POLICIES, for_tensorrt
+from jinaclip_engines.passes.onnxruntime_cuda.pipeline import for_cuda, without_cudnn
+from jinaclip_engines.passes.tensorrt import POLICIES, for_tensorrt
+from jinaclip_engines.precision.fp16 import to_fp16
 from tests.cuda_operator_graphs import packed, run_operators
 
 HEADS = 2  # of both small towers

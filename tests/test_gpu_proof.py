@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from jinaclip import ClipModel
-from jinaclip_export.checkpoint import Checkpoint
+from jinaclip_export.checkpoint.reader import Checkpoint
 from tests.from_checkout import ROOT
 from tests.gpu.device_code import containers, reduce
 from tests.gpu.proof import random_bundle

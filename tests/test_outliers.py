@@ -20,14 +20,14 @@ from safetensors.torch import load_file, save_file
 from jinaclip import ClipModel
 from jinaclip.bundle.manifest import Bundle
 from jinaclip.cli import main
-from jinaclip_engines import mixed
 from jinaclip_engines.graph import nodes, read, shape_of
-from jinaclip_engines.ranges import channel_ranges
-from jinaclip_export.checkpoint import WEIGHTS, Checkpoint
+from jinaclip_engines.precision import block_selection as mixed
+from jinaclip_engines.precision.activation_ranges import channel_ranges
+from jinaclip_export.bundle.manifest import Identity
+from jinaclip_export.bundle.writer import export_bundle
+from jinaclip_export.checkpoint.random_weights import published_config, write_random_checkpoint
+from jinaclip_export.checkpoint.reader import WEIGHTS, Checkpoint
 from jinaclip_export.errors import ExportError
-from jinaclip_export.manifest import Identity
-from jinaclip_export.random_checkpoint import published_config, write_random_checkpoint
-from jinaclip_export.write import export_bundle
 from tests.conftest import PHOTOS
 
 Change = Callable[[str, torch.Tensor], torch.Tensor]

@@ -14,9 +14,9 @@ import torch
 from onnx import numpy_helper
 
 from jinaclip import ClipModel, SelfTestFailed
-from jinaclip_export.checkpoint import Checkpoint
+from jinaclip_export.checkpoint.reader import Checkpoint
 from jinaclip_export.errors import ParityError
-from jinaclip_export.graphs import MAX_ERROR, TextGraph, _compare
+from jinaclip_export.onnx_export.graphs import MAX_ERROR, TextGraph, _compare
 from tests import parity
 from tests.conftest import PHOTOS, TEXTS
 from tests.references import unit

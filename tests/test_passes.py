@@ -18,11 +18,11 @@ import pytest
 from jinaclip import ClipModel
 from jinaclip.backends.onnxruntime.cpu import OnnxRuntimeSession
 from jinaclip.errors import SelfTestFailed
-from jinaclip_engines.cpu import PASSES, TILED_ABOVE, for_cpu
 from jinaclip_engines.errors import PassError
 from jinaclip_engines.graph import Ops, array, linears, nodes, read, write
-from jinaclip_engines.int8 import OUTLIER_RATIO, outlier_channels, quantise_columns, to_int8
-from jinaclip_engines.ranges import channel_ranges
+from jinaclip_engines.passes.onnxruntime_cpu import PASSES, TILED_ABOVE, for_cpu
+from jinaclip_engines.precision.activation_ranges import channel_ranges
+from jinaclip_engines.precision.int8 import OUTLIER_RATIO, outlier_channels, quantise_columns, to_int8
 from tests.conftest import TEXTS
 
 HEADS = 2  # of both small towers

@@ -21,8 +21,8 @@ from jinaclip.bundle.engines import ENGINES, SIDECAR
 from jinaclip.bundle.manifest import Bundle
 from jinaclip.cli import main
 from jinaclip.errors import SelfTestFailed
-from jinaclip_engines.cpu import TILED_ABOVE
-from jinaclip_engines.prepare import prepare
+from jinaclip_engines.onnxruntime.prepare import prepare
+from jinaclip_engines.passes.onnxruntime_cpu import TILED_ABOVE
 from tests.conftest import PHOTOS, TEXTS
 from tests.test_bundle import unprivileged
 

@@ -23,7 +23,9 @@ from jinaclip.backends.tensorrt.library import Library, Messages, load_library, 
 from jinaclip.cli import main
 from jinaclip_engines.errors import BuildError
 from jinaclip_engines.graph import Ops, nodes, only_user, producer, read, shape_of, write
-from jinaclip_engines.tensorrt import passes
+from jinaclip_engines.passes import tensorrt as passes
+from jinaclip_engines.passes.tensorrt import FULL, HALF, Expected, for_tensorrt
+from jinaclip_engines.tensorrt.build_report import Kernel, Operand, _sums_of_products, read_kernels, report_on
 from jinaclip_engines.tensorrt.compiler import (
     Compiled,
     _configure,
@@ -32,12 +34,10 @@ from jinaclip_engines.tensorrt.compiler import (
     compile_plan,
     default_targets,
 )
-from jinaclip_engines.tensorrt.passes import FULL, HALF, Expected, for_tensorrt
 from jinaclip_engines.tensorrt.profiles import load_profiles
-from jinaclip_engines.tensorrt.report import Kernel, Operand, _sums_of_products, read_kernels, report_on
-from jinaclip_export.checkpoint import Checkpoint
-from jinaclip_export.manifest import Identity
-from jinaclip_export.write import export_bundle
+from jinaclip_export.bundle.manifest import Identity
+from jinaclip_export.bundle.writer import export_bundle
+from jinaclip_export.checkpoint.reader import Checkpoint
 from tests.conftest import MakeCheckpoint
 from tests.parity import CONFIGURATIONS
 
@@ -138,8 +138,8 @@ def test_a_single_row_is_multiplied_as_the_graph_says(library: Library, precise_
 
 
 def test_blocks_in_float32_compile_beside_the_others(library: Library, precise_bundle: Path, tmp_path: Path) -> None:
-    from jinaclip_engines.fp16 import to_fp16
     from jinaclip_engines.graph import linears
+    from jinaclip_engines.precision.fp16 import to_fp16
 
     for tower in ("text", "image"):
         model = read(precise_bundle / f"{tower}-fp32.onnx")

@@ -1,1 +1,4 @@
-"""Measurements of jinaclip against what people run today."""
+"""Measurements of jinaclip beside what people use otherwise.
+
+Imports all other packages.
+"""

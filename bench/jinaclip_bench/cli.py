@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jinaclip.bundle.manifest import PRECISION_CLASS, Bundle
-from jinaclip_bench.cases import AUTOTUNED_CASE, CASES, ON_GPU, SUITES, WITHOUT_TORCH
-from jinaclip_bench.gpu_backends import BACKENDS
+from jinaclip_bench.cases.gpu_backends import BACKENDS
+from jinaclip_bench.cases.table import AUTOTUNED_CASE, CASES, ON_GPU, SUITES, WITHOUT_TORCH
 from jinaclip_bench.tell import tell
 
 if TYPE_CHECKING:
-    from jinaclip_bench.settings import Settings
+    from jinaclip_bench.cases.settings import Settings
 
 EXTRA = "bench"
 # Precisions where none are asked for, on a CPU: of a suite, if the bundle has int8 graphs; of all else.
@@ -75,8 +75,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def run_action(args: argparse.Namespace) -> int:
-    from jinaclip_bench.record import to_line
-    from jinaclip_bench.report import render
+    from jinaclip_bench.reporting.record import to_line
+    from jinaclip_bench.reporting.report import render
     from jinaclip_bench.run import run_cases
 
     if args.checkpoint is not None and args.bundle is None:
@@ -89,7 +89,7 @@ def run_action(args: argparse.Namespace) -> int:
         settings = _settings(args)
         cases = _wanted(args, settings.bundle)
         if settings.gpu is None and settings.checkpoint is not None and "query-dummy-image" in cases:
-            from jinaclip_bench.fused import fused_graph
+            from jinaclip_bench.sides.fused_onnx import fused_graph
 
             settings = replace(settings, fused=fused_graph(settings.checkpoint, tell=tell))
 
@@ -107,18 +107,18 @@ def run_action(args: argparse.Namespace) -> int:
 
 def _settings(args: argparse.Namespace) -> Settings:
     from jinaclip.backends.machine import available_threads
-    from jinaclip_bench.settings import Settings
+    from jinaclip_bench.cases.settings import Settings
 
     device = _device(args)
     on_gpu = device != "cpu"
     if on_gpu:  # before a model is made
         from jinaclip.backends.cuda.gpu import device_index, gpu
-        from jinaclip_bench.torch_cuda import require_torch_cuda
+        from jinaclip_bench.sides.torch_cuda import require_torch_cuda
 
         require_torch_cuda(gpu(device_index(device)).index)
     checkpoint = None
     if args.bundle is None:
-        from jinaclip_bench.random_model import random_model
+        from jinaclip_bench.sides.random_model import random_model
 
         bundle, checkpoint = random_model(args.random or "full", device="cuda" if on_gpu else "cpu", tell=tell)
     else:
@@ -127,7 +127,7 @@ def _settings(args: argparse.Namespace) -> Settings:
             if not all(CASES[name].kind in WITHOUT_TORCH for name in _wanted(args, bundle)):
                 tell("without --checkpoint, torch is not measured: jinaclip's figures stand alone")
         else:
-            from jinaclip_bench.torch_side import matching_checkpoint
+            from jinaclip_bench.sides.torch_cpu import matching_checkpoint
 
             checkpoint = matching_checkpoint(bundle, Path(args.checkpoint))
     suite = None if args.cases else args.suite
@@ -140,7 +140,7 @@ def _settings(args: argparse.Namespace) -> Settings:
     )  # fmt: skip
     if not on_gpu:
         return settings
-    from jinaclip_bench.gpu_backends import backends_on_gpu
+    from jinaclip_bench.cases.gpu_backends import backends_on_gpu
 
     towers = tuple(dict.fromkeys(CASES[name].tower for name in _wanted(args, bundle)))
     return replace(settings, backends=backends_on_gpu(bundle, towers, device, args.backend, tell=tell))

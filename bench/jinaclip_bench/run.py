@@ -8,16 +8,16 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from jinaclip.terminal import Progress, say
-from jinaclip_bench.cases import CASES, Case
+from jinaclip_bench.cases.settings import Embed, Settings
+from jinaclip_bench.cases.table import CASES, Case
 from jinaclip_bench.errors import BenchError, NotCompiled
-from jinaclip_bench.kinds import KINDS, USES_TORCH
-from jinaclip_bench.measure import Side, agreement, interleave
-from jinaclip_bench.record import records_of, run_facts
-from jinaclip_bench.settings import Embed, Settings
+from jinaclip_bench.measuring.timing import Side, agreement, interleave
+from jinaclip_bench.reporting.record import records_of, run_facts
+from jinaclip_bench.scenarios.in_process import KINDS, USES_TORCH
 from jinaclip_bench.tell import tell
 
 if TYPE_CHECKING:
-    from jinaclip_export.checkpoint import Checkpoint
+    from jinaclip_export.checkpoint.reader import Checkpoint
 
 Write = Callable[[dict[str, Any]], None]
 
@@ -64,10 +64,10 @@ def _run_group(
 
 def _open_torch(checkpoint: Checkpoint, tower: str, settings: Settings) -> AbstractContextManager[dict[str, Embed]]:
     if settings.gpu is None:
-        from jinaclip_bench.torch_side import open_torch
+        from jinaclip_bench.sides.torch_cpu import open_torch
 
         return open_torch(checkpoint, settings.bundle, tower, threads=settings.threads)
-    from jinaclip_bench.torch_cuda import open_torch_cuda
+    from jinaclip_bench.sides.torch_cuda import open_torch_cuda
 
     return open_torch_cuda(
         checkpoint, settings.bundle, tower, settings.gpu.index, max_autotune=settings.max_autotune, tell=tell

@@ -1,1 +1,4 @@
-"""Graph to machine: precision and backend passes over a bundle's ONNX graphs. Never imports torch."""
+"""From a bundle's graphs to what a machine runs: other precisions, prepared graphs and TensorRT engines.
+
+Imports jinaclip and onnx; never torch.
+"""

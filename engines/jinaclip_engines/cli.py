@@ -87,8 +87,8 @@ def _refuse_others_options(args: argparse.Namespace) -> None:
 
 
 def _prepare(args: argparse.Namespace, bundle: Bundle) -> list[dict[str, Any]]:
-    from jinaclip_engines.prepare import PRECISIONS as POSSIBLE
-    from jinaclip_engines.prepare import prepare
+    from jinaclip_engines.onnxruntime.prepare import PRECISIONS as POSSIBLE
+    from jinaclip_engines.onnxruntime.prepare import prepare
 
     device = "cpu" if args.device in (None, "cpu") else "cuda"
     index = device_index(args.device) if device == "cuda" else None
@@ -125,7 +125,7 @@ def _prepare(args: argparse.Namespace, bundle: Bundle) -> list[dict[str, Any]]:
 
 def _build(args: argparse.Namespace, bundle: Bundle) -> list[dict[str, Any]]:
     from jinaclip.backends.tensorrt.library import load_library
-    from jinaclip_engines.tensorrt.engine import build_engine, where_to_build
+    from jinaclip_engines.tensorrt.builder import build_engine, where_to_build
     from jinaclip_engines.tensorrt.profiles import load_profiles
 
     library = load_library(args.backend)
@@ -166,7 +166,7 @@ def _build(args: argparse.Namespace, bundle: Bundle) -> list[dict[str, Any]]:
 
 
 def _print_report(report: dict[str, Any], test: dict[str, Any] | None) -> None:
-    from jinaclip_engines.tensorrt.report import Report
+    from jinaclip_engines.tensorrt.build_report import Report
 
     for line in Report(**report).lines():
         print(f"  {line}", file=sys.stderr)

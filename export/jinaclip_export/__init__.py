@@ -1,1 +1,4 @@
-"""Checkpoint to bundle: the torch side of jinaclip."""
+"""From a checkpoint of jina-clip-v2 to a bundle, and the certificates of its precisions.
+
+Imports jinaclip, jinaclip_engines and torch.
+"""

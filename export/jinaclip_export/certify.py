@@ -24,8 +24,8 @@ from jinaclip.bundle.manifest import PRECISION_CLASS, TOWERS, Bundle
 from jinaclip.cli.arguments import words_of
 from jinaclip.errors import BackendMissing, BundleError, InputError
 from jinaclip.terminal import say
-from jinaclip_export.certify_inputs import Items, built_in_images, built_in_texts, images_of, texts_of
-from jinaclip_export.certify_measure import (
+from jinaclip_export.certification.inputs import Items, built_in_images, built_in_texts, images_of, texts_of
+from jinaclip_export.certification.measure import (
     Measured,
     TowerInputs,
     Vectors,
@@ -34,7 +34,7 @@ from jinaclip_export.certify_measure import (
     try_graph,
     with_other_towers,
 )
-from jinaclip_export.certify_table import render
+from jinaclip_export.certification.table import render
 from jinaclip_export.errors import CertificationError
 
 EXTRA = "certify"
@@ -156,7 +156,7 @@ def _against(args: argparse.Namespace, bundle: Bundle) -> Callable[[Inputs, Mapp
     try:
         import torch
 
-        from jinaclip_export.certify_torch import REFERENCE, open_checkpoint, torch_vectors
+        from jinaclip_export.certification.torch_reference import REFERENCE, open_checkpoint, torch_vectors
     except ImportError as error:
         raise BackendMissing(f"--against needs {error.name}; run: pip install 'jinaclip[export]'") from error
     checkpoint = open_checkpoint(args.against, bundle)
@@ -184,6 +184,6 @@ def _plotter(args: argparse.Namespace, precisions: tuple[str, ...]) -> Callable[
         raise InputError(f"--plot {args.plot}: its directory does not exist; make it first")
     if precisions == ("fp32",) and not args.against:
         args.usage_error("--plot: fp32 alone is compared with nothing; give --against CHECKPOINT")
-    from jinaclip_export.certify_plot import draw
+    from jinaclip_export.certification.plot import draw
 
     return lambda measured: draw(path, measured)

@@ -17,7 +17,7 @@ from jinaclip.bundle.manifest import TOWERS
 from jinaclip.cli.arguments import words_of
 
 if TYPE_CHECKING:
-    from jinaclip_export.manifest import Identity
+    from jinaclip_export.bundle.manifest import Identity
 
 EXTRA = "export"
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -41,9 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from jinaclip_export.checkpoint import Checkpoint
-    from jinaclip_export.manifest import Identity
-    from jinaclip_export.write import check_output, export_bundle
+    from jinaclip_export.bundle.manifest import Identity
+    from jinaclip_export.bundle.writer import check_output, export_bundle
+    from jinaclip_export.checkpoint.reader import Checkpoint
 
     if args.random is None:
         for name in ("tokenizer", "checkpoint_output"):
@@ -76,8 +76,8 @@ def _make_random(args: argparse.Namespace, directory: Path) -> None:
     from safetensors import SafetensorError
 
     from jinaclip.terminal import say
+    from jinaclip_export.checkpoint.random_weights import SIZES, published_config, write_random_checkpoint
     from jinaclip_export.errors import ExportError
-    from jinaclip_export.random_checkpoint import SIZES, published_config, write_random_checkpoint
 
     if directory.exists() and any(directory.iterdir()):
         raise ExportError(f"--checkpoint-output {directory} exists already; choose another, or remove it first")
@@ -94,8 +94,8 @@ def _make_random(args: argparse.Namespace, directory: Path) -> None:
 
 
 def _find(args: argparse.Namespace) -> tuple[Path, Identity]:
-    from jinaclip_export.hub import PUBLISHED_ID, PUBLISHED_LICENCE, fetch
-    from jinaclip_export.manifest import Identity
+    from jinaclip_export.bundle.manifest import Identity
+    from jinaclip_export.checkpoint.hub import PUBLISHED_ID, PUBLISHED_LICENCE, fetch
 
     path = Path(args.checkpoint)
     looks_like_id = args.checkpoint.count("/") == 1 and not args.checkpoint.startswith((".", "/", "~"))

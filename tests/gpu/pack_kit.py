@@ -26,10 +26,10 @@ if not __package__:  # run as a file: the sources of this checkout, whether they
     command = [sys.executable, str(ROOT / "tests" / "from_checkout.py"), "-m", "tests.gpu.pack_kit", *sys.argv[1:]]
     sys.exit(subprocess.run(command, cwd=ROOT).returncode)
 
-from jinaclip_export.checkpoint import Checkpoint  # noqa: E402
-from jinaclip_export.manifest import Identity  # noqa: E402
-from jinaclip_export.random_checkpoint import SIZES, published_config, write_random_checkpoint  # noqa: E402
-from jinaclip_export.write import export_bundle  # noqa: E402
+from jinaclip_export.bundle.manifest import Identity  # noqa: E402
+from jinaclip_export.bundle.writer import export_bundle  # noqa: E402
+from jinaclip_export.checkpoint.random_weights import SIZES, published_config, write_random_checkpoint  # noqa: E402
+from jinaclip_export.checkpoint.reader import Checkpoint  # noqa: E402
 from tests.gpu.device_code import reduce  # noqa: E402
 from tests.gpu.proof.kit import GRAPHS, ONNXRUNTIME, OPERATORS, write_index  # noqa: E402
 from tests.gpu.proof.topology import save_topology  # noqa: E402

@@ -19,8 +19,8 @@ from jinaclip.backends.tensorrt.library import load_library
 from jinaclip.backends.tensorrt.session import TensorRTSession
 from jinaclip.errors import BackendError, BackendMissing, InputError
 from jinaclip_engines.graph import constant, read, write
+from jinaclip_engines.passes.tensorrt import for_tensorrt
 from jinaclip_engines.tensorrt.compiler import compile_plan
-from jinaclip_engines.tensorrt.passes import for_tensorrt
 from tests.gpu.conftest import Case
 
 pytestmark = pytest.mark.gpu

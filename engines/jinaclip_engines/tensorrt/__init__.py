@@ -1,1 +1,4 @@
-"""TensorRT and TensorRT-RTX: the graph that they compile, the engine, and what the compiler made of it."""
+"""Engines of TensorRT and TensorRT-RTX: shapes, compilation, and the check of what was compiled.
+
+Imports jinaclip_engines.passes, graph, store and errors.
+"""

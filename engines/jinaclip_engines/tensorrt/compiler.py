@@ -12,8 +12,8 @@ from jinaclip.backends.shapes import Profile
 from jinaclip.backends.tensorrt.library import Library, Messages, logger_of
 from jinaclip.bundle.files import write_atomically
 from jinaclip_engines.errors import BuildError
-from jinaclip_engines.tensorrt.passes import Expected
-from jinaclip_engines.tensorrt.report import Kernel, Report, read_kernels, report_on
+from jinaclip_engines.passes.tensorrt import Expected
+from jinaclip_engines.tensorrt.build_report import Kernel, Report, read_kernels, report_on
 
 # What every engine is built with, and part of its key.
 FLAGS = {
@@ -63,7 +63,7 @@ def compile_plan(
     Args:
         library: with TensorRT a driver must be there, or its builder may end the process.
         expected: what `for_tensorrt` returned.
-        policy: of jinaclip_engines.tensorrt.passes.POLICIES.
+        policy: of jinaclip_engines.passes.tensorrt.POLICIES.
         targets: for TensorRT-RTX, generations to compile for ahead of time; () for the GPU that is here.
         workspace_mib: most memory of a kernel; None leaves it to the library: the GPU's.
         timing_cache: kept there between builds, by TensorRT for one version and GPU.

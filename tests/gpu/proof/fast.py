@@ -19,10 +19,10 @@ import torch
 from jinaclip.backends.cost import GPU_COST
 from jinaclip.bundle.manifest import Bundle, TowerManifest
 from jinaclip.preprocessing.image import ImagePreprocessing
-from jinaclip_bench.cases import random_ids
-from jinaclip_bench.flops import flops_of_images, flops_of_texts
-from jinaclip_bench.texts import log_normal_lengths
-from jinaclip_export.checkpoint import Checkpoint
+from jinaclip_bench.cases.inputs import log_normal_lengths
+from jinaclip_bench.cases.table import random_ids
+from jinaclip_bench.scenarios.flops import flops_of_images, flops_of_texts
+from jinaclip_export.checkpoint.reader import Checkpoint
 from tests.gpu.proof.context import Context
 from tests.gpu.proof.ours import OurSide, open_all
 from tests.gpu.proof.sides import Call, Side, TorchSide, image_sides, in_batches, text_sides

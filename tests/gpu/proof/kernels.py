@@ -20,7 +20,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from jinaclip.bundle.manifest import Bundle
-from jinaclip_bench.cases import random_ids
+from jinaclip_bench.cases.table import random_ids
 from tests.gpu.proof.context import Context
 from tests.gpu.proof.fast import TOKENS
 from tests.gpu.proof.ours import open_all

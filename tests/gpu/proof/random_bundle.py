@@ -21,9 +21,9 @@ import numpy as np
 
 from jinaclip.bundle.manifest import TOWERS
 from jinaclip.preprocessing.text import TextTokenizer
-from jinaclip_export.checkpoint import Checkpoint
-from jinaclip_export.goldens import image_goldens, text_goldens
-from jinaclip_export.manifest import (
+from jinaclip_engines.precision.lowering import lower
+from jinaclip_export.bundle.goldens import image_goldens, text_goldens
+from jinaclip_export.bundle.manifest import (
     Identity,
     add_image,
     add_text,
@@ -33,8 +33,8 @@ from jinaclip_export.manifest import (
     special_ids,
     write_manifest,
 )
-from jinaclip_export.precisions import lower
-from jinaclip_export.random_checkpoint import write_random_checkpoint
+from jinaclip_export.checkpoint.random_weights import write_random_checkpoint
+from jinaclip_export.checkpoint.reader import Checkpoint
 from tests.gpu.proof.topology import fill_topology
 from tests.gpu.proof.towers import exact_products
 

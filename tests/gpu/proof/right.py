@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from jinaclip import ClipModel
 from jinaclip.embeddings import truncate
 from jinaclip.preprocessing.image import ImagePreprocessing
-from jinaclip_bench.torch_towers import ImagesOfPixels, TextsOfIds
-from jinaclip_export.graphs import ImageGraph
+from jinaclip_bench.sides.torch_towers import ImagesOfPixels, TextsOfIds
+from jinaclip_export.onnx_export.graphs import ImageGraph
 from tests.gpu.proof import ours
 from tests.gpu.proof.context import Context
 from tests.gpu.proof.timing import cosines

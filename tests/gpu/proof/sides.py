@@ -1,6 +1,6 @@
 """What is measured against each other: calls that take ids or pixels of the host and return unit vectors to it.
 
-Torch runs the exporter's towers in float16, written as one writes them for a GPU (jinaclip_bench.torch_towers): eager
+Torch runs the exporter's towers in float16, written as one writes them for a GPU (bench/sides/torch_towers.py): eager
 and compiled; texts padded and without padding; a single row also as a CUDA graph.
 """
 
@@ -18,17 +18,17 @@ from jinaclip.backends.cost import RunCost
 from jinaclip.bundle.manifest import TowerManifest
 from jinaclip.packing import pack_texts
 from jinaclip.preprocessing.image import ImagePreprocessing
-from jinaclip_bench.torch_cuda import Captured, unpadded
-from jinaclip_bench.torch_forwards import compiled
-from jinaclip_bench.torch_towers import (
+from jinaclip_bench.sides.torch_cuda import Captured, unpadded
+from jinaclip_bench.sides.torch_forwards import compiled
+from jinaclip_bench.sides.torch_towers import (
     ImagesOfPixels,
     TextsOfIds,
     TextsWithoutPadding,
     jagged_attention,
     varlen_attention,
 )
-from jinaclip_export.image_tower import ImageTower
-from jinaclip_export.text_tower import TextTower
+from jinaclip_export.towers.image import ImageTower
+from jinaclip_export.towers.text import TextTower
 
 Call = Callable[[], np.ndarray]
 UNPADDED_TOKENS = 32768  # of a run without padding

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from jinaclip import ClipModel
-from jinaclip_bench.cases import random_ids
+from jinaclip_bench.cases.table import random_ids
 from tests.gpu.proof import ours, random_bundle
 from tests.gpu.proof.build import build
 from tests.gpu.proof.context import Context

@@ -13,8 +13,8 @@ import numpy as np
 
 from jinaclip.backends.cost import PACKED_GPU_COST
 from jinaclip.bundle.manifest import Bundle
-from jinaclip_bench.cases import random_ids
-from jinaclip_bench.texts import log_normal_lengths
+from jinaclip_bench.cases.inputs import log_normal_lengths
+from jinaclip_bench.cases.table import random_ids
 from tests.gpu.proof import ours
 from tests.gpu.proof.context import Context
 from tests.gpu.proof.fast import LONGEST, MEDIAN, MIXES, SIGMA, TOKENS, mixed_rows

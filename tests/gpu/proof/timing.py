@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from jinaclip_bench.torch_cuda import matmul_tflops
+from jinaclip_bench.sides.torch_cuda import matmul_tflops
 
 
 @dataclass

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
-from jinaclip_export.checkpoint import Checkpoint
-from jinaclip_export.config import read_config
-from jinaclip_export.image_tower import ImageTower
-from jinaclip_export.text_tower import TextTower
+from jinaclip_export.checkpoint.reader import Checkpoint
+from jinaclip_export.towers.config import read_config
+from jinaclip_export.towers.image import ImageTower
+from jinaclip_export.towers.text import TextTower
 
 
 def exact_products() -> None:

@@ -19,11 +19,11 @@ import onnx_ir as ir
 from jinaclip.backends.cuda.gpu import gpu
 from jinaclip.backends.onnxruntime.cuda import OnnxRuntimeCudaSession
 from jinaclip.bundle.manifest import Bundle
-from jinaclip_bench.cases import random_ids
-from jinaclip_bench.flops import flops_of_images, flops_of_texts
-from jinaclip_engines.cuda import OPERATOR_PASSES, PASSES, for_cuda
+from jinaclip_bench.cases.table import random_ids
+from jinaclip_bench.scenarios.flops import flops_of_images, flops_of_texts
 from jinaclip_engines.graph import forget_shapes, read, tidy, write
-from jinaclip_export.checkpoint import Checkpoint
+from jinaclip_engines.passes.onnxruntime_cuda.pipeline import OPERATOR_PASSES, PASSES, for_cuda
+from jinaclip_export.checkpoint.reader import Checkpoint
 from tests.gpu.proof.context import Context
 from tests.gpu.proof.fast import TOKENS, compare, in_mix, mixed_rows
 from tests.gpu.proof.kit import OPERATORS

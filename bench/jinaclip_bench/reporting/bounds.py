@@ -1,0 +1,137 @@
+"""What the figures must hold, ratio by ratio, and whether those of a run do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jinaclip_bench.measuring.timing import is_ours, ours, precision_of
+
+Record = Mapping[str, Any]
+TORCHS_BEST = "torch's best"  # the fastest of torch's sides in the run
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure of our side that is bounded by itself.
+
+    Attributes:
+        words: what it is.
+        at_least: whether more of it is better.
+    """
+
+    words: str
+    at_least: bool
+
+
+FIGURES = {
+    "above_load_mib": Figure("MiB above load", at_least=False),
+    "device_ms": Figure("ms on the device", at_least=False),
+    "matmul_share": Figure("part of the matmul rate", at_least=True),
+}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a run measured of a bound.
+
+    Attributes:
+        figures: p50, p10 and p90.
+        between: the sides that they are of.
+    """
+
+    figures: Mapping[str, float]
+    between: str
+
+
+@dataclass(frozen=True)
+class Bound:
+    """One bound on a median. Of our sides in the precision, the fastest of the case stands for us.
+
+    Attributes:
+        suite: whose table it stands in.
+        case: a name of jinaclip_bench.cases.table.CASES.
+        precision: of our side.
+        over: the side whose time ÷ ours is bounded from below; a field of FIGURES where ours is bounded by itself.
+        limit: that must hold; None where the figure is only reported.
+        target: that is wanted.
+    """
+
+    suite: str
+    case: str
+    precision: str
+    over: str
+    limit: float | None
+    target: float | None = None
+
+    @property
+    def what(self) -> str:
+        """What is bounded, in words."""
+        mine = ours(self.precision)
+        return f"{mine}, {FIGURES[self.over].words}" if self.over in FIGURES else f"{self.over} ÷ {mine}"
+
+    @property
+    def at_least(self) -> bool:
+        """Whether the figure is bounded from below."""
+        return self.over not in FIGURES or FIGURES[self.over].at_least
+
+    def measured(self, records: Iterable[Record]) -> Measured | None:
+        """What a run has of it; None where it was not measured."""
+        of_case = [record for record in records if record["case"] == self.case]
+        mine = _fastest(r for r in of_case if is_ours(r["side"]) and precision_of(r["side"]) == self.precision)
+        if mine is None:
+            return None
+        if self.over in FIGURES:
+            figures = mine[self.over]
+            return None if figures is None else Measured(figures, mine["side"])
+        wanted = (r for r in of_case if r["side"] == self.over or (self._over_torch and r["side"].startswith("torch-")))
+        theirs = _fastest(wanted)
+        if theirs is None or mine["side"] not in theirs["against"]:
+            return None
+        return Measured(theirs["against"][mine["side"]], f"{theirs['side']} ÷ {mine['side']}")
+
+    def holds(self, median: float) -> bool:
+        """Whether a median keeps the bound; one that is only reported always does."""
+        return self.limit is None or self._keeps(median, self.limit)
+
+    def verdict(self, median: float) -> str:
+        """In words."""
+        words = [] if self.limit is None else ["holds" if self.holds(median) else "MISSED"]
+        if self.target is not None:
+            words.append(f"target {'met' if self._keeps(median, self.target) else 'missed'}")
+        return ", ".join(words)
+
+    @property
+    def _over_torch(self) -> bool:
+        return self.over == TORCHS_BEST
+
+    def _keeps(self, median: float, limit: float) -> bool:
+        return median >= limit if self.at_least else median <= limit
+
+
+def _fastest(records: Iterable[Record]) -> Record | None:
+    return min(records, key=lambda record: record["p50"], default=None)
+
+
+BOUNDS = (
+    Bound("cpu", "text-8x128", "int8", "torch-fp32", 2.6),
+    Bound("cpu", "text-8x128", "int8", "torch-bf16", 1.15),
+    Bound("cpu", "mix-512", "int8", "torch-fp32", 2.8),
+    Bound("cpu", "mix-512", "int8", "torch-fp32-unsorted", 5.0),
+    Bound("cpu", "mix-2048", "int8", "torch-fp32", 2.8),
+    Bound("cpu", "mix-2048", "int8", "torch-fp32-unsorted", 5.0),
+    Bound("cpu", "image-1", "int8", "torch-fp32", 3.15),
+    Bound("cpu", "image-1", "int8", "torch-bf16", 1.6),
+    Bound("cpu", "query-dummy-image", "fp32", "fused-onnx", 20.0),
+    Bound("cpu", "text-8192", "fp32", "above_load_mib", 2048.0),
+    Bound("cpu", "text-8192", "int8", "above_load_mib", 2048.0),
+    Bound("gpu", "image-32", "fp16", TORCHS_BEST, 1.0, target=1.3),
+    Bound("gpu", "image-32", "fp16", "matmul_share", 0.45, target=0.6),
+    Bound("gpu", "bulk-512", "fp16", TORCHS_BEST, 1.2, target=1.5),
+    Bound("gpu", "bulk-2048", "fp16", TORCHS_BEST, 1.2, target=1.5),
+    Bound("gpu", "stages-image", "fp16", "device_ms", 4.0, target=2.5),
+    Bound("gpu", "stages-text", "fp16", "device_ms", 1.2, target=0.7),
+    Bound("server", "serve-texts", "int8", "ClipModel int8, one a call", 1.5),
+    Bound("server", "serve-images", "int8", "ClipModel int8, all in a call", 0.9),
+)

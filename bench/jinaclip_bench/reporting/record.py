@@ -1,0 +1,216 @@
+"""One measurement as one JSON line. FIELDS is the format: every line has exactly these."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from jinaclip.backends.base import Backend
+from jinaclip.backends.onnxruntime.backend import OnnxRuntimeCpu
+from jinaclip.bundle.manifest import Bundle
+from jinaclip_bench.cases.settings import Opened, Settings
+from jinaclip_bench.cases.table import Case
+from jinaclip_bench.measuring.machine import commit, gpu_versions, load, machine_facts, versions
+from jinaclip_bench.measuring.timing import Requests, Sample, is_ours, paired_ratio, precision_of, spread, summary
+
+SCHEMA = 4
+
+FIELDS = {
+    "schema": "version of this format",
+    "run": "when the run began, UTC; lines of one run were measured side by side",
+    "time": "when this was measured, UTC",
+    "suite": "a name of jinaclip_bench.cases.table.SUITES; null where cases were named one by one",
+    "case": "a name of jinaclip_bench.cases.table.CASES",
+    "side": (
+        "jinaclip and a precision, then a backend on a GPU, or served; ClipModel where what is ours is a server; "
+        "torch-fp32, torch-fp32-unsorted, torch-bf16 or fused-onnx; "
+        "on a GPU torch-fp16 alone (eager), -compiled, -compiled-graph, -max-autotune, -unpadded or -unpadded-compiled"
+    ),
+    "unit": "of samples, p50, p90, p99, min and max: ms",
+    "samples": "every timed call in order; those of equal position on two sides are one round",
+    "p50": "median of samples",
+    "p90": "90th percentile",
+    "p99": "99th percentile, near max where there are few samples",
+    "min": "shortest",
+    "max": "longest",
+    "items_per_s": "texts or images a second, by the median; null where each call is a new process",
+    "tokens_per_s": "tokens a second, by the median; null for images",
+    "against": "by side of ours but itself: p50, p10, p90 of this side ÷ ours by round; lowest cosine",
+    "peak_rss_mib": "peak resident set of the process (VmHWM), median; null for calls within one process",
+    "pss_mib": "its proportional set after the first vector, median; null likewise",
+    "above_load_mib": "peak resident set in a call above that before: p50, p10, p90; null if not measured",
+    "device_ms": "the GPU's time for the tower: p50, p10, p90; null if not told",
+    "stages_ms": "median by stage, of STAGES, null for one that is not told; null if the case tells none",
+    "first_call_ms": "first call of the new session; null if not timed",
+    "served": (
+        "what a server did in all samples: ms of a request, p50 and p99; ms of CPU a request, of the server and of its "
+        "clients; runs by their number of items; null if none was asked"
+    ),
+    "tflops": "floating-point operations a second that were asked for, by the median, in 10^12; null if not counted",
+    "matmul_tflops": "what the GPU reached with float16 matrices of 8192 × 8192, median over rounds; null on a CPU",
+    "matmul_share": "tflops ÷ matmul_tflops of the same round: p50, p10, p90; null for other precisions than fp16",
+    "shape": "of the input: [texts, longest's tokens], [images, height, width, 3] or one photo's [height, width, 3]",
+    "threads": "cores a call may use",
+    "repeats": "number of samples",
+    "burn_in": "calls before them",
+    "precision": "of the weights; null where none take part",
+    "model": "random-small, random-full or the published id; null for other checkpoints",
+    "weights_sha256": "of the checkpoint's weights",
+    "provenance": "of the bundle in this precision; null for other sides",
+    "machine": "cpu, instructions that low precisions use, cores, memory_gib, os; if it is measured, gpu",
+    "load": "runnable processes of the minute before the run; well above 0, others took part in the timing",
+    "versions": "python, jinaclip, onnxruntime, torch, uvicorn, …; on a GPU also its driver, cuda that it serves, …",
+    "commit": "of the checkout, -dirty if changed; null outside one",
+}
+# What each version brought: older lines are read as if these were null.
+SINCE = {
+    3: ("device_ms", "stages_ms", "first_call_ms", "tflops", "matmul_tflops", "matmul_share"),
+    4: ("served",),
+}
+OLDEST = min(SINCE) - 1
+# In the order of a call.
+STAGES = ("tokenise", "decode and resize", "session", "copy in", "run", "copy out")
+_PUBLIC_IDS = ("random-small", "random-full", "jinaai/jina-clip-v2")  # another may be the name of a directory
+
+
+def run_facts(
+    bundle: Bundle, suite: str | None = None, backends: Sequence[Backend] = (OnnxRuntimeCpu(),)
+) -> dict[str, Any]:
+    """The fields that all lines of a run share."""
+    gpu = backends[0].gpu
+    libraries = {b.name: b.facts()["version"] for b in backends if b.name != OnnxRuntimeCpu.name}
+    model_id = bundle.model.get("id")
+    return {
+        "schema": SCHEMA,
+        "run": _now("milliseconds"),
+        "suite": suite,
+        "model": model_id if model_id in _PUBLIC_IDS else None,
+        "weights_sha256": bundle.model["weights_sha256"],
+        "machine": machine_facts() | ({} if gpu is None else {"gpu": gpu.facts()}),
+        "load": load(),
+        "versions": versions() | ({} if gpu is None else gpu_versions(gpu)) | libraries,
+        "commit": commit(),
+    }
+
+
+def records_of(
+    case: Case,
+    opened: Opened,
+    settings: Settings,
+    samples: Mapping[str, Sequence[Sample]],
+    cosines: Mapping[tuple[str, str], float],
+    facts: Mapping[str, Any],
+    rates: Sequence[float] = (),
+) -> list[dict[str, Any]]:
+    """One record for each side, in FIELDS' order.
+
+    Args:
+        samples: by side, one of each round.
+        rates: of the rounds, what the GPU reached with large matrices, TFLOP/s; () on a CPU.
+    """
+    bundle = settings.bundle
+    times = {side: [sample.seconds * 1e3 for sample in of_side] for side, of_side in samples.items()}
+    records = []
+    for side, milliseconds in times.items():
+        figures = summary(milliseconds)
+        calls_per_s = 1e3 / figures["p50"]
+        precision = None if case.kind == "preprocess" else precision_of(side)
+        above = [sample.above_load_mib for sample in samples[side] if sample.above_load_mib is not None]
+        on_device = [sample.device_s * 1e3 for sample in samples[side] if sample.device_s is not None]
+        values = {
+            **facts,
+            "time": _now("seconds"),
+            "case": case.name,
+            "side": side,
+            "unit": "ms",
+            "samples": [round(ms, 4) for ms in milliseconds],
+            **{name: round(figure, 4) for name, figure in figures.items()},
+            "items_per_s": round(case.rows * calls_per_s, 3) if opened.steady else None,
+            "tokens_per_s": round(opened.tokens * calls_per_s, 2) if opened.steady and opened.tokens else None,
+            "against": {
+                mine: {**_rounded(paired_ratio(milliseconds, times[mine])), "cosine": round(cosine, 8)}
+                for (other, mine), cosine in cosines.items()
+                if other == side
+            },
+            "peak_rss_mib": _median([sample.peak_rss_mib for sample in samples[side]]),
+            "pss_mib": _median([sample.pss_mib for sample in samples[side]]),
+            "above_load_mib": _rounded(spread(above)) if above else None,
+            "device_ms": _rounded(spread(on_device)) if on_device else None,
+            "stages_ms": _stages([sample.stages for sample in samples[side] if sample.stages is not None]),
+            "first_call_ms": round(opened.first_calls[side] * 1e3, 4) if side in opened.first_calls else None,
+            "served": _served([sample.requests for sample in samples[side] if sample.requests is not None]),
+            "tflops": round(opened.flops / figures["p50"] / 1e9, 3) if opened.flops else None,
+            "matmul_tflops": round(statistics.median(rates), 3) if rates else None,
+            "matmul_share": _share(opened.flops, milliseconds, rates) if rates and precision == "fp16" else None,
+            "shape": list(opened.shape),
+            "threads": opened.threads,
+            "repeats": len(milliseconds),
+            "burn_in": opened.burn_in,
+            "precision": precision,
+            "provenance": (
+                bundle.provenance(dict.fromkeys(bundle.towers, precision)) if precision and is_ours(side) else None
+            ),
+        }
+        records.append({name: values[name] for name in FIELDS})
+    return records
+
+
+def upgraded(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of an older version as one of this; anything else as it is."""
+    schema = record.get("schema")
+    if not isinstance(schema, int) or not OLDEST <= schema < SCHEMA:
+        return dict(record)
+    missing = [name for since, names in SINCE.items() if since > schema for name in names]
+    return dict.fromkeys(missing) | dict(record) | {"schema": SCHEMA}
+
+
+def to_line(record: Mapping[str, Any]) -> str:
+    """The record as a line of a .jsonl file, without its end."""
+    return json.dumps(record, ensure_ascii=False, allow_nan=False)
+
+
+def _rounded(figures: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(figure, 4) for name, figure in figures.items()}
+
+
+def _stages(samples: Sequence[Mapping[str, float | None]]) -> dict[str, float | None] | None:
+    """Milliseconds by stage; None for one that no sample tells."""
+    if not samples:
+        return None
+    told = {name: [s for found in samples if (s := found[name]) is not None] for name in samples[0]}
+    return {name: round(statistics.median(times) * 1e3, 4) if times else None for name, times in told.items()}
+
+
+def _served(samples: Sequence[Requests]) -> dict[str, Any] | None:
+    if not samples:
+        return None
+    request_ms = [seconds * 1e3 for sample in samples for seconds in sample.seconds]
+    server = [sample.server_cpu_s for sample in samples if sample.server_cpu_s is not None]
+    batches = sum((Counter(sample.batches) for sample in samples), Counter[int]())
+    per_request = 1e3 / len(request_ms)
+    return {
+        "request_ms": {name: round(summary(request_ms)[name], 4) for name in ("p50", "p99")},
+        "server_cpu_ms": round(sum(server) * per_request, 4) if len(server) == len(samples) else None,
+        "clients_cpu_ms": round(sum(sample.clients_cpu_s for sample in samples) * per_request, 4),
+        "batches": {str(size): batches[size] for size in sorted(batches)},
+    }
+
+
+def _share(flops: int | None, milliseconds: Sequence[float], rates: Sequence[float]) -> dict[str, float] | None:
+    """The part of the GPU's rate that the calls reach, each of the rate of its round."""
+    if flops is None:
+        return None
+    return _rounded(spread([flops / ms / 1e9 / rate for ms, rate in zip(milliseconds, rates, strict=True)]))
+
+
+def _median(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return round(statistics.median(known), 1) if known else None
+
+
+def _now(precision: str) -> str:
+    return datetime.now(UTC).isoformat(timespec=precision).replace("+00:00", "Z")

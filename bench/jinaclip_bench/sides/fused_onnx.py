@@ -1,0 +1,120 @@
+"""One graph of both towers, shaped as the file that the publisher offers: what a text query costs there.
+
+Both inputs are required, so a text needs a picture beside it. The operators are those of our own graphs, one fused
+Attention a block: the graph at its best, so that the ratio shows what the shape costs and nothing else.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jinaclip.backends.onnxruntime.library import import_onnxruntime
+from jinaclip_bench.measuring.cache import Cached, exporter
+from jinaclip_export.checkpoint.reader import WEIGHTS, Checkpoint
+
+OUTPUTS = ("text_embeddings", "image_embeddings", "l2norm_text_embeddings", "l2norm_image_embeddings")
+
+
+def fused_graph(checkpoint: Checkpoint, *, tell: Callable[[str], None]) -> Path:
+    """The cached .onnx file of a checkpoint, made if it is not there; its weights lie beside it.
+
+    Raises:
+        BenchError: the disk is too small for it.
+    """
+    gb = checkpoint.file(WEIGHTS).stat().st_size * 2 / 1e9  # 16 bits there, 32 here
+    cached = Cached(
+        name=f"fused-{checkpoint.weights_sha256()[:16]}",
+        what="fused graph like the publisher's",
+        gb=gb,
+        cost=f"about {0.5 + 1.5 * gb:.1f} GB of memory",  # 0.54 GB at 0.066, 1.06 at 0.38, 1.68 at 0.80
+        maker=f"{exporter(Path(__file__))} {checkpoint.adaptation}",
+        make=lambda directory: write_fused(checkpoint, directory),
+        open=_open,
+    )
+    return cached.get(tell)
+
+
+def write_fused(checkpoint: Checkpoint, directory: Path) -> None:
+    """Export both towers into directory/model.onnx.
+
+    input_ids int64 [texts, tokens] and pixel_values float32 [images, 3, S, S], normalised -> OUTPUTS, float32 [·, D].
+    """
+    import torch
+    import torch.nn.functional as F
+    from torch import Tensor, nn
+    from torch.export import Dim
+
+    from jinaclip_export.onnx_export.graphs import OPSET
+
+    class Fused(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.text, self.image = checkpoint.text_tower(), checkpoint.image_tower()
+
+        def forward(self, input_ids: Tensor, pixel_values: Tensor) -> tuple[Tensor, ...]:
+            text, image = self.text(input_ids), self.image(pixel_values)
+            return text, image, F.normalize(text, dim=-1), F.normalize(image, dim=-1)
+
+    text, image = checkpoint.config.text, checkpoint.config.image
+    ids = torch.full((2, 7), text.eos_token_id, dtype=torch.int64)
+    pixels = torch.zeros(2, 3, image.image_size, image.image_size)
+    shapes = ({0: Dim("texts"), 1: Dim("tokens", min=1, max=text.max_tokens)}, {0: Dim("images")})
+    directory.mkdir(parents=True)
+    quiet = logging.getLogger("torch.onnx")
+    level = quiet.level
+    quiet.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # torch's own deprecations
+            program = torch.onnx.export(
+                Fused(), (ids, pixels), dynamo=True, opset_version=OPSET, input_names=["input_ids", "pixel_values"],
+                output_names=OUTPUTS, dynamic_shapes=shapes, verbose=False,
+            )  # fmt: skip
+    finally:
+        quiet.setLevel(level)
+    assert program is not None  # dynamo=True always returns one
+    program.save(directory / "model.onnx", external_data=True)
+
+
+class FusedSession:
+    """The graph in plain onnxruntime: default options but for the threads.
+
+    Args:
+        path: what `fused_graph` returned.
+        threads: for one run.
+    """
+
+    def __init__(self, path: Path, threads: int) -> None:
+        ort = import_onnxruntime()
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 4  # errors arrive as exceptions
+        self._session: Any = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        size = self._session.get_inputs()[1].shape[-1]
+        self._dummy = np.zeros((1, 3, size, size), np.float32)
+
+    def run(self, ids: np.ndarray, pixels: np.ndarray) -> dict[str, np.ndarray]:
+        """All outputs by name."""
+        feeds = {"input_ids": ids, "pixel_values": pixels}
+        return dict(zip(OUTPUTS, self._session.run(list(OUTPUTS), feeds), strict=True))
+
+    def embed_text(self, ids: np.ndarray) -> np.ndarray:
+        """ids [B, T] -> unit vectors [B, D], with the dummy picture that the graph insists on."""
+        return self.run(ids, self._dummy)["l2norm_text_embeddings"]
+
+    def close(self) -> None:
+        """Free the graph."""
+        self._session = None
+
+
+def _open(directory: Path) -> Path:
+    path = directory / "model.onnx"
+    for file in (path, directory / "model.onnx.data"):
+        file.stat()  # OSError where it is gone
+    return path

@@ -1,0 +1,87 @@
+"""Prepare a bundle's graph for ONNX Runtime.
+
+For this machine's CPU: passes, its own optimisations, packed weights. The result opens several times faster, and its
+weights are pages of a file that all processes share, in the layout that this CPU's kernels read; so it is tied to the
+CPU's features and to onnxruntime's version. For CUDA: passes over the fp16 graph, tied to nothing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from jinaclip.backends.onnxruntime.library import import_onnxruntime, open_onnxruntime, session_options
+from jinaclip.backends.onnxruntime.prepared_graphs import GRAPH, find_prepared, required_facts
+from jinaclip.bundle.manifest import Bundle
+from jinaclip.errors import BackendError
+from jinaclip_engines.graph import read, write
+from jinaclip_engines.passes.onnxruntime_cpu import TILED_ABOVE, for_cpu
+from jinaclip_engines.passes.onnxruntime_cuda.pipeline import for_cuda
+from jinaclip_engines.store import graph_bytes, write_engine
+
+# What has kernels worth preparing for, by device: float16 none on a CPU; fp32 runs on a GPU as it is.
+PRECISIONS = {"cpu": ("fp32", "int8"), "cuda": ("fp16",)}
+
+
+def prepare(
+    bundle: Bundle, tower: str, precision: str, device: str = "cpu", *, operators: bool = False, force: bool = False
+) -> tuple[str, bool]:
+    """Write `engines/<key>/` for one graph, beside the bundle or in its cache directory.
+
+    Args:
+        precision: of PRECISIONS[device].
+        device: "cpu" or "cuda".
+        operators: for "cuda", with jinaclip's own CUDA operators.
+        force: make it again even if one fits already.
+
+    Returns:
+        The key, and whether it was made now.
+
+    Raises:
+        BackendError: it cannot be written; nothing is left of it.
+    """
+    found, _ = find_prepared(bundle, tower, precision, device, operators=operators)
+    if found is not None and found.operators == operators and not force:
+        return found.key, False
+
+    def fill(directory: Path) -> dict[str, Any]:
+        if device == "cuda":
+            return {"passes": _write_for_cuda(bundle, tower, precision, directory, operators=operators)}
+        passes = _write_for_cpu(bundle, tower, precision, directory)
+        tiled = passes.get("tile_attention") and tower == "text"
+        return {
+            "passes": passes,
+            "tiled_above": TILED_ABOVE if tiled else None,
+            "unpadded": passes.get("unpad", 0) > 0,
+        }
+
+    facts = required_facts(bundle, tower, precision, device, operators=operators)
+    return write_engine(bundle, facts, 4 * graph_bytes(bundle, tower, precision), fill), True
+
+
+def _write_for_cuda(bundle: Bundle, tower: str, precision: str, directory: Path, *, operators: bool) -> dict[str, int]:
+    model = read(bundle.graph(tower, precision))
+    passes = for_cuda(model, bundle.tower(tower).heads, operators=operators)
+    write(model, directory / GRAPH)
+    return passes
+
+
+def _write_for_cpu(bundle: Bundle, tower: str, precision: str, directory: Path) -> dict[str, int]:
+    model = read(bundle.graph(tower, precision))
+    passes = for_cpu(model, bundle.tower(tower).heads)
+    rewritten = directory / "rewritten.onnx"
+    write(model, rewritten)
+    ort = import_onnxruntime()
+    options = session_options(ort)
+    options.optimized_model_filepath = str(directory / GRAPH)
+    options.add_session_config_entry("session.optimized_model_external_initializers_file_name", f"{GRAPH}.data")
+    options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
+    try:
+        open_onnxruntime(ort, rewritten, options, None)
+    except Exception as error:  # onnxruntime's exceptions have no common class of their own
+        raise BackendError(
+            f"onnxruntime {ort.__version__} cannot prepare the {precision} {tower} graph: {error}"
+        ) from error
+    for path in (rewritten, rewritten.with_name(f"{rewritten.name}.data")):
+        path.unlink()
+    return passes

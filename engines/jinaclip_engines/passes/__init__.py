@@ -1,0 +1,4 @@
+"""Rewrites of a graph for one backend, each with equal outputs.
+
+Imports jinaclip_engines.graph, errors and precision.
+"""

@@ -1,0 +1,164 @@
+"""A tower over the operators of the domain `jinaclip` (runtime/c-library/cuda): `fused_operators`.
+
+A block of a picture is nine nodes: Linear (queries, keys and values), RotaryAttention, LayerNorm, Linear, AddLayerNorm,
+Linear (gate and up), SwigluNorm, Linear, AddLayerNorm; the residual stream between them is float32. The last block, for
+the class token alone, and all blocks whose heads are not 64 wide have SplitRotary and Attention instead of
+RotaryAttention. A block of a text is nine nodes, with SplitRotary and Attention; `packed_text` makes RotaryAttention of
+these two. Its stream is the output of a norm, so that no sum grows along the blocks, and it is float16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from jinaclip_engines.errors import PassError
+from jinaclip_engines.graph import JINACLIP, Linear, Ops, array, constant, producer
+from jinaclip_engines.passes.onnxruntime_cuda.blocks import (
+    ImageBlock,
+    Rotary,
+    image_blocks,
+    text_blocks,
+    through_casts,
+    unlike,
+)
+from jinaclip_engines.passes.onnxruntime_cuda.patches import embedded_patches
+from jinaclip_engines.passes.onnxruntime_cuda.towers import (
+    FULL,
+    HALF,
+    Delta,
+    TextStream,
+    epsilon,
+    merged,
+    write_image,
+    write_text,
+)
+
+# The SwiGLU layer is padded to a multiple of this: 32 bytes, which float16 products are fast with.
+SWIGLU_MULTIPLE = 16
+# Columns of cos and sin where RotaryAttention can be used: half of a head's 64. Other heads keep Attention.
+ATTENTION_ANGLES = 32
+
+
+def fused_operators(model: ir.Model, heads: int) -> int:
+    """Blocks, embeddings and the L2 norm of a tower over the project's own operators.
+
+    Args:
+        model: a bundle's fp16 graph after the other passes of `for_cuda`; changed.
+        heads: attention heads of the tower.
+
+    Returns:
+        The number of blocks.
+
+    Raises:
+        PassError: the graph is no fp16 graph of a bundle, or has no block that is float16 throughout.
+    """
+    if model.graph.inputs[0].name == "input_ids":
+        texts = text_blocks(model)
+        found = len(texts) - texts.count(None)
+        if found:
+            start = None if texts[0] is None else _embeddings(model, texts[0].stream)
+            write_text(model, heads, texts, JinaclipOperators(), start)
+    else:
+        images = image_blocks(model)
+        found = len(images) - images.count(None)
+        if found:
+            patches = None if images[0] is None else _patches(model, images[0].stream)
+            write_image(model, heads, images, JinaclipOperators(), patches)
+    if not found:
+        raise PassError("no block of the graph is float16 throughout; the operators need a bundle's fp16 graph")
+    _unit_vectors(model)
+    return found
+
+
+class JinaclipOperators:
+    """A `Writer` of one operator for each step."""
+
+    def norm(self, op: Ops, x: ir.Value, norm: ir.Node, *, half: bool) -> ir.Value:
+        return op("LayerNorm", [x, *norm.inputs[1:]], JINACLIP, epsilon=epsilon(norm))
+
+    def add_norm(self, op: Ops, stream: ir.Value, delta: Delta, norm: ir.Node, *, keep: bool) -> Sequence[ir.Value]:
+        inputs = [stream, delta[0], *norm.inputs[1:]]
+        return op.several("AddLayerNorm", inputs, 2, JINACLIP, epsilon=epsilon(norm), keep_norm=int(keep))
+
+    def text_stream(self, op: Ops, full: ir.Value) -> TextStream:
+        half = op("Cast", [full], to=HALF)
+        return half, half
+
+    def post_norm(self, op: Ops, stream: TextStream, delta: Delta, norm: ir.Node) -> TextStream:
+        half = op("AddPostNorm", [stream[0], delta[0], *norm.inputs[1:]], JINACLIP, epsilon=epsilon(norm))
+        return half, half
+
+    def full(self, op: Ops, stream: TextStream) -> ir.Value:
+        return op("Cast", [stream[0]], to=FULL)
+
+    def product(self, op: Ops, y: ir.Value, layers: Sequence[Linear], name: str) -> ir.Value:
+        return _linear(op, y, *merged(layers), name)
+
+    def delta(self, op: Ops, y: ir.Value, layer: Linear, name: str) -> Delta:
+        return self.product(op, y, [layer], name), None
+
+    def split_rotary(self, op: Ops, qkv: ir.Value, rotary: Rotary, heads: int, *, interleaved: int) -> list[ir.Value]:
+        inputs = [qkv, rotary.cos, rotary.sin]
+        return list(op.several("SplitRotary", inputs, 3, JINACLIP, num_heads=heads, interleaved=interleaved))
+
+    def attention(self, op: Ops, qkv: ir.Value, rotary: Rotary, heads: int) -> ir.Value:
+        if constant(rotary.cos).shape[1] != ATTENTION_ANGLES:
+            q, k, v = self.split_rotary(op, qkv, rotary, heads, interleaved=1)
+            return op("Attention", [q, k, v], q_num_heads=heads, kv_num_heads=heads)
+        return rotary_attention(op, [qkv, rotary.cos, rotary.sin], heads, interleaved=1)
+
+    def swiglu(self, op: Ops, y: ir.Value, block: ImageBlock, name: str) -> Delta:
+        padding = -constant(block.gate.weight).shape[1] % SWIGLU_MULTIPLE
+        y = _linear(op, y, *merged([block.gate, block.up], columns=padding), f"{name}.gate_up")
+        y = op("SwigluNorm", [y, *block.ffn_norm.inputs[1:]], JINACLIP, epsilon=epsilon(block.ffn_norm))
+        return _linear(op, y, *merged([block.down], rows=padding), f"{name}.down"), None
+
+    def gelu(self, op: Ops, y: ir.Value, layer: Linear, name: str) -> ir.Value:
+        return op("Gelu", [self.product(op, y, [layer], name)], JINACLIP)
+
+
+def rotary_attention(op: Ops, inputs: Sequence[ir.Value | None], heads: int, *, interleaved: int) -> ir.Value:
+    """y [..., D]. The operator's second output is scratch memory, for the rotated keys of long texts."""
+    y, _ = op.several("RotaryAttention", inputs, 2, JINACLIP, num_heads=heads, interleaved=interleaved)
+    return y
+
+
+def _linear(op: Ops, y: ir.Value, weight: np.ndarray, bias: np.ndarray, name: str) -> ir.Value:
+    return op("Linear", [y, op.const(weight, f"{name}.weight"), op.const(bias, f"{name}.bias")], JINACLIP)
+
+
+def _patches(model: ir.Model, stream: ir.Value) -> tuple[ir.Value, Delta, ir.Value] | None:
+    found = embedded_patches(model, stream)
+    return None if found is None else (found[0], (found[1], None), stream)
+
+
+def _embeddings(model: ir.Model, stream: ir.Value) -> TextStream:
+    """The float16 norm of word and type embeddings, from the float16 table."""
+    norm = stream.producer()
+    add = producer(norm.inputs[0], "Add") if norm is not None and norm.op_type == "LayerNormalization" else None
+    if norm is None or add is None:
+        raise unlike("the embedding of tokens")
+    kind = next((value for value in add.inputs if array(value) is not None), None)
+    words = next((through_casts(value) for value in add.inputs if array(value) is None), None)
+    rows = producer(words, "Gather")
+    if kind is None or words is None or rows is None or rows.inputs[1] is not model.graph.inputs[0]:
+        raise unlike("the embedding of tokens")
+    writer = JinaclipOperators()
+    with Ops(model, before=norm) as op:
+        kinds = op.const(constant(kind).astype(np.float32).ravel())
+        found = writer.post_norm(op, (kinds, kinds), (words, None), norm)
+        op.replace(stream, writer.full(op, found))
+    return found
+
+
+def _unit_vectors(model: ir.Model) -> None:
+    """x / max(norm, 1e-12) as one node."""
+    raw, unit = model.graph.outputs
+    divide = producer(unit, "Div")
+    if divide is None or divide.inputs[0] is not raw:
+        raise unlike("the L2 norm")
+    with Ops(model, before=divide) as op:
+        op.replace(unit, op("L2Normalize", [raw], JINACLIP))

@@ -1,0 +1,161 @@
+"""What the image tower computes before its blocks, for the operators of `jinaclip`: `embedded_patches`.
+
+A picture stays uint8 until its patches are cast to float16, which holds 0 to 255 exactly: scaling and normalisation go
+into the weights of the product. float32 pixels are cast to float16 first.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from jinaclip_engines.graph import JINACLIP, Linear, Ops, array, attributes, constant, patch_product, producer
+from jinaclip_engines.passes.onnxruntime_cuda.blocks import through_casts, unlike
+
+HALF = ir.DataType.FLOAT16
+CENTRE = 128  # of a uint8
+# Largest relative error of a weight column rounded to float16. Normalisation divides weights by about 70; float16 has
+# less precision below 6e-5.
+MOST_ROUNDED = 2.0**-10
+
+
+@dataclass(frozen=True)
+class _Prelude:
+    """position + [class token, patches · weight + bias].
+
+    Attributes:
+        product: of patches [B, P, 3 side²], of a picture [B, 3, S, S].
+        cls, position: [D] and [1 + P, D].
+        scale, shift: [3] and [3], uint8 only: a pixel is normalised as scale · x + shift.
+    """
+
+    product: Linear
+    cls: np.ndarray
+    position: np.ndarray
+    scale: np.ndarray | None
+    shift: np.ndarray | None
+
+
+def embedded_patches(model: ir.Model, stream: ir.Value) -> tuple[ir.Value, ir.Value] | None:
+    """The first residual stream as a sum.
+
+    Args:
+        stream: what the first block reads, float32 [B, 1 + P, D]; the caller changes its readers.
+
+    Returns:
+        residual float32 and delta float16, both [B, 1 + P, D]. None where the graph stays as it is: the
+        product of patches is float32, or float16 does not hold its weights with normalisation in them.
+
+    Raises:
+        PassError: the graph is no fp16 graph of a bundle.
+    """
+    read = _read(model, stream)
+    pixels = model.graph.inputs[0]
+    weight, bias = constant(read.product.weight), constant(read.product.bias)
+    if weight.dtype != np.float16:
+        return None
+    side = math.isqrt(len(weight) // 3)
+    grid = math.isqrt(len(read.position) - 1)
+    if read.scale is None or read.shift is None:
+        shape, axes, order = [-1, 3, grid, side, grid, side], [2, 3], [0, 2, 4, 1, 3, 5]
+    else:
+        shape, axes, order = [-1, grid, side, grid, 3 * side], [1, 2], [0, 1, 3, 2, 4]
+        folded = _with_normalisation(weight, bias, read.scale, read.shift)
+        if folded is None:
+            return None
+        weight, bias = folded
+    half = bias.astype(np.float16)
+    # What rounding took from the bias comes back with the positions; the class token's row of patches is zero.
+    position = read.position + (bias - half.astype(np.float64))
+    position[0] = read.position[0] + read.cls - half.astype(np.float64)
+    with Ops(model, before=read.product.matmul) as op:
+        x: ir.Value = pixels
+        if read.scale is None:
+            x = op("Cast", [x], to=HALF)
+        if grid * side != pixels.shape[2]:  # type: ignore[index]
+            x = op(
+                "Slice",
+                [x, op.const(np.array([0, 0])), op.const(np.array([grid * side] * 2)), op.const(np.array(axes))],
+            )
+        x = op("Transpose", [op("Reshape", [x, op.const(np.array(shape))])], perm=order)
+        x = op("Reshape", [x, op.const(np.array([-1, grid * grid, len(weight)]))])
+        batch = op("Shape", [pixels], start=0, end=1)
+        row = op.const(np.zeros((1, 1, len(weight)), np.float16 if read.scale is None else np.uint8))
+        rows = op("Expand", [row, op("Concat", [batch, op.const(np.array([1, len(weight)]))], axis=0)])
+        x = op("Concat", [rows, x], axis=1)
+        if read.scale is not None:
+            x = op("Cast", [x], to=HALF)
+        delta = op("Linear", [x, op.const(weight, "patches.weight"), op.const(half, "patches.bias")], JINACLIP)
+        shape_of_stream = op("Concat", [batch, op.const(np.array(position.shape))], axis=0)
+        residual = op("Expand", [op.const(position[None].astype(np.float32), "patches.positions"), shape_of_stream])
+    return residual, delta
+
+
+def _with_normalisation(
+    weight: np.ndarray, bias: np.ndarray, scale: np.ndarray, shift: np.ndarray
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Weight float16 and bias float64 for patches of uint8 with the channel last, [side, side, 3]; None where float16
+    does not hold the weight.
+    """
+    columns = weight.shape[1]
+    side = math.isqrt(len(weight) // 3)
+    by_channel = weight.astype(np.float64).reshape(3, side, side, columns)
+    exact = (by_channel * scale[:, None, None, None]).transpose(1, 2, 0, 3).reshape(-1, columns)
+    rounded = exact.astype(np.float16)
+    error = np.linalg.norm(rounded - exact, axis=0)
+    if not (error <= MOST_ROUNDED * np.linalg.norm(exact, axis=0)).all():
+        return None
+    # Right for a picture of CENTRE, so that rounded weights cost as little as with centred pixels.
+    constant_part = np.einsum("cxyd,c->d", by_channel, shift) + CENTRE * (exact - rounded).sum(0)
+    return rounded, bias.astype(np.float64) + constant_part
+
+
+def _read(model: ir.Model, stream: ir.Value) -> _Prelude:
+    add = producer(stream, "Add")
+    position = None if add is None else next((found for v in add.inputs if (found := array(v)) is not None), None)
+    concat = None if add is None else next((node for v in add.inputs if (node := producer(v, "Concat"))), None)
+    product = patch_product(model)
+    if concat is None or position is None or product is None or concat.inputs[1] is not product.y:
+        raise unlike("the embedding of patches")
+    token = producer(concat.inputs[0], "Expand")
+    cls = None if token is None else array(token.inputs[0])
+    if cls is None or attributes(concat).get("axis") != 1:
+        raise unlike("the embedding of patches")
+    position = position[0].astype(np.float64)
+    grid, side = math.isqrt(len(position) - 1), math.isqrt(len(constant(product.weight)) // 3)
+    flat = producer(through_casts(product.x), "Reshape")
+    turned = producer(flat.inputs[0], "Transpose") if flat else None
+    parted = producer(turned.inputs[0], "Reshape") if turned else None
+    if turned is None or parted is None or list(attributes(turned)["perm"]) != [0, 2, 4, 1, 3, 5]:
+        raise unlike("the patches")
+    if list(constant(parted.inputs[1]))[1:] != [3, grid, side, grid, side]:
+        raise unlike("the patches")
+    value = through_casts(parted.inputs[0])
+    while (cut := producer(value, "Slice")) is not None:
+        if any(array(start) is None or array(start).any() for start in cut.inputs[1:2]):  # type: ignore[union-attr]
+            raise unlike("the patches")
+        value = through_casts(cut.inputs[0])
+    scale, shift = (None, None) if value is model.graph.inputs[0] else _normalisation(model, value)
+    return _Prelude(product, cls.reshape(-1).astype(np.float64), position, scale, shift)
+
+
+def _normalisation(model: ir.Model, value: ir.Value | None) -> tuple[np.ndarray, np.ndarray]:
+    """(pixel / 255 - mean) / std as scale and shift by channel, float64 [3]."""
+    by_std = producer(value, "Div")
+    centred = producer(by_std.inputs[0], "Sub") if by_std else None
+    by_255 = producer(centred.inputs[0], "Div") if centred else None
+    channels = producer(by_255.inputs[0], "Transpose") if by_255 else None
+    if by_std is None or centred is None or by_255 is None or channels is None:
+        raise unlike("the normalisation of pixels")
+    if through_casts(channels.inputs[0]) is not model.graph.inputs[0] or list(attributes(channels)["perm"]) != [
+        0,
+        3,
+        1,
+        2,
+    ]:
+        raise unlike("the normalisation of pixels")
+    std, mean, full = (constant(node.inputs[1]).astype(np.float64).reshape(-1) for node in (by_std, centred, by_255))
+    return 1 / (full * std) * np.ones(3), -mean / std * np.ones(3)

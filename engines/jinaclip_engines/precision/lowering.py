@@ -1,0 +1,128 @@
+"""A tower's fp32 graph -> its graphs in other precisions, and what became of its layers."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jinaclip.backends.base import Arrays
+from jinaclip.backends.onnxruntime.cpu import OnnxRuntimeSession
+from jinaclip.embeddings import truncate
+from jinaclip.terminal import say
+from jinaclip_engines.graph import linears, read, write
+from jinaclip_engines.precision.activation_ranges import channel_ranges
+from jinaclip_engines.precision.block_selection import choose_kept
+from jinaclip_engines.precision.fp16 import to_fp16
+from jinaclip_engines.precision.int8 import to_int8
+
+# Smallest cosine with fp32 that the probe must show, at every dim; a certificate's bounds with something to spare,
+# because it looks at ten times as many inputs.
+ENOUGH = {"fp16": 0.99995, "int8": 0.997}
+
+
+def write_precisions(
+    fp32: Path, precisions: Sequence[str], inputs: Sequence[Arrays], output: str, dims: Sequence[int]
+) -> dict[str, Any]:
+    """Write `<tower>-<precision>.onnx` beside `<tower>-fp32.onnx`.
+
+    Args:
+        fp32: the standard graph.
+        precisions: some of "fp16" and "int8".
+        inputs: what to run the fp32 graph with to see how large its values get: the range probe.
+        output: name of the raw vectors.
+        dims: lengths that a vector may be cut to.
+
+    Returns:
+        For the manifest: "ranges", by layer the largest |input| and |output| on the probe; and by precision the
+        layers that were left in float32 ("kept"), those with outlier channels ("outliers", their number) and the
+        smallest cosine with fp32 on the probe ("cosine").
+    """
+    if not precisions:
+        return {}
+    layers = linears(read(fp32))
+    ranges, expected = channel_ranges(fp32, [v.name or "" for layer in layers for v in (layer.x, layer.y)], inputs)
+    report: dict[str, Any] = {
+        "ranges": {layer.name: [_largest(ranges, v.name) for v in (layer.x, layer.y)] for layer in layers}
+    }
+    blocks = list(dict.fromkeys(layer.block for layer in layers))
+    probe = _Probe(inputs, output, np.concatenate([found[output] for found in expected]), dims)
+    for precision in precisions:
+        report[precision] = _lower(fp32, precision, blocks, ranges, probe)
+    return report
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """What a graph is run with, and the raw fp32 vectors [N, D] that `output` should have."""
+
+    inputs: Sequence[Arrays]
+    output: str
+    expected: np.ndarray
+    dims: Sequence[int]
+
+    def smallest_cosine(self, path: Path) -> float:
+        """Of a graph's vectors with the expected ones, at any dim; -1 where one is not finite."""
+        session = OnnxRuntimeSession(path)
+        try:
+            found = np.concatenate([session.run(batch)[self.output] for batch in self.inputs])
+        finally:
+            session.close()
+        if not np.isfinite(found).all():
+            return -1.0
+        return min(float((truncate(found, dim) * truncate(self.expected, dim)).sum(1).min()) for dim in self.dims)
+
+
+def _lower(
+    fp32: Path, precision: str, blocks: Sequence[str], ranges: Mapping[str, np.ndarray], probe: _Probe
+) -> dict[str, Any]:
+    """Write the graph of one precision, with as many blocks in float32 as the probe asks for; its manifest entry."""
+    path = fp32.with_name(fp32.name.replace("fp32", precision))
+    layers: dict[tuple[str, ...], dict[str, Any]] = {}  # by the blocks that stayed; the last one is on disk
+
+    def measure(kept: Collection[str]) -> float:
+        layers.pop(tuple(kept), None)
+        layers[tuple(kept)] = lower(fp32, path, precision, ranges, kept)
+        return probe.smallest_cosine(path)
+
+    choice = choose_kept(blocks, measure, ENOUGH[precision])
+    if choice.kept != next(reversed(layers)):
+        lower(fp32, path, precision, ranges, choice.kept)
+    if choice.kept:
+        say(f"{precision}: {', '.join(choice.kept)} stay in float32")
+    return layers[choice.kept] | {"cosine": round(choice.cosine, 6)}
+
+
+def lower(
+    fp32: Path, path: Path, precision: str, ranges: Mapping[str, np.ndarray], keep: Collection[str]
+) -> dict[str, Any]:
+    """Write a tower's graph in one precision.
+
+    Args:
+        fp32: the standard graph.
+        path: to write, in place of what is there.
+        ranges: for the input and the output of each linear layer, by the value's name: the largest |x| of each
+            channel.
+        keep: blocks to leave in float32.
+
+    Returns:
+        For the manifest: the layers that were left in float32 ("kept") and the number of outlier channels of those that
+        have some ("outliers").
+    """
+    model = read(fp32)
+    for stale in (path, path.with_name(f"{path.name}.data")):
+        stale.unlink(missing_ok=True)
+    if precision == "fp16":
+        done: dict[str, Any] = {"kept": list(to_fp16(model, ranges, keep).kept), "outliers": {}}
+    else:
+        report = to_int8(model, ranges, keep)
+        done = {"kept": list(report.kept), "outliers": dict(report.outliers)}
+    write(model, path)
+    return done
+
+
+def _largest(ranges: Mapping[str, np.ndarray], name: str | None) -> float:
+    return float(f"{ranges[name or ''].max():.3g}")

@@ -1,0 +1,268 @@
+"""What the compiler made of a graph: read from its list of layers and from the plan, and held to what was asked.
+
+TensorRT accepts a graph that it then runs in other ways than intended, without a word: attention as products over a
+matrix of all scores, products in float32 with weights twice the size, sums in float16. Its verbose log and its
+inspector list every kernel with the ONNX nodes it computes; TensorRT-RTX's plan also says how each product is summed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from jinaclip_engines.passes.tensorrt import Expected
+
+SIZE_MARGIN = 0.05  # a plan may be this much larger than its weights, and FIXED_BYTES a profile
+FIXED_BYTES = 16 << 20  # code and tables of one profile, whatever the size of the weights
+HALF_SUMS = "_f16f16_f16f16_f16_"  # in the name of TensorRT's kernels: operands, result and sums
+SUMMED_IN_FLOAT32 = 2  # `accumulation_type` of a plan; 0 leaves it to the kernel
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A tensor that a kernel reads or writes; a dynamic size is -1."""
+
+    shape: tuple[int, ...]
+    dtype: str  # as the compiler calls it: Half, Float, Int32, …
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One entry of the compiler's list.
+
+    Attributes:
+        name, kind, tactic: as the compiler calls them: "_gemm_mha_v2_myl0_13", "kgen", …
+        nodes: ONNX nodes that it computes, in part or whole.
+        reads: inputs and constants.
+    """
+
+    name: str
+    kind: str
+    tactic: str
+    nodes: tuple[str, ...]
+    reads: tuple[Operand, ...]
+
+    @property
+    def is_attention(self) -> bool:
+        """Whether it is a fused attention, by its name: "_gemm_mha_v2…", "…fmha…"."""
+        return re.search(r"mha|flash_?attention", f"{self.name} {self.tactic}", re.IGNORECASE) is not None
+
+    @property
+    def profile(self) -> int:
+        """Of the optimisation profiles, the one that it runs in: "…_myl1_26" is of the second."""
+        found = re.search(r"_myl(\d+)_\d+$", self.name)
+        return int(found[1]) if found else 0
+
+    def weight(self) -> Operand | None:
+        """The matrix of a product: an operand with two sizes above 1 that are known."""
+        for operand in reversed(self.reads):
+            if sum(size > 1 for size in operand.shape) >= 2 and -1 not in operand.shape:
+                return operand
+        return None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What became of one tower.
+
+    Attributes:
+        profiles: shapes that it was compiled for, each with kernels of its own.
+        kernels: of all profiles together.
+        attention: fused attention kernels, of all profiles together.
+        attention_expected: blocks that must have one.
+        products: weight matrices found in float16, of `products_expected`.
+        summed_in_float32: of those, how many the plan says are summed in float32; None where it does not tell.
+        attention_sums: types that fused attention sums in, where the plan tells: "FP32".
+        plan_bytes, weight_bytes: sizes.
+        problems: what is not as asked, each naming the layer; an engine with one is not written.
+    """
+
+    profiles: int
+    kernels: int
+    attention: int
+    attention_expected: int
+    products: int
+    products_expected: int
+    summed_in_float32: int | None
+    attention_sums: tuple[str, ...]
+    plan_bytes: int
+    weight_bytes: int
+    problems: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """For people."""
+        sums = "not told by this compiler" if self.summed_in_float32 is None else f"{self.summed_in_float32}"
+        return [
+            f"attention: {self.attention} fused kernels, {self.attention_expected} blocks × {self.profiles} profiles"
+            + (f", summed in {', '.join(self.attention_sums)}" if self.attention_sums else ""),
+            f"products: {self.products} of {self.products_expected} with float16 weights; summed in float32: {sums}",
+            f"plan: {self.plan_bytes / 1e6:,.1f} MB for {self.weight_bytes / 1e6:,.1f} MB of weights, "
+            f"{self.kernels} kernels",
+        ]
+
+
+def read_kernels(text: str) -> list[Kernel]:
+    """The list of layers, as the verbose build log and the inspector's one-line format print it."""
+    return [_kernel(entry) for entry in re.split(r"(?:^|\n)Name: ", text)[1:] if "LayerType:" in entry]
+
+
+def report_on(
+    kernels: Sequence[Kernel], plan: memoryview | bytes, expected: Expected, policy: str, *, profiles: int = 1,
+    tells_sums: bool = False,
+) -> Report:  # fmt: skip
+    """Hold what was built to what was asked.
+
+    Args:
+        kernels: of the build.
+        plan: the engine.
+        expected: by the pass that made the graph.
+        policy: of jinaclip_engines.passes.tensorrt.POLICIES.
+        profiles: optimisation profiles of the engine.
+        tells_sums: this compiler's plans say how products are summed; one that does not is refused.
+    """
+    attention = {name: _attention_problem(name, kernels, expected) for name in expected.attention}
+    products = {name: _product_problem(name, kernels) for name in expected.products}
+    sums = _sums_of_products(plan)
+    summed = _least_summed(sums, kernels, expected, profiles) if sums else None
+    attention_sums = _sums_of_attention(plan)
+    problems = [problem for problem in (*attention.values(), *products.values()) if problem is not None]
+    if policy == "fp16-acc32":
+        problems += _sum_problems(sums, kernels, expected, tells_sums=tells_sums)
+        if not problems and summed is not None and summed < len(expected.products):
+            problems.append(f"only {summed} of {len(expected.products)} products are told to be summed in float32")
+        if set(attention_sums) - {"FP32"}:
+            problems.append(f"attention sums in {', '.join(attention_sums)}, expected FP32")
+    limit = expected.weight_bytes * (1 + SIZE_MARGIN) + profiles * FIXED_BYTES
+    if len(plan) > limit:
+        problems.append(
+            f"the plan has {len(plan) / 1e6:,.1f} MB for {expected.weight_bytes / 1e6:,.1f} MB of weights, expected at "
+            f"most {limit / 1e6:,.1f} MB: weights are kept in float32 or more than once"
+        )
+    return Report(
+        profiles=profiles,
+        kernels=len(kernels),
+        attention=sum(kernel.is_attention and _computes(kernel, name) for name in attention for kernel in kernels),
+        attention_expected=len(expected.attention),
+        products=list(products.values()).count(None),
+        products_expected=len(expected.products),
+        summed_in_float32=summed,
+        attention_sums=attention_sums,
+        plan_bytes=len(plan),
+        weight_bytes=expected.weight_bytes,
+        problems=tuple(problems),
+    )
+
+
+def _attention_problem(name: str, kernels: Sequence[Kernel], expected: Expected) -> str | None:
+    """Why a block's attention is not one kernel with float16 operands and the mask; None if it is, in each profile."""
+    owners = [kernel for kernel in kernels if _computes(kernel, name)]
+    fused = [kernel for kernel in owners if kernel.is_attention]
+    apart = [kernel for kernel in owners if kernel.kind == "gemm" and not kernel.is_attention]
+    if not fused or apart:
+        what = ", ".join(kernel.name for kernel in (apart or owners)) or "nothing that the list shows"
+        return f"{name}: no fused attention, it runs as {what}"
+    for kernel in fused:
+        if kernel.reads and kernel.reads[0].dtype != "Half":
+            return f"{name}: attention reads {kernel.reads[0].dtype}, expected Half"
+        if expected.mask is not None and len(kernel.reads) <= 3:  # queries, keys and values, and nothing else
+            return f"{name}: attention reads no mask, so that padding would change the vectors"
+    return None
+
+
+def _product_problem(name: str, kernels: Sequence[Kernel]) -> str | None:
+    """Why a product does not have its weights in float16; None if it has, in each profile."""
+    found = [(kernel, kernel.weight()) for kernel in kernels if name in kernel.nodes]
+    weights = [(kernel, weight) for kernel, weight in found if weight is not None]
+    if not weights:
+        return f"{name}: the compiler's list shows no product with its weights"
+    for kernel, weight in weights:
+        if weight.dtype != "Half":
+            return f"{name}: its weights are {weight.dtype} in {kernel.name}, expected Half"
+    return None
+
+
+def _sum_problems(
+    sums: Mapping[tuple[str, int], Sequence[int]], kernels: Sequence[Kernel], expected: Expected, *, tells_sums: bool
+) -> list[str]:
+    """Products that are not summed in float32, as far as the plan or a kernel's name tells."""
+    if tells_sums and not sums:
+        return ["the plan does not tell how products are summed, as those of this compiler did; fp16-fast does not ask"]
+    problems = []
+    for name in expected.products:
+        kinds = {kind for (of, _), found in sums.items() if of == name for kind in found}
+        if other := kinds - {SUMMED_IN_FLOAT32}:
+            problems.append(f"{name}: products are not summed in float32 (accumulation_type {min(other)})")
+        elif tactic := next((k.tactic for k in kernels if name in k.nodes and HALF_SUMS in k.tactic), None):
+            problems.append(f"{name}: products are summed in float16, by the kernel's name ({tactic})")
+    return problems
+
+
+def _kernel(entry: str) -> Kernel:
+    head, _, metadata = entry.partition("Metadata:")
+    before, _, after = head.partition("Outputs:")
+    return Kernel(
+        name=entry.partition(",")[0].strip(),
+        kind=_field(head, "LayerType"),
+        tactic=_field(after, "TacticName"),
+        nodes=tuple(re.findall(r"\[ONNX Layer: ([^\]]+)\]", metadata)),
+        reads=tuple(
+            Operand(tuple(int(size) for size in dims.split(",") if size), dtype)
+            for dims, dtype in re.findall(r"Dimensions: \[([^\]]*)\].*?Datatype: (\w+)", before)
+        ),
+    )
+
+
+def _field(text: str, name: str) -> str:
+    found = re.search(rf"{name}: ([^,\n]*)", text)
+    return found[1].strip() if found else ""
+
+
+def _computes(kernel: Kernel, attention: str) -> bool:
+    """Whether a kernel computes an attention, or a part of one that was spelled out."""
+    return any(node == attention or node.startswith(f"{attention}.") for node in kernel.nodes)
+
+
+def _sums_of_products(plan: memoryview | bytes) -> dict[tuple[str, int], list[int]]:
+    """How each product is summed, by its node and profile; where several are one, all are told under the first's name.
+
+    A TensorRT-RTX plan holds the compiled graph as text, a record for each product. Other plans hold none.
+    """
+    found: dict[tuple[str, int], list[int]] = {}
+    record = rb'fully_connected=\{ name="([^"]*)"[^\n]*?"__mye\d+([^"]*?)_alpha"[^\n]*?accumulation_type=(\d+)'
+    for match in re.finditer(record, plan):
+        name, _, profile = match[2].decode().partition(" [profile ")
+        key = name, int(profile.rstrip("]") or 0)
+        found.setdefault(key, []).extend([int(match[3])] * (match[1].count(b"+") + 1))
+    return found
+
+
+def _least_summed(
+    sums: Mapping[tuple[str, int], Sequence[int]], kernels: Sequence[Kernel], expected: Expected, profiles: int
+) -> int:
+    """Products that are summed in float32, in the profile with the fewest.
+
+    One of a single row has no record: the compiler writes a kernel for it that multiplies and adds as the graph says.
+    """
+    counts = []
+    for profile in range(profiles):
+        here = [kinds for (name, of), kinds in sums.items() if of == profile and name in expected.products]
+        written = {
+            name
+            for kernel in kernels
+            if kernel.kind == "kgen" and kernel.profile == profile and "MulSum" in kernel.name and kernel.weight()
+            for name in kernel.nodes
+            if name in expected.products
+        }
+        counts.append(sum(list(kinds).count(SUMMED_IN_FLOAT32) for kinds in here) + len(written))
+    return min(counts)
+
+
+def _sums_of_attention(plan: memoryview | bytes) -> tuple[str, ...]:
+    """Types that fused attention sums in, from the kernels' source that a TensorRT-RTX plan holds."""
+    record = rb"\.initialize\(DATA_TYPE_\w+, DATA_TYPE_\w+, DATA_TYPE_(\w+), "
+    return tuple(sorted({match[1].decode() for match in re.finditer(record, plan)}))

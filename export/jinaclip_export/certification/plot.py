@@ -1,0 +1,35 @@
+"""The picture of a certificate: how far from the reference which share of the items is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from jinaclip.bundle.certificates import BOUNDS
+from jinaclip_export.certification.measure import Measured, Vectors
+from jinaclip_export.certification.metrics import cosines, unit
+
+
+def draw(path: Path, measured: Sequence[Measured]) -> None:
+    """One field for each precision and tower that was compared, one line for each dim, the bound dashed."""
+    fields = [
+        (m.precision, tower, vectors, m.references[tower])
+        for m in measured
+        for tower, vectors in m.found.items()
+        if isinstance(vectors, Vectors) and tower in m.references
+    ]
+    figure = Figure(figsize=(8, 2.6 * max(1, len(fields))), layout="constrained")
+    grid = figure.subplots(max(1, len(fields)), squeeze=False)[:, 0]
+    for axes, (precision, tower, vectors, reference) in zip(grid, fields, strict=False):
+        for dim in vectors.dims:
+            away = np.sort(np.maximum(1 - cosines(unit(vectors.alone, dim), unit(reference, dim)), 1e-15))
+            axes.plot(away, np.arange(1, len(away) + 1) / len(away), label=str(dim))
+        bound = BOUNDS[precision].cosine
+        if bound is not None:
+            axes.axvline(1 - bound, color="black", linestyle="--")
+        axes.set(xscale="log", title=f"{precision} {tower}", xlabel="1 - cosine with the reference", ylabel="share")
+        axes.legend(title="dim", fontsize="small")
+    figure.savefig(path)
