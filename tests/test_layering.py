@@ -49,7 +49,8 @@ ROWS: dict[str, list[set[str]]] = {
     "jinaclip/backends/cuda": [{"gpu", "gpu_thread", "libraries", "runtime"}, {"api"}, {"staging"}],
     "jinaclip/backends/onnxruntime": [
         {"library", "packed_texts"},
-        {"cpu", "cuda_provider", "cuda_operators"},
+        {"cpu", "cuda_provider", "cuda_operators", "cuda_runs"},
+        {"cuda_placement"},
         {"cuda"},
         {"prepared_graphs"},
         {"backend"},

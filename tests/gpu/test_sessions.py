@@ -13,7 +13,7 @@ import pytest
 
 from jinaclip import ClipModel
 from jinaclip.backends.cuda.gpu import Gpu
-from jinaclip.backends.onnxruntime.cuda import host_operators
+from jinaclip.backends.onnxruntime.cuda_placement import host_operators
 from jinaclip.backends.shapes import Profile
 from jinaclip.backends.tensorrt.library import load_library
 from jinaclip.backends.tensorrt.session import TensorRTSession

@@ -22,15 +22,14 @@ from jinaclip.backends.cuda.gpu import gpu
 from jinaclip.backends.onnxruntime import cuda as onnxruntime_cuda
 from jinaclip.backends.onnxruntime import cuda_operators
 from jinaclip.backends.onnxruntime.cuda import (
-    GRAPH_IMAGES,
-    GRAPH_TOKENS,
     MOST_LARGE_GRAPHS,
     MOST_SMALL_GRAPHS,
     RUNS_AT_ONCE,
     OnnxRuntimeCudaSession,
-    host_operators,
 )
+from jinaclip.backends.onnxruntime.cuda_placement import host_operators
 from jinaclip.backends.onnxruntime.cuda_provider import PROVIDER
+from jinaclip.backends.onnxruntime.cuda_runs import GRAPH_IMAGES, GRAPH_TOKENS, Run
 from jinaclip.backends.onnxruntime.prepared_graphs import open_graph
 from jinaclip.backends.shapes import LADDER, SHORTEST
 from jinaclip.bundle.manifest import Bundle
@@ -560,7 +559,7 @@ def test_a_session_that_closes_before_its_capture(
         keep.run(make_batch("text", *SMALL["text"]))
     capture, closing = session._capture, threading.Event()
 
-    def late(work: onnxruntime_cuda._Work) -> None:
+    def late(work: Run) -> None:
         while not session._closed:
             closing.wait(0.01)
         capture(work)

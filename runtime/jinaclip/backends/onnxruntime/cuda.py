@@ -16,53 +16,34 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jinaclip.backends.base import Arrays, keep_after_fork, require_open
-from jinaclip.backends.cost import GPU_COST, PACKED_GPU_COST
 from jinaclip.backends.cuda.api import Cuda, Graph, Stream
 from jinaclip.backends.cuda.gpu import Gpu
 from jinaclip.backends.cuda.gpu_thread import Answer, gpu_thread
-from jinaclip.backends.cuda.libraries import CUDNN, load, load_libraries
+from jinaclip.backends.cuda.libraries import load_libraries
 from jinaclip.backends.cuda.runtime import CudaRuntime
-from jinaclip.backends.cuda.staging import Block, Layout, Slot
+from jinaclip.backends.cuda.staging import Block, Slot
 from jinaclip.backends.machine import available_threads
-from jinaclip.backends.onnxruntime import packed_texts
+from jinaclip.backends.onnxruntime.cuda_placement import require_no_cudnn, require_on_device
 from jinaclip.backends.onnxruntime.cuda_provider import PROVIDER, cuda_major, cuda_problem
+from jinaclip.backends.onnxruntime.cuda_runs import Key, Run, RunPlanner
 from jinaclip.backends.onnxruntime.library import first_line, import_onnxruntime, onnxruntime_version, session_options
 from jinaclip.backends.pool import Loan, Pool
-from jinaclip.backends.shapes import Profile, bucket_for, pad_into
-from jinaclip.errors import BackendError, BackendMissing, BundleError, InputError
+from jinaclip.errors import BackendError, BackendMissing, BundleError
 
 logger = logging.getLogger("jinaclip")
 
-# Operators that compute shapes; ONNX Runtime keeps those on the host on purpose. Any other one there would copy
-# activations to the host and back.
-ON_HOST = {
-    "Shape", "Size", "Gather", "Concat", "Squeeze", "Unsqueeze", "Slice", "Cast", "Range", "Constant", "Reshape",
-    "ConstantOfShape", "Add", "Sub", "Mul", "Div", "Identity", "MemcpyFromHost", "MemcpyToHost",
-}  # fmt: skip
-# Operators whose CUDA kernels call cuDNN, which jinaclip does not ask for.
-NEEDS_CUDNN = {
-    "Conv", "ConvTranspose", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMin",
-    "ReduceProd", "ReduceSumSquare", "ArgMax", "ArgMin", "BatchNormalization", "InstanceNormalization", "AveragePool",
-    "MaxPool", "GlobalAveragePool", "GlobalMaxPool", "LSTM", "GRU", "RNN", "LRN",
-}  # fmt: skip
-# Up to so many tokens, or images, launching kernels takes about as long as running them: there a graph is worth its
-# padding.
-GRAPH_TOKENS, GRAPH_IMAGES = 2048, 4
 # Graphs of a session: of shapes up to those sizes, and of larger ones.
 MOST_SMALL_GRAPHS, MOST_LARGE_GRAPHS = 64, 32
 MOST_SHAPES_SEEN = 4096  # shapes that come first after so many are never captured
 RUNS_AT_ONCE = 2
-
-Key = tuple[int, ...]
 
 
 class OnnxRuntimeCudaSession:
@@ -107,7 +88,6 @@ class OnnxRuntimeCudaSession:
         self._plain: set[Key] = set()  # shapes whose capture failed
         self._held = {True: 0, False: 0}  # graphs of small shapes and of larger ones, those that failed included
         self._bindings: list[Any] = []  # of the graphs
-        self._largest = 0  # tokens of a packed run so far
         self._in_stream = threading.Lock()  # one thread at a time puts work into the stream
         self._thread.call(self._open)
 
@@ -116,12 +96,13 @@ class OnnxRuntimeCudaSession:
         release_memory: bool = False,
     ) -> dict[str, np.ndarray]:  # fmt: skip
         self._require_open()
-        if set(inputs) != {self._input}:
-            raise BackendError(f"the graph's input is {self._input}, found {', '.join(inputs)}")
-        batch = self._checked(inputs[self._input])
+        planner = self._planner
+        if set(inputs) != {planner.input}:
+            raise BackendError(f"the graph's input is {planner.input}, found {', '.join(inputs)}")
+        batch = planner.checked(inputs[planner.input])
         if len(batch) == 0:
-            return {name: np.empty((0, self._outputs[name]), np.float32) for name in outputs or self._outputs}
-        work = self._plan(batch, tuple(outputs or self._outputs))
+            return {name: np.empty((0, planner.outputs[name]), np.float32) for name in outputs or planner.outputs}
+        work = planner.plan(batch, tuple(outputs or planner.outputs))
         with self._pool.borrow() as loan:
             slot = loan.item
             require_open(self._process, slot)  # another thread may have closed it meanwhile
@@ -145,7 +126,7 @@ class OnnxRuntimeCudaSession:
             "providers": self._session.get_providers(),
             "prepared": self.prepared,
             "cuda_graphs": self._captures,
-            "packed": self._packed,
+            "packed": self._planner.packed,
             "operators": None if self._operators is None else self._operators.name,
         }
 
@@ -174,55 +155,10 @@ class OnnxRuntimeCudaSession:
         """CUDA graphs that are held now."""
         return len(self._graphs)
 
-    def _checked(self, batch: np.ndarray) -> np.ndarray:
-        """Raises InputError: it has another number of dimensions, another row, or another kind of numbers."""
-        batch, wanted, row = np.asarray(batch), self._inputs[self._input], self._input_row
-        if batch.ndim != (1 + len(row) if row else 2) or (row and batch.shape[1:] != row):
-            expected = ", ".join(map(str, row)) if row else "T"
-            raise InputError(f"{self._input} has shape {list(batch.shape)}, expected [B, {expected}]")
-        if batch.dtype != wanted and not (wanted.kind == batch.dtype.kind == "i"):
-            raise InputError(f"{self._input} is {batch.dtype}, expected {wanted}")
-        return batch
-
     def _require_open(self) -> None:
         require_open(self._process, None if self._closed else self._session)
 
-    def _plan(self, batch: np.ndarray, wanted: tuple[str, ...]) -> _Work:
-        """How a batch is run: its shape, and whether it is a small one."""
-        if self._packed:
-            texts = packed_texts.Texts(batch, self._pad)
-            shape = packed_texts.shape_of(texts.lengths, self._largest)
-            self._largest = max(self._largest, shape[0])
-            shapes, unset = packed_texts.input_shapes(shape), packed_texts.TOKEN_OFFSET
-            small = packed_texts.is_small(shape, GRAPH_TOKENS)
-            return self._work(shape, small, shapes, shape[1], len(batch), wanted, texts.write, unset)
-        bucket = bucket_for(len(batch), batch.shape[1] if batch.ndim == 2 else None, self._buckets)
-        small = bucket is not None and bucket.rows * (bucket.tokens or 1) <= self._most
-        key: Key = batch.shape
-        if bucket is not None and small:
-            key = (bucket.rows, *((bucket.tokens,) if bucket.tokens else batch.shape[1:]))
-
-        def write(views: Mapping[str, np.ndarray]) -> None:
-            pad_into(views[self._input], batch, self._pad)
-
-        return self._work(key, small, {self._input: key}, key[0], len(batch), wanted, write)
-
-    def _work(
-        self, key: Key, small: bool, shapes: Mapping[str, tuple[int, ...]], places: int, rows: int,
-        wanted: tuple[str, ...], write: Callable[[Mapping[str, np.ndarray]], None], unset: str | None = None,
-    ) -> _Work:  # fmt: skip
-        """A run of inputs of these shapes, whose outputs have `places` rows."""
-        return _Work(
-            key=key,
-            small=small,
-            inputs=Layout({name: (shape, self._inputs[name]) for name, shape in shapes.items()}, unset),
-            outputs=Layout({name: ((places, width), np.dtype(np.float32)) for name, width in self._outputs.items()}),
-            rows=rows,
-            wanted=wanted,
-            write=write,
-        )
-
-    def _make_ready(self, slot: Slot, work: _Work) -> None:
+    def _make_ready(self, slot: Slot, work: Run) -> None:
         """Room for a run in a slot that nothing uses."""
         self._cuda.enter()
         if slot.in_flight:  # the run before failed, or was interrupted
@@ -231,7 +167,7 @@ class OnnxRuntimeCudaSession:
             slot.in_flight = False
         slot.reserve(work.inputs.copied, work.outputs.size)
 
-    def _replay(self, slot: Slot, work: _Work) -> dict[str, np.ndarray] | None:
+    def _replay(self, slot: Slot, work: Run) -> dict[str, np.ndarray] | None:
         """Run a captured graph from the calling thread; None if it was dropped meanwhile."""
         with self._in_stream:
             graph = self._graphs.get(work.key)
@@ -240,7 +176,7 @@ class OnnxRuntimeCudaSession:
             self._put(slot, work, lambda: graph.launch(self._stream))
         return self._results(slot, work)
 
-    def _put(self, slot: Slot, work: _Work, launch: Callable[[], object]) -> None:
+    def _put(self, slot: Slot, work: Run, launch: Callable[[], object]) -> None:
         """Copy in, launch, copy out and the mark behind them, all without waiting."""
         slot.in_flight = True
         self._stream.upload(self._input_block.reserved, slot.input, work.inputs.copied)
@@ -249,7 +185,7 @@ class OnnxRuntimeCudaSession:
         self._stream.download(slot.output, self._output_block.reserved, end - begin, begin)
         slot.done.record(self._stream)
 
-    def _results(self, slot: Slot, work: _Work) -> dict[str, np.ndarray]:
+    def _results(self, slot: Slot, work: Run) -> dict[str, np.ndarray]:
         slot.done.wait()
         slot.in_flight = False
         views = work.outputs.views(slot.output.array)
@@ -268,9 +204,10 @@ class OnnxRuntimeCudaSession:
             # session (no level of the session's own reaches it).
             ort.set_default_logger_severity(4)
             self._session = self._inference_session(ort)
-            _require_on_device(self._session)
-            _require_no_cudnn(self._session, self._path)
-            self._read_graph()
+            require_on_device(self._session)
+            require_no_cudnn(self._session, self._path)
+            self._planner = RunPlanner(self._session, self._pad)
+            self.cost = self._planner.cost
             for _ in range(RUNS_AT_ONCE):
                 self._slots.append(Slot(self._cuda))
             self._pool = Pool(self._slots)
@@ -279,21 +216,6 @@ class OnnxRuntimeCudaSession:
             raise
         finally:
             ort.set_default_logger_severity(2)
-
-    def _read_graph(self) -> None:
-        """What its inputs and outputs are."""
-        types = {"tensor(uint8)": np.uint8, "tensor(int64)": np.int64, "tensor(int32)": np.int32}
-        sources = self._session.get_inputs()
-        self._inputs = {source.name: np.dtype(types.get(source.type, np.float32)) for source in sources}
-        self._outputs = {output.name: int(output.shape[1]) for output in self._session.get_outputs()}
-        self._packed = set(self._inputs) == packed_texts.INPUTS
-        self._input = packed_texts.IDS if self._packed else sources[0].name
-        self.cost = PACKED_GPU_COST if self._packed else GPU_COST
-        is_text = len(sources[0].shape) <= 2
-        self._input_row = () if is_text else tuple(sources[0].shape[1:])
-        self._most = GRAPH_TOKENS if is_text else GRAPH_IMAGES
-        most = (1, 1, self._most)
-        self._buckets = (Profile("graphs", most, most if is_text else None),)
 
     def _inference_session(self, ort: Any) -> Any:
         options = session_options(ort)
@@ -326,7 +248,7 @@ class OnnxRuntimeCudaSession:
             )
         return session
 
-    def _start(self, asked: Loan[Slot], work: _Work, release_memory: bool) -> Answer[dict[str, np.ndarray]]:
+    def _start(self, asked: Loan[Slot], work: Run, release_memory: bool) -> Answer[dict[str, np.ndarray]]:
         """Put a run into the stream. What it returns waits for its end, after what was submitted meanwhile."""
         loan = asked.take_over()
         slot = loan.item
@@ -352,7 +274,7 @@ class OnnxRuntimeCudaSession:
                 self._seen.add(work.key)
         return finished
 
-    def _finish(self, loan: Loan[Slot], slot: Slot, work: _Work) -> dict[str, np.ndarray]:
+    def _finish(self, loan: Loan[Slot], slot: Slot, work: Run) -> dict[str, np.ndarray]:
         try:
             return self._results(slot, work)
         except Exception as error:
@@ -360,14 +282,14 @@ class OnnxRuntimeCudaSession:
         finally:
             loan.give_back()
 
-    def _wants_graph(self, work: _Work) -> bool:
+    def _wants_graph(self, work: Run) -> bool:
         return self._captures and work.key not in self._graphs and work.key not in self._plain and self._has_room(work)
 
-    def _has_room(self, work: _Work) -> bool:
+    def _has_room(self, work: Run) -> bool:
         """Whether a shape's graph can be held; those that were captured stay."""
         return self._held[work.small] < (MOST_SMALL_GRAPHS if work.small else MOST_LARGE_GRAPHS)
 
-    def _capture(self, work: _Work) -> None:
+    def _capture(self, work: Run) -> None:
         """Capture a shape that has just run, so that all of its memory is there. Nothing runs."""
         if self._closed or not self._wants_graph(work) or not self._fits(work):
             return
@@ -385,11 +307,11 @@ class OnnxRuntimeCudaSession:
                 "%s: shape %s is run without a CUDA graph: %s", self.device, list(work.key), first_line(error)
             )
 
-    def _fits(self, work: _Work) -> bool:
+    def _fits(self, work: Run) -> bool:
         """Whether its inputs and outputs have room in the memory that is there."""
         return self._input_block.size >= work.inputs.size and self._output_block.size >= work.outputs.size
 
-    def _reserve(self, work: _Work) -> None:
+    def _reserve(self, work: Run) -> None:
         """Memory for a run's inputs and outputs. Graphs read and write where the memory was: it is not moved under
         them, but they are dropped, and captured again.
         """
@@ -409,7 +331,7 @@ class OnnxRuntimeCudaSession:
                 graph.close()
             self._bindings.clear()
 
-    def _binding(self, work: _Work) -> Any:
+    def _binding(self, work: Run) -> Any:
         binding = self._session.io_binding()
         device = ("cuda", self._gpu.index)
         inputs, outputs = self._input_block.reserved.pointer, self._output_block.reserved.pointer
@@ -453,33 +375,6 @@ class OnnxRuntimeCudaSession:
         )
 
 
-@dataclass(frozen=True)
-class _Work:
-    """A run.
-
-    Attributes:
-        key: its shape.
-        small: whether it is one of those that are padded for the sake of a CUDA graph.
-        rows: of the batch; the outputs may have more.
-        wanted: names of the outputs that are copied back.
-        write: fills the inputs.
-    """
-
-    key: Key
-    small: bool
-    inputs: Layout
-    outputs: Layout
-    rows: int
-    wanted: tuple[str, ...]
-    write: Callable[[Mapping[str, np.ndarray]], None]
-
-    def copied_back(self) -> tuple[int, int]:
-        """The bytes of the outputs' block in which the wanted ones lie: first, and behind the last."""
-        parts = [self.outputs.parts[name] for name in self.wanted]
-        ends = [offset + self.rows * width * dtype.itemsize for offset, (_, width), dtype in parts]
-        return min(offset for offset, _, _ in parts), max(ends)
-
-
 def onnxruntime_cuda_facts(gpu: Gpu) -> dict[str, Any]:
     """What decides a graph's numbers on this GPU, known before one is opened: part of every `describe()`."""
     return {
@@ -489,43 +384,6 @@ def onnxruntime_cuda_facts(gpu: Gpu) -> dict[str, Any]:
         "gpu": str(gpu),
         "driver": gpu.driver,
     }
-
-
-def host_operators(session: Any) -> dict[str, int]:
-    """Counts operators of an onnxruntime session that are placed on the host, shape arithmetic excluded. The session
-    was opened with `session.record_ep_graph_assignment_info`.
-    """
-    return _count(session, lambda provider, op_type: provider != PROVIDER and op_type not in ON_HOST)
-
-
-def _count(session: Any, wanted: Callable[[str, str], bool]) -> dict[str, int]:
-    found: dict[str, int] = {}
-    for part in session.get_provider_graph_assignment_info():
-        for node in part.get_nodes():
-            if wanted(part.ep_name, node.op_type):
-                found[node.op_type] = found.get(node.op_type, 0) + 1
-    return found
-
-
-def _require_on_device(session: Any) -> None:
-    if found := host_operators(session):
-        raise BackendError(
-            f"onnxruntime would run part of this graph on the host ({_listed(found)}), copying activations there and "
-            "back; upgrade onnxruntime-gpu, or use device='cpu'"
-        )
-
-
-def _require_no_cudnn(session: Any, path: Path) -> None:
-    found = _count(session, lambda provider, op_type: provider == PROVIDER and op_type in NEEDS_CUDNN)
-    if found and load(CUDNN) is None:
-        raise BackendMissing(
-            f"{path.name} has operators that run on a GPU only with cuDNN ({_listed(found)}), and {CUDNN} is not "
-            "found; run `jinaclip build BUNDLE --device cuda`, which replaces them in fp16, or export the bundle again"
-        )
-
-
-def _listed(found: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} {op_type}" for op_type, count in sorted(found.items()))
 
 
 def _is_out_of_memory(error: Exception) -> bool:

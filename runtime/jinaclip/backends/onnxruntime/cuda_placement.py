@@ -1,0 +1,61 @@
+"""On which device ONNX Runtime placed the operators of a graph: none that matters may be on the host, or need cuDNN."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from jinaclip.backends.cuda.libraries import CUDNN, load
+from jinaclip.backends.onnxruntime.cuda_provider import PROVIDER
+from jinaclip.errors import BackendError, BackendMissing
+
+# Operators that compute shapes; ONNX Runtime keeps those on the host on purpose. Any other one there would copy
+# activations to the host and back.
+ON_HOST = {
+    "Shape", "Size", "Gather", "Concat", "Squeeze", "Unsqueeze", "Slice", "Cast", "Range", "Constant", "Reshape",
+    "ConstantOfShape", "Add", "Sub", "Mul", "Div", "Identity", "MemcpyFromHost", "MemcpyToHost",
+}  # fmt: skip
+# Operators whose CUDA kernels call cuDNN, which jinaclip does not ask for.
+NEEDS_CUDNN = {
+    "Conv", "ConvTranspose", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMin",
+    "ReduceProd", "ReduceSumSquare", "ArgMax", "ArgMin", "BatchNormalization", "InstanceNormalization", "AveragePool",
+    "MaxPool", "GlobalAveragePool", "GlobalMaxPool", "LSTM", "GRU", "RNN", "LRN",
+}  # fmt: skip
+
+
+def host_operators(session: Any) -> dict[str, int]:
+    """Counts operators of an onnxruntime session that are placed on the host, shape arithmetic excluded. The session
+    was opened with `session.record_ep_graph_assignment_info`.
+    """
+    return _count(session, lambda provider, op_type: provider != PROVIDER and op_type not in ON_HOST)
+
+
+def _count(session: Any, wanted: Callable[[str, str], bool]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for part in session.get_provider_graph_assignment_info():
+        for node in part.get_nodes():
+            if wanted(part.ep_name, node.op_type):
+                found[node.op_type] = found.get(node.op_type, 0) + 1
+    return found
+
+
+def require_on_device(session: Any) -> None:
+    if found := host_operators(session):
+        raise BackendError(
+            f"onnxruntime would run part of this graph on the host ({_listed(found)}), copying activations there and "
+            "back; upgrade onnxruntime-gpu, or use device='cpu'"
+        )
+
+
+def require_no_cudnn(session: Any, path: Path) -> None:
+    found = _count(session, lambda provider, op_type: provider == PROVIDER and op_type in NEEDS_CUDNN)
+    if found and load(CUDNN) is None:
+        raise BackendMissing(
+            f"{path.name} has operators that run on a GPU only with cuDNN ({_listed(found)}), and {CUDNN} is not "
+            "found; run `jinaclip build BUNDLE --device cuda`, which replaces them in fp16, or export the bundle again"
+        )
+
+
+def _listed(found: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {op_type}" for op_type, count in sorted(found.items()))

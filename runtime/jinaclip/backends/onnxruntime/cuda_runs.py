@@ -1,0 +1,124 @@
+"""How batches are run on a GPU: the shape that each is padded to, and the arrays of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from jinaclip.backends.cost import GPU_COST, PACKED_GPU_COST
+from jinaclip.backends.cuda.staging import Layout
+from jinaclip.backends.onnxruntime import packed_texts
+from jinaclip.backends.shapes import Profile, bucket_for, pad_into
+from jinaclip.errors import InputError
+
+# Up to so many tokens, or images, launching kernels takes about as long as running them: there a graph is worth its
+# padding.
+GRAPH_TOKENS, GRAPH_IMAGES = 2048, 4
+
+Key = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A batch as it is run: the shapes of its arrays, and where they lie.
+
+    Attributes:
+        key: its shape.
+        small: whether it is one of those that are padded for the sake of a CUDA graph.
+        rows: of the batch; the outputs may have more.
+        wanted: names of the outputs that are copied back.
+        write: fills the inputs.
+    """
+
+    key: Key
+    small: bool
+    inputs: Layout
+    outputs: Layout
+    rows: int
+    wanted: tuple[str, ...]
+    write: Callable[[Mapping[str, np.ndarray]], None]
+
+    def copied_back(self) -> tuple[int, int]:
+        """The bytes of the outputs' block in which the wanted ones lie: first, and behind the last."""
+        parts = [self.outputs.parts[name] for name in self.wanted]
+        ends = [offset + self.rows * width * dtype.itemsize for offset, (_, width), dtype in parts]
+        return min(offset for offset, _, _ in parts), max(ends)
+
+
+class RunPlanner:
+    """Plans the runs of one graph.
+
+    Args:
+        session: onnxruntime's, for the graph's inputs and outputs.
+        pad: token id that fills the rest of a row.
+
+    Attributes:
+        input: name of the input that a caller gives.
+        outputs: by name, the width of its rows.
+        packed: texts lie one after the other, without padding.
+        cost: of a run.
+    """
+
+    def __init__(self, session: Any, pad: int) -> None:
+        types = {"tensor(uint8)": np.uint8, "tensor(int64)": np.int64, "tensor(int32)": np.int32}
+        sources = session.get_inputs()
+        self._pad = pad
+        self._inputs = {source.name: np.dtype(types.get(source.type, np.float32)) for source in sources}
+        self.outputs = {output.name: int(output.shape[1]) for output in session.get_outputs()}
+        self.packed = set(self._inputs) == packed_texts.INPUTS
+        self.input = packed_texts.IDS if self.packed else sources[0].name
+        self.cost = PACKED_GPU_COST if self.packed else GPU_COST
+        is_text = len(sources[0].shape) <= 2
+        self._input_row = () if is_text else tuple(sources[0].shape[1:])
+        self._most = GRAPH_TOKENS if is_text else GRAPH_IMAGES
+        most = (1, 1, self._most)
+        self._buckets = (Profile("graphs", most, most if is_text else None),)
+        self._largest = 0  # tokens of a packed run so far
+
+    def checked(self, batch: np.ndarray) -> np.ndarray:
+        """Raises InputError: it has another number of dimensions, another row, or another kind of numbers."""
+        batch, wanted, row = np.asarray(batch), self._inputs[self.input], self._input_row
+        if batch.ndim != (1 + len(row) if row else 2) or (row and batch.shape[1:] != row):
+            expected = ", ".join(map(str, row)) if row else "T"
+            raise InputError(f"{self.input} has shape {list(batch.shape)}, expected [B, {expected}]")
+        if batch.dtype != wanted and not (wanted.kind == batch.dtype.kind == "i"):
+            raise InputError(f"{self.input} is {batch.dtype}, expected {wanted}")
+        return batch
+
+    def plan(self, batch: np.ndarray, wanted: tuple[str, ...]) -> Run:
+        """How a batch is run: its shape, and whether it is a small one."""
+        if self.packed:
+            texts = packed_texts.Texts(batch, self._pad)
+            shape = packed_texts.shape_of(texts.lengths, self._largest)
+            self._largest = max(self._largest, shape[0])
+            shapes, unset = packed_texts.input_shapes(shape), packed_texts.TOKEN_OFFSET
+            small = packed_texts.is_small(shape, GRAPH_TOKENS)
+            return self._run(shape, small, shapes, shape[1], len(batch), wanted, texts.write, unset)
+        bucket = bucket_for(len(batch), batch.shape[1] if batch.ndim == 2 else None, self._buckets)
+        small = bucket is not None and bucket.rows * (bucket.tokens or 1) <= self._most
+        key: Key = batch.shape
+        if bucket is not None and small:
+            key = (bucket.rows, *((bucket.tokens,) if bucket.tokens else batch.shape[1:]))
+
+        def write(views: Mapping[str, np.ndarray]) -> None:
+            pad_into(views[self.input], batch, self._pad)
+
+        return self._run(key, small, {self.input: key}, key[0], len(batch), wanted, write)
+
+    def _run(
+        self, key: Key, small: bool, shapes: Mapping[str, tuple[int, ...]], places: int, rows: int,
+        wanted: tuple[str, ...], write: Callable[[Mapping[str, np.ndarray]], None], unset: str | None = None,
+    ) -> Run:  # fmt: skip
+        """A run of inputs of these shapes, whose outputs have `places` rows."""
+        return Run(
+            key=key,
+            small=small,
+            inputs=Layout({name: (shape, self._inputs[name]) for name, shape in shapes.items()}, unset),
+            outputs=Layout({name: ((places, width), np.dtype(np.float32)) for name, width in self.outputs.items()}),
+            rows=rows,
+            wanted=wanted,
+            write=write,
+        )
