@@ -71,7 +71,7 @@ lint: $(VENV)/.dev
 	$(PY) -m ruff format --check
 	$(PY) -m mypy
 
-# The README's parity table, measured again.
+# The table of docs/parity.md, measured again.
 parity: $(VENV)/.test
 	$(PY) -m tests.parity --full --write
 

@@ -1,8 +1,8 @@
-"""How far the exported model is from public implementations with the same weights; makes the README's table.
+"""How far the exported model is from public implementations with the same weights; makes the table of docs/parity.md.
 
     python -m tests.parity            measure golden-tiny, small, full-width and odd (a minute)
     python -m tests.parity --full     the full-size random checkpoint too (6 minutes, 12 GB of memory)
-    ... --write                       keep the figures in bench/results/parity.json and the table in README.md
+    ... --write                       keep the figures in bench/results/parity.json and the table in docs/parity.md
 
 The whole way is measured: text through the reference's own tokeniser call, photos through Pillow in the
 publisher's order, then transformers and timm in eager fp32, against ClipModel on the exported bundle.
@@ -138,7 +138,7 @@ def make(name: str, directory: Path) -> tuple[Path, Path]:
 
 
 def render(results: list[dict[str, Any]]) -> str:
-    """The README's table."""
+    """The table of docs/parity.md."""
     lines = [
         "| checkpoint | tower | reference | largest error | error ÷ distance to nearest | mean abs. cosine |",
         "|---|---|---|---|---|---|",
@@ -151,8 +151,8 @@ def render(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def insert(readme: str, table: str) -> str:
-    before, rest = readme.split(MARKS[0])
+def insert(page: str, table: str) -> str:
+    before, rest = page.split(MARKS[0])
     return f"{before}{MARKS[0]}\n{table}\n{MARKS[1]}{rest.split(MARKS[1])[1]}"
 
 
@@ -177,8 +177,8 @@ def main() -> None:
     print(render(rows))
     if args.write:
         RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
-        readme = ROOT / "README.md"
-        readme.write_text(insert(readme.read_text("utf-8"), render(rows)), "utf-8")
+        page = ROOT / "docs/parity.md"
+        page.write_text(insert(page.read_text("utf-8"), render(rows)), "utf-8")
 
 
 if __name__ == "__main__":
