@@ -21,7 +21,7 @@ GPU_PYTHON ?= $(if $(wildcard $(PY)),$(PY),$(PYTHON))
 GPU_PY := $(GPU_VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
 
-.PHONY: demo check test test-slow gpu-test gpu-dry-run cuda-operators container-test lint parity certificates clean
+.PHONY: demo check docs test test-slow gpu-test gpu-dry-run cuda-operators container-test lint parity certificates clean
 
 demo: $(VENV)/.demo
 	@$(PY) examples/demo.py $(CHECKPOINT)
@@ -70,6 +70,10 @@ lint: $(VENV)/.dev
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
 	$(PY) -m mypy
+
+# The documentation site, into site/. Warnings, such as links that lead nowhere, are errors.
+docs: $(VENV)/.test
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
 
 # The table of docs/parity.md, measured again.
 parity: $(VENV)/.test

@@ -6,7 +6,11 @@ import argparse
 import importlib
 import inspect
 import json
+import os
 import re
+import runpy
+import subprocess
+import sys
 import tomllib
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -25,6 +29,8 @@ NAMES = (
     "docs/bundle.md",
     "docs/gpu.md",
     "docs/parity.md",
+    "docs/index.md",
+    "docs/guides/photo-search.md",
     "docs/server.md",
 )
 PAGES = [ROOT / name for name in (*NAMES, "examples/README.md")]
@@ -60,7 +66,8 @@ def test_commands_in_the_pages_exist(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text("utf-8")):
-        assert "://" in target or (page.parent / target).exists(), target
+        made = target.endswith("reference/command-line.md")  # by docs/hooks.py
+        assert "://" in target or made or (page.parent / target).exists(), target
 
 
 def test_extras_in_the_pages_exist() -> None:
@@ -89,6 +96,42 @@ def test_first_example_of_the_readme_runs(small_bundle: Path, tmp_path: Path, mo
     names: dict[str, Any] = {}
     exec(code.group(1).replace("truncate_dim=256", "truncate_dim=64"), names)
     assert names["texts"].shape == names["images"].shape == (2, 64)
+
+
+@pytest.mark.parametrize("name", ["docs/index.md", "docs/guides/photo-search.md"])
+def test_programs_of_the_pages_run(
+    name: str, small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All blocks of a page, one after the other, as a reader types them."""
+    from PIL import Image
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bundle").symlink_to(small_bundle)
+    (tmp_path / "photos").mkdir()
+    for directory in (tmp_path, tmp_path / "photos"):
+        for file, color in (("coffee.jpg", "brown"), ("cat.jpg", "gray")):
+            Image.new("RGB", (60, 40), color).save(directory / file)
+    names: dict[str, Any] = {}
+    for code in re.findall(r"```python\n(.*?)```", (ROOT / name).read_text("utf-8"), re.DOTALL):
+        exec(code, names)
+    assert capsys.readouterr().out.strip()
+
+
+def test_the_site_builds_without_warnings(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    python = (tmp_path / "reference/python/index.html").read_text("utf-8")
+    assert "encode_text" in python and "TextEncoder" in python and "SelfTestFailed" in python
+    assert "usage: jinaclip encode" in (tmp_path / "reference/command-line/index.html").read_text("utf-8")
+
+
+def test_the_command_line_page_has_every_verb() -> None:
+    hooks = runpy.run_path(str(ROOT / "docs/hooks.py"))
+    page = hooks["page"]()
+    for verb in VERBS:
+        assert f"## {verb}\n" in page and f"usage: jinaclip {verb}" in page
 
 
 def test_signatures_are_the_contract() -> None:
