@@ -73,7 +73,7 @@ lint: $(VENV)/.dev
 
 # The documentation site, into site/. Warnings, such as links that lead nowhere, are errors.
 docs: $(VENV)/.test
-	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 
 # The table of docs/parity.md, measured again.
 parity: $(VENV)/.test
