@@ -25,7 +25,6 @@ NAMES = (
     "README.md",
     "CONTRIBUTING.md",
     "CHANGELOG.md",
-    "DECISIONS.md",
     "docs/bundle.md",
     "docs/gpu.md",
     "docs/parity.md",
@@ -33,7 +32,8 @@ NAMES = (
     "docs/guides/photo-search.md",
     "docs/server.md",
 )
-PAGES = [ROOT / name for name in (*NAMES, "examples/README.md")]
+DECISIONS = sorted((ROOT / "docs/decisions").glob("[0-9]*.md"))
+PAGES = [*(ROOT / name for name in (*NAMES, "docs/decisions/index.md", "examples/README.md")), *DECISIONS]
 VERBS = {entry.name: entry for entry in entry_points(group="jinaclip.commands")}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 
@@ -195,6 +195,27 @@ def test_tables_of_the_certificates_are_the_ones_in_the_results() -> None:
     results = certificates.read()
     assert results.keys() == certificates.CHECKPOINTS.keys()
     assert certificates.PAGE.read_text("utf-8") == certificates.page(results), "run `make certificates`"
+
+
+def test_every_decision_has_its_sections_and_its_row_in_the_index() -> None:
+    index = (ROOT / "docs/decisions/index.md").read_text("utf-8")
+    rows = re.findall(r"^\| (\d{3}) \| \[(.+)\]\((.+)\) \|", index, re.MULTILINE)
+    assert [number for number, _, _ in rows] == [f"{n:03}" for n in range(1, len(DECISIONS) + 1)]
+    for page, (number, title, target) in zip(DECISIONS, rows, strict=True):
+        text = page.read_text("utf-8")
+        assert target == page.name and page.name.startswith(f"{number}-")
+        assert text.startswith(f"# {number}: {title}\n"), page.name
+        sections = re.findall(r"^## (.*)$", text, re.MULTILINE)
+        assert sections == ["Context", "Decision", "Evidence", "Consequences"], page.name
+
+
+def test_sources_name_decisions_that_exist() -> None:
+    numbers = {page.name[:3] for page in DECISIONS}
+    for top in ("runtime", "engines", "export", "bench", "tests"):
+        for path in (ROOT / top).rglob("*"):
+            if path.suffix in (".py", ".cu", ".h", ".cpp"):
+                for number in re.findall(r"docs/decisions/(\d{3})", path.read_text("utf-8")):
+                    assert number in numbers, f"{path} {number}"
 
 
 def test_readme_is_short() -> None:

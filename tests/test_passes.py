@@ -244,7 +244,7 @@ def test_ranges_are_the_largest_of_each_channel(precise_bundle: Path) -> None:
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_a_row_does_not_depend_on_its_neighbours(precise_bundle: Path, precision: str) -> None:
-    """Beside an outlier the bounds of DECISIONS.md 12: fp16 0.99999, int8 0.9999."""
+    """Beside an outlier the bounds of docs/decisions/012: fp16 0.99999, int8 0.9999."""
     least = {"fp16": 0.99999, "int8": 0.9999}[precision]
     with ClipModel(precise_bundle, precision=precision) as model:
         hostile = "\U0001f600龘 ¶¶¶ ZZZZ " * 30

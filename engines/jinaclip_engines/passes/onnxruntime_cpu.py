@@ -1,7 +1,7 @@
 """Passes for ONNX Runtime on a CPU: the same vectors from a graph that its kernels are faster with.
 
 Each pass takes a graph of one tower, in any precision, changes it in place and says how many places it changed.
-`for_cpu` runs them in order. What each is worth is in DECISIONS.md.
+`for_cpu` runs them in order. What each is worth is in docs/decisions/014.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Default initialisation is useless as a stand-in: its vectors hardly depend on th
 sentence leaves a cosine of 0.9999), so that a graph without rotary positions or mask would pass any
 comparison. The scales below make the towers *sensitive*: distinct inputs end far apart, and so does a
 sentence read backwards; and rounding weights and rows to int8 moves a vector by little, at any depth.
-DECISIONS.md 3 has the figures, tests/test_parity.py and tests/test_certify.py hold them.
+docs/decisions/003 has the figures, tests/test_parity.py and tests/test_certify.py hold them.
 """
 
 from __future__ import annotations

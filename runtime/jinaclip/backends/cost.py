@@ -56,13 +56,13 @@ class RunCost:
         return np.asarray(tokens + padding * (rows * longest - tokens))
 
 
-# Measured on 2 cores (DECISIONS.md 6).
+# Measured on 2 cores (docs/decisions/006).
 CPU_COST = RunCost(opening_tokens=11, tokens=512, images=1, budget_bytes=BUDGET_BYTES, writes_scores=True)
 # Where padding is computed by attention alone.
 UNPADDED_CPU_COST = replace(CPU_COST, padding=0.05, padding_growth=0.001)
 # Not measured: on a GPU a run takes a millisecond or two whatever is in it, until it is full.
 GPU_COST = RunCost(opening_tokens=512, tokens=16384, images=16, budget_bytes=4 << 30, writes_scores=False)
-# Texts one after the other, without padding. Measured on an H200 (DECISIONS.md 27): one run of 512 texts of 3 to 357
+# Texts one after the other, without padding. Measured on an H200 (docs/decisions/027): one run of 512 texts of 3 to 357
 # tokens takes less time than two by length. A place costs 4 bytes of memory.
 PACKED_GPU_COST = replace(GPU_COST, tokens=32768, padding=0.001, packed=True)
 

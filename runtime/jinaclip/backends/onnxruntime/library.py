@@ -12,7 +12,7 @@ import numpy as np
 from jinaclip.backends.machine import available_threads
 from jinaclip.errors import BackendError, BackendMissing, InputError
 
-# Fusions of onnxruntime whose kernels are slower on a CPU than what they replace (DECISIONS.md 14).
+# Fusions of onnxruntime whose kernels are slower on a CPU than what they replace (docs/decisions/014).
 SLOW_FUSIONS = ["SkipLayerNormFusion", "BiasGeluFusion"]
 _shared_threads: int | None = None  # of the pool that share_threads made
 _opened = False  # whether this process has opened a session with threads of its own
@@ -47,7 +47,7 @@ def sums_bytes_exactly() -> bool:
     """Whether onnxruntime's fast kernel for products of bytes, u8 × s8, is exact on this CPU.
 
     Without VNNI it adds pairs of products in 16 bits, which saturate. The kernel itself is asked, with the largest
-    values there are: which CPUs have which kernels only onnxruntime knows (DECISIONS.md 18).
+    values there are: which CPUs have which kernels only onnxruntime knows (docs/decisions/018).
     """
     ort = import_onnxruntime()
     session, _ = open_onnxruntime(ort, _PRODUCT_OF_BYTES, _plain_options(ort), None)

@@ -24,7 +24,7 @@ from jinaclip.errors import BackendError
 
 logger = logging.getLogger("jinaclip")
 
-# Runs of more tokens or images keep the device busy for longer than their launches take (DECISIONS.md 21).
+# Runs of more tokens or images keep the device busy for longer than their launches take (docs/decisions/021).
 GRAPH_TOKENS, GRAPH_IMAGES = 2048, 4
 MOST_GRAPHS = 128  # of a worker: all small buckets of the profile sets that come with jinaclip; none is ever replaced
 
