@@ -29,6 +29,7 @@ NAMES = (
     "docs/gpu.md",
     "docs/parity.md",
     "docs/index.md",
+    "docs/how-it-works.md",
     "docs/guides/photo-search.md",
     "docs/server.md",
 )
