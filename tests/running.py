@@ -65,7 +65,7 @@ class Running:
         self._stderr.close()
 
     def post(self, body: Any, **settings: Any) -> httpx.Response:
-        return httpx.post(f"{self.url}/v1/embeddings", json=body, timeout=60, **settings)
+        return httpx.post(f"{self.url}/v1/embeddings", json=body, timeout=300, **settings)
 
     def metric(self, name: str) -> float:
         found = re.search(rf"^{re.escape(name)} ([\d.e+]+)$", httpx.get(f"{self.url}/metrics").text, re.MULTILINE)

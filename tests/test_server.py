@@ -303,7 +303,7 @@ def test_every_client_gets_its_own_vectors(server: Running, model: ClipModel) ->
 
 
 def test_a_full_queue_says_when_to_come_again(small_bundle: Path) -> None:
-    slow = ["word " * 2000] * 8
+    slow = ["word " * 1000] * 8
     with (
         running(small_bundle, "--max-queue", "8", "--towers", "text", "--threads", "1") as small,
         ThreadPoolExecutor(1) as pool,
@@ -327,9 +327,9 @@ def test_bodies_together_are_bounded(small_bundle: Path) -> None:
         running(small_bundle, "--max-body", "1", "--max-bodies", "1", "--towers", "text", "--threads", "1") as small,
         ThreadPoolExecutor(1) as pool,
     ):
-        taken = pool.submit(small.post, {"input": ["word " * 2000] * 16})
-        until(lambda: small.metric('jinaclip_accepted_items{tower="text"}') == 16)
-        refused = small.post({"input": "word " * 190_000})
+        taken = pool.submit(small.post, {"input": ["word " * 2000] * 6})
+        until(lambda: small.metric('jinaclip_accepted_items{tower="text"}') == 6)
+        refused = small.post({"input": "word " * 200_000})
         assert refused.status_code == 429 and "bytes of requests are in work or wait" in refused.json()["detail"]
         assert taken.result().status_code == 200
 
