@@ -221,7 +221,7 @@ def test_names_that_leave_the_bundle(bundle: Path, name: str, where: str) -> Non
     elif where == "golden":
         manifest["goldens"]["image"][0]["path"] = name
     write(bundle, manifest)
-    refused(bundle, repr(name), "leaves the bundle" if where == "listed" else "does not list it under files")
+    refused(bundle, repr(name), "leaves the bundle" if where == "listed" else "does not list it in files")
 
 
 def test_links_may_not_leave_the_bundle(bundle: Path, tmp_path: Path) -> None:
@@ -495,8 +495,8 @@ def test_golden_vectors_that_changed(bundle: Path, tower: str) -> None:
     good = np.frombuffer(base64.b64decode(golden["embedding"]), np.float32)
     other = good + np.float32(0.001)
     for vector, error, part in (
-        (good * np.nan, BundleError, f"golden {tower} 1 is no vector of 32 numbers"),
-        (good[:16], BundleError, f"golden {tower} 1 is no vector of 32 numbers"),
+        (good * np.nan, BundleError, f"{tower} golden 1 is not a vector of 32 finite numbers"),
+        (good[:16], BundleError, f"{tower} golden 1 is not a vector of 32 finite numbers"),
         (good * 0, SelfTestFailed, f"{tower} golden 1 is off by"),
         (other, SelfTestFailed, f"{tower} golden 1 is off by"),
     ):
@@ -505,7 +505,7 @@ def test_golden_vectors_that_changed(bundle: Path, tower: str) -> None:
         refused(bundle, part, error=error)
     golden["embedding"] = "no base64!"
     write(bundle, manifest)
-    refused(bundle, "is not as the format says")
+    refused(bundle, "does not follow the bundle format")
     del manifest["goldens"][tower][1]  # one alone would pass whatever the graph returns
     write(bundle, manifest)
     refused(bundle, f"at least two {tower} goldens")
@@ -736,4 +736,4 @@ def test_a_precision_that_only_one_tower_has(bundle: Path) -> None:
 @pytest.mark.parametrize("precision", ["int8", "fp16", {"text": "int8"}, {"image": "fp16"}])
 def test_a_precision_that_the_bundle_lacks(bundle: Path, precision: Any) -> None:
     name = precision if isinstance(precision, str) else next(iter(precision.values()))
-    refused(bundle, f"has no {name}", "(it has: fp32)", "ask for one of these", precision=precision)
+    refused(bundle, f"has no {name}", "(it has: fp32)", "use one of these", precision=precision)

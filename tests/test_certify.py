@@ -233,7 +233,7 @@ def test_a_graph_that_scales_a_batch_by_its_largest_is_found(bundle: Path) -> No
     assert min(numbers["cosine"]["min"] for numbers in entry["dims"].values()) >= 0.995
     assert entry["batch"]["cosine"] < 0.9999
     (reason,) = entry["reasons"]
-    assert reason.startswith("cosine beside another item is 0.99")
+    assert reason.startswith("cosine in a batch with another item is 0.99")
 
 
 def test_infinity_is_refused(bundle: Path, sentences: Path, capsys: Capture) -> None:

@@ -66,16 +66,16 @@ def test_an_engine_that_fits_is_found(built: Path, library: Library) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"version": "1.6.0.1"}, "its version is '1.6.0.1', here it is "),
+        ({"version": "1.6.0.1"}, "its version is '1.6.0.1', expected "),
         ({"graph": "0" * 16}, "its graph is '0000000000000000'"),
-        ({"format_version": 2}, "its format_version is 2, here it is 1"),
+        ({"format_version": 2}, "its format_version is 2, expected 1"),
         ({"backend": "tensorrt"}, "its backend is 'tensorrt'"),
         ({"targets": ["sm120"]}, "it was compiled for sm120, this is NVIDIA L4"),
-        ({"targets": None, "gpu": {"name": "NVIDIA L40S"}}, r"its gpu is {'name': 'NVIDIA L40S'}, here it is"),
+        ({"targets": None, "gpu": {"name": "NVIDIA L40S"}}, r"its gpu is {'name': 'NVIDIA L40S'}, expected"),
         ({"profiles": []}, "lists no profile"),
         ({"profiles": [{"name": "a", "batch": [3, 2, 1], "tokens": None}]}, "its profiles cannot be read"),
-        ({"files": {}}, "lists no plan.engine"),
-        ({"files": {"plan.engine": {"bytes": 3, "sha256": ""}}}, "not of the 3 bytes"),
+        ({"files": {}}, "does not list plan.engine"),
+        ({"files": {"plan.engine": {"bytes": 3, "sha256": ""}}}, "does not have 3 bytes"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
@@ -96,7 +96,7 @@ def damaged_plan(directory: Path) -> None:
 
 
 DAMAGES: tuple[tuple[Callable[[Path], object], str], ...] = (
-    (damaged_plan, "plan.engine has another sha256 than when it was written"),
+    (damaged_plan, "plan.engine does not have the sha256 that engine.json lists"),
     (lambda directory: (directory / "plan.engine").unlink(), "plan.engine is missing"),
     (lambda directory: (directory / "engine.json").write_text("{"), "its format_version is None"),
     (lambda directory: (directory / "engine.json").unlink(), "its format_version is None"),

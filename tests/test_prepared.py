@@ -88,11 +88,11 @@ def test_force_makes_it_again(bundle: Path) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "part"),
     [
-        ("onnxruntime", "1.0.0", "its onnxruntime is '1.0.0', here it is"),
+        ("onnxruntime", "1.0.0", "its onnxruntime is '1.0.0', expected"),
         ("graph", "0" * 16, "its graph is '0000000000000000'"),
         ("system", "Plan9 m68k", "its system is 'Plan9 m68k'"),
         ("format_version", 2, "its format_version is 2"),
-        ("recipe", RECIPE["cpu"] - 1, f"its recipe is {RECIPE['cpu'] - 1}, here it is {RECIPE['cpu']}"),
+        ("recipe", RECIPE["cpu"] - 1, f"its recipe is {RECIPE['cpu'] - 1}, expected {RECIPE['cpu']}"),
         ("cpu_features", [*cpu_features(), "zz_new"], "a CPU with ['zz_new'] and without []"),
     ],
 )
