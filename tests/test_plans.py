@@ -165,7 +165,7 @@ def test_a_precision_is_chosen_by_what_is_certified_for_the_engine(bundle: Path,
     assert opened.write_note("certificates/fp16-tensorrt-rtx-cuda.json", certificate)
     assert choose_precision(opened, "text", backend).precision == "fp16"
     for other in (replace(L4, name="NVIDIA L40S"), replace(L4, driver="12.8")):
-        with pytest.raises(BackendError, match=r"certificate is of (gpu|driver)"):
+        with pytest.raises(BackendError, match=r"certificate is for (gpu|driver)"):
             choose_precision(opened, "text", TensorRtBackend("tensorrt-rtx", other, library))
     change(bundle, "text", created="2001")
     assert choose_precision(opened, "text", backend).precision == "fp16"  # the same engine

@@ -22,7 +22,7 @@ NAME = "onnxruntime"
 class OnnxRuntimeCpu:
     """On the CPU; see jinaclip.backends.base.Backend."""
 
-    reason: str = "asked for"
+    reason: str = "requested"
     name: ClassVar[str] = NAME
     device: ClassVar[str] = "cpu"
     gpu: ClassVar[Gpu | None] = None
@@ -46,7 +46,7 @@ class OnnxRuntimeCuda:
     """On an NVIDIA GPU; see jinaclip.backends.base.Backend."""
 
     gpu: Gpu
-    reason: str = "asked for"
+    reason: str = "requested"
     name: ClassVar[str] = NAME
     device: ClassVar[str] = "cuda"
 

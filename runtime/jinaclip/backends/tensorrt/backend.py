@@ -30,7 +30,7 @@ class TensorRtBackend:
     name: str
     gpu: Gpu
     library: Library
-    reason: str = "asked for"
+    reason: str = "requested"
     device: ClassVar[str] = "cuda"
 
     @classmethod
