@@ -70,7 +70,7 @@ def test_an_engine_that_fits_is_found(built: Path, library: Library) -> None:
         ({"graph": "0" * 16}, "its graph is '0000000000000000'"),
         ({"format_version": 2}, "its format_version is 2, expected 1"),
         ({"backend": "tensorrt"}, "its backend is 'tensorrt'"),
-        ({"targets": ["sm120"]}, "it was compiled for sm120, this is NVIDIA L4"),
+        ({"targets": ["sm120"]}, "it was compiled for sm120, this GPU is NVIDIA L4"),
         ({"targets": None, "gpu": {"name": "NVIDIA L40S"}}, r"its gpu is {'name': 'NVIDIA L40S'}, expected"),
         ({"profiles": []}, "lists no profile"),
         ({"profiles": [{"name": "a", "batch": [3, 2, 1], "tokens": None}]}, "its profiles cannot be read"),
@@ -131,7 +131,7 @@ def test_of_several_the_last_is_taken(bundle: Path, library: Library) -> None:
 
 
 def test_none_is_built_when_a_model_is_opened(precise_bundle: Path, library: Library) -> None:
-    with pytest.raises(BackendMissing, match="has no tensorrt-rtx engine of its text tower; build one") as caught:
+    with pytest.raises(BackendMissing, match="has no tensorrt-rtx engine for its text tower; build one") as caught:
         find_plan(Bundle(precise_bundle), "text", library, L4)
     assert f"jinaclip build {precise_bundle} --backend tensorrt-rtx --towers text" in str(caught.value)
 
@@ -191,14 +191,14 @@ def test_without_a_driver_nothing_of_tensorrt_is_touched(built: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["there is no NVIDIA driver here (libcuda.so.1 is not found)"] * 2 + ["[]"]
+    assert done.stdout.splitlines() == ["no NVIDIA driver was found (libcuda.so.1 is missing)"] * 2 + ["[]"]
 
 
 @no_gpu
 def test_auto_takes_the_cpu_where_there_is_no_gpu(built: Path) -> None:
     with ClipModel(built, towers=("text",)) as model:
         info = model.info()
-        assert info["backend_reason"] == "there is no NVIDIA driver here (libcuda.so.1 is not found)"
+        assert info["backend_reason"] == "no NVIDIA driver was found (libcuda.so.1 is missing)"
         assert (info["towers"]["text"]["backend"], info["towers"]["text"]["device"]) == ("onnxruntime", "cpu")
     assert choose_backend(Bundle(built), ("text",), device="cpu") == OnnxRuntimeCpu()
     with pytest.raises(BackendMissing, match="no NVIDIA driver"):
