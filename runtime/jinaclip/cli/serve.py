@@ -55,7 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     fetching.add_argument("--fetch-urls", action="store_true", help="fetch http: and https: URLs of public addresses")
     fetching.add_argument("--fetch-allow", action="append", default=[], type=_network, metavar="CIDR",
                           help="also fetch from this private network; may be repeated")  # fmt: skip
-    fetching.add_argument("--fetch-timeout", type=float, default=10.0, metavar="S", help="timeout for one image")
+    fetching.add_argument("--fetch-timeout", type=float, default=10.0, metavar="S",
+                          help="timeout for one image, in seconds")  # fmt: skip
     limits = parser.add_argument_group("limits")
     limits.add_argument("--max-queue", type=int, default=4096, metavar="N", help="texts accepted but not yet answered")
     limits.add_argument("--max-queue-images", type=int, default=256, metavar="N",
