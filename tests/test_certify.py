@@ -272,7 +272,7 @@ def test_few_items_are_indicative(bundle: Path, sentences: Path, tmp_path: Path,
     found = certificate(bundle)
     entry = found["towers"]["text"]
     assert not found["passed"] and (entry["items"], entry["verdict"]) == (99, "indicative")
-    assert entry["source"].startswith("sha256:") and "needs at least 100" in entry["reasons"][0]
+    assert entry["source"].startswith("sha256:") and "expected at least 100" in entry["reasons"][0]
     assert certificate(bundle, "fp32")["towers"]["image"]["items"] == 3
     assert chosen(bundle) == ("fp32", "int8: certificate's verdict is 'indicative', expected 'passed'")
     capsys.readouterr()
@@ -606,7 +606,7 @@ def test_every_bound_is_held_at_every_dim(precision: str) -> None:
             verdict, reasons = verdict_of(precision, entry(dims=entry()["dims"] | {dim: value}))
             assert verdict == "failed" and len(reasons) == 1 and f"dim {dim}" in reasons[0]
     verdict, reasons = verdict_of(precision, entry(batch={"max_abs": 0.5, "cosine": 0.5}))
-    assert verdict == "failed" and len(reasons) == 1 and "beside" in reasons[0]
+    assert verdict == "failed" and len(reasons) == 1 and "in a batch with another item" in reasons[0]
     at_bound = {"cosine": {"min": bounds.cosine or 0}, "max_abs": bounds.max_abs or 1}
     batch = {"cosine": bounds.batch_cosine or 0, "max_abs": bounds.batch_max_abs or 1}
     assert verdict_of(precision, entry(dims={"32": at_bound}, batch=batch))[0] == "passed"

@@ -130,7 +130,7 @@ def test_batches_of_every_size_give_their_own_rows(device: Device, open_session:
         ask(session, texts(1, 513))
     with pytest.raises(InputError, match="the engine's input is input_ids, found ids"):
         session.run({"ids": texts(1, 5)})
-    with pytest.raises(BackendError, match=r"key on Stand-in .* returned NaN or infinity for row 2 of the batch"):
+    with pytest.raises(BackendError, match="key on Stand-in returned NaN or infinity for row 2 of the batch"):
         ask(session, np.array([[0, 5], [0, 6], [SPOILT, 7]]))
     session.close()
     images = open_session(IMAGE)

@@ -97,7 +97,7 @@ def _test(bundle: Bundle, tower: str, precision: str, session: Session, tokenize
                 f"{list(getattr(found, 'shape', ()))}, expected float32 {list(expected.shape)}; {advice}"
             )
         if not np.isfinite(found).all():
-            raise SelfTestFailed(f"{where}: {output} has NaN or infinite values; {advice}")
+            raise SelfTestFailed(f"{where}: {output} contains NaN or infinity; {advice}")
         unit = found if output.startswith("l2norm") else truncate(found, found.shape[1])
         ratios = np.linalg.norm(unit - expected, axis=1) / np.maximum(apart.min(axis=1), 1e-6)
         worst = int(ratios.argmax())
