@@ -221,7 +221,7 @@ def test_names_that_leave_the_bundle(bundle: Path, name: str, where: str) -> Non
     elif where == "golden":
         manifest["goldens"]["image"][0]["path"] = name
     write(bundle, manifest)
-    refused(bundle, repr(name), "leaves the bundle" if where == "listed" else "does not list it under files")
+    refused(bundle, repr(name), "leaves the bundle" if where == "listed" else "does not list it in files")
 
 
 def test_links_may_not_leave_the_bundle(bundle: Path, tmp_path: Path) -> None:
@@ -261,9 +261,9 @@ def test_missing_and_cut_files_are_named(bundle: Path, name: str) -> None:
     os.truncate(bundle / name, size - 1)
     refused(bundle, f"{name} has {size - 1} bytes, expected {size}", "copy the bundle again")
     (bundle / name).unlink()
-    refused(bundle, f"lacks {name}, which bundle.json lists", "copy the bundle again")
+    refused(bundle, f"has no {name}, which bundle.json lists", "copy the bundle again")
     (bundle / name).mkdir()
-    refused(bundle, f"lacks {name}")
+    refused(bundle, f"has no {name}")
 
 
 @pytest.mark.parametrize("name", ["text-fp32.onnx", "image-fp32.onnx.data", "tokenizer.json", "golden-0.png"])
@@ -379,9 +379,9 @@ def test_outputs_that_are_not_as_promised(bundle: Path, tower: str, output: str)
         (append(name, "Slice", np.array([0]), np.array([16]), np.array([1])), "is float32 [2, 16], expected"),
         (append(name, "Slice", np.array([0]), np.array([1]), np.array([0])), "is float32 [1, 32], expected"),
         (append(name, "Neg"), "golden"),
-        (append(name, "Add", np.eye(32, dtype=np.float32)[last] / 5), "of the distance to its nearest neighbour"),
-        (append(name, "Mul", np.array([0], np.float32)), "of the distance to its nearest neighbour"),
-        (append(name, "Div", np.array([0], np.float32)), "holds NaN or infinity"),
+        (append(name, "Add", np.eye(32, dtype=np.float32)[last] / 5), "of the distance to the nearest other golden"),
+        (append(name, "Mul", np.array([0], np.float32)), "of the distance to the nearest other golden"),
+        (append(name, "Div", np.array([0], np.float32)), "contains NaN or infinity"),
         (append(name, "ReduceMean", np.array([0]), keepdims=1), "is float32 [1, 32], expected"),
         (without_output(name), f"the graph has no output {name}"),
     ):
@@ -410,7 +410,7 @@ def test_a_graph_whose_output_is_constant(bundle: Path, tower: str) -> None:
             model.graph.node.append(helper.make_node("Add", [f"zero_{output}", f"golden_{output}"], [output]))
 
     operate(bundle, tower, change)
-    refused(bundle, f"{tower} golden 1 is off by", "nearest neighbour", error=SelfTestFailed)
+    refused(bundle, f"for {tower} golden 1 is", "nearest other golden", error=SelfTestFailed)
 
 
 def rename(model: onnx.ModelProto, old: str, new: str) -> None:
@@ -477,13 +477,13 @@ def test_a_tokenizer_that_cuts_text_otherwise(bundle: Path) -> None:
         vocabulary[a], vocabulary[b] = vocabulary[b], vocabulary[a]
 
     retokenize(bundle, swap)
-    refused(bundle, "text golden 0: the tokenizer gives [0, ", "the bundle was made with", error=SelfTestFailed)
+    refused(bundle, "text golden 0: the tokenizer returns [0, ", "expected [0, ", error=SelfTestFailed)
 
 
 def test_a_golden_picture_that_changed(bundle: Path) -> None:
     shutil.copy(bundle / "golden-1.png", bundle / "golden-0.png")
     relist(bundle, "golden-0.png")
-    refused(bundle, "image golden 0: preprocessing gives other pixels", "Pillow", error=SelfTestFailed)
+    refused(bundle, "image golden 0: preprocessing returns other pixels", "Pillow", error=SelfTestFailed)
     flip(bundle / "golden-0.png", 0, b"damaged")
     refused(bundle, "image golden 0:", "golden-0.png", "expected an image file", "verify", error=SelfTestFailed)
 
@@ -495,17 +495,17 @@ def test_golden_vectors_that_changed(bundle: Path, tower: str) -> None:
     good = np.frombuffer(base64.b64decode(golden["embedding"]), np.float32)
     other = good + np.float32(0.001)
     for vector, error, part in (
-        (good * np.nan, BundleError, f"golden {tower} 1 is no vector of 32 numbers"),
-        (good[:16], BundleError, f"golden {tower} 1 is no vector of 32 numbers"),
-        (good * 0, SelfTestFailed, f"{tower} golden 1 is off by"),
-        (other, SelfTestFailed, f"{tower} golden 1 is off by"),
+        (good * np.nan, BundleError, f"{tower} golden 1 is not a vector of 32 finite numbers"),
+        (good[:16], BundleError, f"{tower} golden 1 is not a vector of 32 finite numbers"),
+        (good * 0, SelfTestFailed, f"for {tower} golden 1 is"),
+        (other, SelfTestFailed, f"for {tower} golden 1 is"),
     ):
         golden["embedding"] = base64.b64encode(vector.astype("<f4").tobytes()).decode()
         write(bundle, manifest)
         refused(bundle, part, error=error)
     golden["embedding"] = "no base64!"
     write(bundle, manifest)
-    refused(bundle, "is not as the format says")
+    refused(bundle, "does not follow the bundle format")
     del manifest["goldens"][tower][1]  # one alone would pass whatever the graph returns
     write(bundle, manifest)
     refused(bundle, f"at least two {tower} goldens")
@@ -736,4 +736,4 @@ def test_a_precision_that_only_one_tower_has(bundle: Path) -> None:
 @pytest.mark.parametrize("precision", ["int8", "fp16", {"text": "int8"}, {"image": "fp16"}])
 def test_a_precision_that_the_bundle_lacks(bundle: Path, precision: Any) -> None:
     name = precision if isinstance(precision, str) else next(iter(precision.values()))
-    refused(bundle, f"has no {name}", "(it has: fp32)", "ask for one of these", precision=precision)
+    refused(bundle, f"has no {name}", "(it has: fp32)", "use one of these", precision=precision)

@@ -199,7 +199,7 @@ def test_weights_that_miss_the_bound(bundle: Path, sentences: Path, capsys: Capt
     assert out == "" and last.startswith("jinaclip: int8 text: cosine at dim 32 is 0.9") and "at least 0.995" in last
     found = certificate(bundle)
     assert not found["passed"] and found["towers"]["text"]["verdict"] == "failed"
-    assert chosen(bundle) == ("fp32", "int8: certificate's verdict is 'failed'")
+    assert chosen(bundle) == ("fp32", "int8: certificate's verdict is 'failed', expected 'passed'")
 
 
 def no_rotary(name: str, weight: np.ndarray) -> np.ndarray:
@@ -218,7 +218,7 @@ def test_a_broken_graph_is_refused(change: Change, bundle: Path, sentences: Path
     assert "jinaclip: int8 text: self-test of text int8" in capsys.readouterr().err
     assert certificate(bundle, "fp16")["passed"]
     entry = certificate(bundle)["towers"]["text"]
-    assert entry["verdict"] == "failed" and "dims" not in entry and "off by" in entry["error"]
+    assert entry["verdict"] == "failed" and "dims" not in entry and "the error of" in entry["error"]
 
 
 def test_a_graph_that_scales_a_batch_by_its_largest_is_found(bundle: Path) -> None:
@@ -233,7 +233,7 @@ def test_a_graph_that_scales_a_batch_by_its_largest_is_found(bundle: Path) -> No
     assert min(numbers["cosine"]["min"] for numbers in entry["dims"].values()) >= 0.995
     assert entry["batch"]["cosine"] < 0.9999
     (reason,) = entry["reasons"]
-    assert reason.startswith("cosine beside another item is 0.99")
+    assert reason.startswith("cosine in a batch with another item is 0.99")
 
 
 def test_infinity_is_refused(bundle: Path, sentences: Path, capsys: Capture) -> None:
@@ -272,9 +272,9 @@ def test_few_items_are_indicative(bundle: Path, sentences: Path, tmp_path: Path,
     found = certificate(bundle)
     entry = found["towers"]["text"]
     assert not found["passed"] and (entry["items"], entry["verdict"]) == (99, "indicative")
-    assert entry["source"].startswith("sha256:") and "needs at least 100" in entry["reasons"][0]
+    assert entry["source"].startswith("sha256:") and "expected at least 100" in entry["reasons"][0]
     assert certificate(bundle, "fp32")["towers"]["image"]["items"] == 3
-    assert chosen(bundle) == ("fp32", "int8: certificate's verdict is 'indicative'")
+    assert chosen(bundle) == ("fp32", "int8: certificate's verdict is 'indicative', expected 'passed'")
     capsys.readouterr()
 
 
@@ -310,7 +310,7 @@ def test_a_wrong_fp32_graph_is_told_from_torch(
 def test_auto_takes_what_is_certified(certified: Certified) -> None:
     for tower in ("text", "image"):
         assert chosen(certified.bundle, tower) == ("int8", "the int8 certificate passed")
-        assert chosen(certified.bundle, tower, precision="fp32") == ("fp32", "asked for")
+        assert chosen(certified.bundle, tower, precision="fp32") == ("fp32", "requested")
     ids = set()
     for towers in (("text",), ("image",), ("text", "image")):
         with ClipModel(certified.bundle, towers=towers) as model:
@@ -323,21 +323,21 @@ def test_auto_needs_a_certificate(small_bundle: Path, bundle: Path) -> None:
     add_graph(bundle, "text", "int8", rounded(10))
     assert chosen(bundle) == ("fp32", "int8: no certificate")
     add_graph(bundle, "text", "fp16", half)
-    assert chosen(bundle, precision={"text": "fp16"}) == ("fp16", "asked for")
+    assert chosen(bundle, precision={"text": "fp16"}) == ("fp16", "requested")
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"session": {"version": "1.31.0"}}, "certificate is of version '1.31.0', this is"),
-        ({"session": {"cpu": "Z80"}}, "certificate is of cpu 'Z80', this is"),
-        ({"session": {"backend": None}}, "certificate is of backend None"),
+        ({"session": {"version": "1.31.0"}}, "certificate is for version '1.31.0', found"),
+        ({"session": {"cpu": "Z80"}}, "certificate is for cpu 'Z80', found"),
+        ({"session": {"backend": None}}, "certificate is for backend None"),
         ({"format_version": 2}, "certificate has format version 2, expected 1"),
-        ({"precision": "fp16"}, "certificate is not as the format says"),
-        ({"towers": []}, "certificate is not as the format says"),
-        ({"session": 3}, "certificate is not as the format says"),
+        ({"precision": "fp16"}, "certificate does not follow the format"),
+        ({"towers": []}, "certificate does not follow the format"),
+        ({"session": 3}, "certificate does not follow the format"),
         ({"towers": {"text": None}}, "certificate does not cover the text tower"),
-        ({"towers": {"text": {"graph": "0123456789abcdef"}}}, "certificate is of another graph"),
+        ({"towers": {"text": {"graph": "0123456789abcdef"}}}, "certificate is for another graph"),
         ({"towers": {"text": {"verdict": "indicative"}}}, "certificate's verdict is 'indicative'"),
         ({"towers": {"text": {"verdict": ["passed"]}}}, "certificate's verdict is ['passed']"),
     ],
@@ -360,7 +360,7 @@ def test_auto_refuses_another_certificate(
     lapsed = "towers" not in change or "graph" in str(change)  # in all other cases it does not say "passed" of text
     warnings = [record.getMessage() for record in caplog.records if record.name == "jinaclip"]
     assert len(warnings) == lapsed
-    assert all("takes fp32, with other vectors and another provenance" in w and reason in w for w in warnings)
+    assert all("uses fp32, which gives other vectors and another provenance" in w and reason in w for w in warnings)
     (copy / INT8).write_text("[1, 2", "utf-8")
     assert chosen(copy) == ("fp32", "int8: no certificate")
 
@@ -371,7 +371,7 @@ def test_auto_refuses_when_the_graph_changed(certified: Certified, tmp_path: Pat
     add_graph(copy, "text", "int8", rounded(11))
     assert chosen(copy) == (
         "fp32",
-        "int8: certificate is of another graph; run `jinaclip certify` after `jinaclip build`",
+        "int8: certificate is for another graph; run `jinaclip certify` after `jinaclip build`",
     )
     assert chosen(copy, "image")[0] == "int8"
 
@@ -606,7 +606,7 @@ def test_every_bound_is_held_at_every_dim(precision: str) -> None:
             verdict, reasons = verdict_of(precision, entry(dims=entry()["dims"] | {dim: value}))
             assert verdict == "failed" and len(reasons) == 1 and f"dim {dim}" in reasons[0]
     verdict, reasons = verdict_of(precision, entry(batch={"max_abs": 0.5, "cosine": 0.5}))
-    assert verdict == "failed" and len(reasons) == 1 and "beside" in reasons[0]
+    assert verdict == "failed" and len(reasons) == 1 and "in a batch with another item" in reasons[0]
     at_bound = {"cosine": {"min": bounds.cosine or 0}, "max_abs": bounds.max_abs or 1}
     batch = {"cosine": bounds.batch_cosine or 0, "max_abs": bounds.batch_max_abs or 1}
     assert verdict_of(precision, entry(dims={"32": at_bound}, batch=batch))[0] == "passed"

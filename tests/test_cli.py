@@ -135,7 +135,7 @@ def test_help_lists_every_verb_with_its_purpose() -> None:
         (["encode", "x", "text", "--nonsense"], "unrecognized arguments: --nonsense"),
         (["encode", "x", "text", "--precision", "fp64"], "invalid choice: 'fp64' (choose from"),
         (["encode", "x", "text", "--max-length", "long"], "--max-length: invalid int value: 'long'"),
-        (["encode", "x", "text", "--format", "npy", "--on-error", "skip"], ".npy has no place for a skipped item"),
+        (["encode", "x", "text", "--format", "npy", "--on-error", "skip"], ".npy cannot record the errors of --on"),
         (["encode", "x", "text", "--output", "x.npy", "--on-error", "skip"], "use --format jsonl or parquet"),
         (["rank", "x", "--texts", "a"], "the following arguments are required: --images"),
         (["rank", "x", "--texts", "a", "--images", "b", "--top", "0"], "--top expects a whole number from 1"),
@@ -198,7 +198,7 @@ def test_the_real_command_keeps_its_streams_apart(small_bundle: Path, model: Cli
     result = run("encode", small_bundle, "--text-file", "-", "--max-length", 8, input=content)
     vectors, records = parse(result.stdout, "jsonl")
     assert result.returncode == 0
-    assert result.stderr.startswith(b"jinaclip: 1 of 2 texts were cut to max_length=8 tokens (the longest has ")
+    assert result.stderr.startswith(b"jinaclip: 1 of 2 texts were truncated to max_length=8 tokens (the longest has ")
     assert result.stderr.count(b"\n") == 1
     assert [record["id"] for record in records] == [0, 1]
     expected = model.encode_text(["a red cat", "word " * 20], max_length=8)
@@ -260,7 +260,7 @@ def test_text_files(
 
 
 def test_text_files_that_cannot_be_read(refused: Refused, tmp_path: Path) -> None:
-    refused(["encode", BUNDLE, "--text-file", tmp_path / "none"], "none: No such file", "one text a line")
+    refused(["encode", BUNDLE, "--text-file", tmp_path / "none"], "none: No such file", "one text per line")
     refused(["encode", BUNDLE, "--text-file", tmp_path], "Is a directory")
     (tmp_path / "utf16").write_text("one\ntwo\n", "utf-16")
     refused(["encode", BUNDLE, "--text-file", tmp_path / "utf16"], "utf16 line 1 is not UTF-8 at byte 0; convert")
@@ -363,14 +363,14 @@ def test_an_unreadable_image_fails_or_is_skipped(
     ("words", "parts"),
     [
         (["--truncate-dim", "100"], ["truncate_dim 100 is not one of", "expected one of 32, 64, 128"]),
-        (["--task", "dance"], ["task 'dance' is not one of", "expected None or retrieval.query"]),
+        (["--task", "dance"], ["task 'dance' is not supported", "expected None or retrieval.query"]),
         (["--max-length", "1"], ["max_length is 1", "to 8192"]),
         (["--max-length", "99999"], ["max_length is 99999", "to 8192"]),
         (["--precision", "int8"], ["has no int8", "(it has: fp32)"]),
         (["--device", "gpu"], ["device is 'gpu'", "expected auto, cpu, cuda or cuda:N"]),
-        (["--backend", "tensorrt", "--device", "cpu"], ["runs on NVIDIA GPUs", "use onnxruntime there"]),
+        (["--backend", "tensorrt", "--device", "cpu"], ["runs on NVIDIA GPUs", "use backend 'onnxruntime'"]),
         (["--threads", "0"], ["threads is 0", "from 1"]),
-        (["--output", "/nowhere/at/all.npy"], ["--output /nowhere/at/all.npy", "is not a directory; make it first"]),
+        (["--output", "/nowhere/at/all.npy"], ["--output /nowhere/at/all.npy", "is not a directory; create it first"]),
         (["--output", "/tmp"], ["--output /tmp is a directory"]),
     ],
     ids=lambda v: " ".join(v)[:30],
@@ -502,7 +502,8 @@ def test_verify_reads_every_byte(small_bundle: Path, tmp_path: Path, refused: Re
     out, err = capsysbinary.readouterr()
     files, text, image = out.decode().splitlines()
     assert err == b"" and files.startswith("ok  7 files match their sha256")
-    assert text.startswith("ok  text fp32 on onnxruntime: goldens off by ") and image.startswith("ok  image fp32 on")
+    assert text.startswith("ok  text fp32 on onnxruntime: self-test passed, relative error ")
+    assert image.startswith("ok  image fp32 on")
     assert main(["verify", str(bundle), "--json"]) == 0
     facts = json.loads(capsysbinary.readouterr().out)
     assert facts["files"] == 7 and [test["tower"] for test in facts["self_tests"]] == ["text", "image"]

@@ -706,7 +706,7 @@ def test_filters_of_the_host_program_change_nothing(action: str, tmp_path: Path)
     command = [sys.executable, "-W", action, "-c", script]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60)
     assert done.stderr == ""
-    limit = f"expected 1 to {MAX_PIXELS} in all"
+    limit = f"expected 1 to {MAX_PIXELS} in total"
     assert done.stdout == f"(8, 4)\n'bomb.png': 10000 x 10000 pixels; {limit}\n"
 
 

@@ -135,7 +135,7 @@ def test_max_length_counts_specials_and_instruction(model: ClipModel, caplog: py
         whole = model.encode_text(words, max_length=8192)
         assert caplog.messages == []
         cut = model.encode_text([words, "cat"], max_length=6)
-    assert len(caplog.messages) == 1 and "1 of 2 texts were cut to max_length=6 tokens" in caplog.messages[0]
+    assert len(caplog.messages) == 1 and "1 of 2 texts were truncated to max_length=6 tokens" in caplog.messages[0]
     assert np.abs(cut[0] - whole).max() > 0.01
     np.testing.assert_allclose(cut[1], model.encode_text("cat"), atol=INVARIANT)
     for bad in (0, 2, -5, 8193, "512", 5.0, True):

@@ -66,16 +66,16 @@ def test_an_engine_that_fits_is_found(built: Path, library: Library) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"version": "1.6.0.1"}, "its version is '1.6.0.1', here it is "),
+        ({"version": "1.6.0.1"}, "its version is '1.6.0.1', expected "),
         ({"graph": "0" * 16}, "its graph is '0000000000000000'"),
-        ({"format_version": 2}, "its format_version is 2, here it is 1"),
+        ({"format_version": 2}, "its format_version is 2, expected 1"),
         ({"backend": "tensorrt"}, "its backend is 'tensorrt'"),
-        ({"targets": ["sm120"]}, "it was compiled for sm120, this is NVIDIA L4"),
-        ({"targets": None, "gpu": {"name": "NVIDIA L40S"}}, r"its gpu is {'name': 'NVIDIA L40S'}, here it is"),
+        ({"targets": ["sm120"]}, "it was compiled for sm120, this GPU is NVIDIA L4"),
+        ({"targets": None, "gpu": {"name": "NVIDIA L40S"}}, r"its gpu is {'name': 'NVIDIA L40S'}, expected"),
         ({"profiles": []}, "lists no profile"),
         ({"profiles": [{"name": "a", "batch": [3, 2, 1], "tokens": None}]}, "its profiles cannot be read"),
-        ({"files": {}}, "lists no plan.engine"),
-        ({"files": {"plan.engine": {"bytes": 3, "sha256": ""}}}, "not of the 3 bytes"),
+        ({"files": {}}, "does not list plan.engine"),
+        ({"files": {"plan.engine": {"bytes": 3, "sha256": ""}}}, "does not have 3 bytes"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
@@ -96,7 +96,7 @@ def damaged_plan(directory: Path) -> None:
 
 
 DAMAGES: tuple[tuple[Callable[[Path], object], str], ...] = (
-    (damaged_plan, "plan.engine has another sha256 than when it was written"),
+    (damaged_plan, "plan.engine does not have the sha256 that engine.json lists"),
     (lambda directory: (directory / "plan.engine").unlink(), "plan.engine is missing"),
     (lambda directory: (directory / "engine.json").write_text("{"), "its format_version is None"),
     (lambda directory: (directory / "engine.json").unlink(), "its format_version is None"),
@@ -131,7 +131,7 @@ def test_of_several_the_last_is_taken(bundle: Path, library: Library) -> None:
 
 
 def test_none_is_built_when_a_model_is_opened(precise_bundle: Path, library: Library) -> None:
-    with pytest.raises(BackendMissing, match="has no tensorrt-rtx engine of its text tower; build one") as caught:
+    with pytest.raises(BackendMissing, match="has no tensorrt-rtx engine for its text tower; build one") as caught:
         find_plan(Bundle(precise_bundle), "text", library, L4)
     assert f"jinaclip build {precise_bundle} --backend tensorrt-rtx --towers text" in str(caught.value)
 
@@ -156,7 +156,7 @@ def test_a_precision_is_chosen_by_what_is_certified_for_the_engine(bundle: Path,
     backend = TensorRtBackend("tensorrt-rtx", L4, library)
     opened = Bundle(bundle)
     assert backend.precisions(opened, "text") == ("fp16",) and backend.device == "cuda"
-    with pytest.raises(BackendError, match=r"runs no fp32 graph of the text tower, and fp16: no certificate; ask for"):
+    with pytest.raises(BackendError, match=r"runs no fp32 graph of the text tower, and fp16: no certificate; pass precision"):
         choose_precision(opened, "text", backend)
     certificate = {
         "format_version": 1, "precision": "fp16", "session": backend.facts(),
@@ -165,7 +165,7 @@ def test_a_precision_is_chosen_by_what_is_certified_for_the_engine(bundle: Path,
     assert opened.write_note("certificates/fp16-tensorrt-rtx-cuda.json", certificate)
     assert choose_precision(opened, "text", backend).precision == "fp16"
     for other in (replace(L4, name="NVIDIA L40S"), replace(L4, driver="12.8")):
-        with pytest.raises(BackendError, match=r"certificate is of (gpu|driver)"):
+        with pytest.raises(BackendError, match=r"certificate is for (gpu|driver)"):
             choose_precision(opened, "text", TensorRtBackend("tensorrt-rtx", other, library))
     change(bundle, "text", created="2001")
     assert choose_precision(opened, "text", backend).precision == "fp16"  # the same engine
@@ -191,14 +191,14 @@ def test_without_a_driver_nothing_of_tensorrt_is_touched(built: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["there is no NVIDIA driver here (libcuda.so.1 is not found)"] * 2 + ["[]"]
+    assert done.stdout.splitlines() == ["no NVIDIA driver was found (libcuda.so.1 is missing)"] * 2 + ["[]"]
 
 
 @no_gpu
 def test_auto_takes_the_cpu_where_there_is_no_gpu(built: Path) -> None:
     with ClipModel(built, towers=("text",)) as model:
         info = model.info()
-        assert info["backend_reason"] == "there is no NVIDIA driver here (libcuda.so.1 is not found)"
+        assert info["backend_reason"] == "no NVIDIA driver was found (libcuda.so.1 is missing)"
         assert (info["towers"]["text"]["backend"], info["towers"]["text"]["device"]) == ("onnxruntime", "cpu")
     assert choose_backend(Bundle(built), ("text",), device="cpu") == OnnxRuntimeCpu()
     with pytest.raises(BackendMissing, match="no NVIDIA driver"):

@@ -88,11 +88,11 @@ def test_force_makes_it_again(bundle: Path) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "part"),
     [
-        ("onnxruntime", "1.0.0", "its onnxruntime is '1.0.0', here it is"),
+        ("onnxruntime", "1.0.0", "its onnxruntime is '1.0.0', expected"),
         ("graph", "0" * 16, "its graph is '0000000000000000'"),
         ("system", "Plan9 m68k", "its system is 'Plan9 m68k'"),
         ("format_version", 2, "its format_version is 2"),
-        ("recipe", RECIPE["cpu"] - 1, f"its recipe is {RECIPE['cpu'] - 1}, here it is {RECIPE['cpu']}"),
+        ("recipe", RECIPE["cpu"] - 1, f"its recipe is {RECIPE['cpu'] - 1}, expected {RECIPE['cpu']}"),
         ("cpu_features", [*cpu_features(), "zz_new"], "a CPU with ['zz_new'] and without []"),
     ],
 )
@@ -101,7 +101,7 @@ def test_one_of_another_machine_is_left_aside(bundle: Path, field: str, value: o
     path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | {field: value}), "utf-8")
     facts = text_facts(bundle)
     assert facts["graph"] == "standard"
-    assert part in facts["graph_reason"] and "run `jinaclip build` here" in facts["graph_reason"]
+    assert part in facts["graph_reason"] and "run `jinaclip build` on this machine" in facts["graph_reason"]
 
 
 def cut(directory: Path) -> None:
@@ -209,8 +209,8 @@ def test_graphs_over_cuda_operators_need_their_library(precise_bundle: Path, tmp
     found, _ = find_prepared(bundle, "text", "fp16", "cuda", operators=True)
     assert found is not None and (found.key, found.operators) == (key, True)
     found, reason = find_prepared(bundle, "text", "fp16", "cuda")
-    assert found is None and f"{key} is not used: jinaclip's CUDA operators are not here" in reason
-    assert "run `jinaclip build --device cuda` here" in reason
+    assert found is None and f"{key} is not used: jinaclip's CUDA operators are not available" in reason
+    assert "run `jinaclip build --device cuda` on this machine" in reason
     plain, _ = prepare(bundle, "text", "fp16", "cuda")
     found, reason = find_prepared(bundle, "text", "fp16", "cuda")
     assert found is not None and found.key == plain and reason == f"prepared graph {plain}"

@@ -272,7 +272,7 @@ def test_workers_give_the_same_vectors(small_bundle: Path, model: ClipModel, tmp
 
 def test_workers_want_prepared_graphs(small_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for words, message in (
-        (["--workers", "2"], "--workers 2 takes graphs that are prepared for this CPU, and not all are; run `jinaclip"),
+        (["--workers", "2"], "--workers 2 needs graphs that are prepared for this CPU, and not all are; run `jinaclip"),
         (["--workers", "0"], "--workers is 0, expected a whole number from 1"),
     ):  # fmt: skip
         assert main(["serve", str(small_bundle), "--towers", "text", *words]) == 1
@@ -358,10 +358,10 @@ def test_the_licence_and_the_name_are_said(small_bundle: Path, tmp_path: Path) -
         ({"PORT": "http"}, 2, "JINACLIP_SERVE_PORT: invalid int value"),
         ({"FETCH_URLS": "perhaps"}, 2, "JINACLIP_SERVE_FETCH_URLS is 'perhaps', expected 1 or 0"),
         ({"UNKNOWN_TASK": "guess"}, 2, "JINACLIP_SERVE_UNKNOWN_TASK: invalid choice"),
-        ({"FETCH_ALLOW": "10.0.0.1/8"}, 2, "JINACLIP_SERVE_FETCH_ALLOW: '10.0.0.1/8' is no network"),
+        ({"FETCH_ALLOW": "10.0.0.1/8"}, 2, "JINACLIP_SERVE_FETCH_ALLOW: '10.0.0.1/8' is not a network"),
         ({"FETCH_ALLOW": "10.0.0.0/8"}, 1, "--fetch-allow is given and --fetch-urls is not"),
         ({"BUNDLE": "nowhere"}, 1, "nowhere"),
-        ({}, 2, "a BUNDLE is needed"),
+        ({}, 2, "no BUNDLE is given"),
         ({"MARKETPLACE": "sagemaker"}, 1, "/opt/ml/model"),
     ],
 )

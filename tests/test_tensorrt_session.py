@@ -130,7 +130,7 @@ def test_batches_of_every_size_give_their_own_rows(device: Device, open_session:
         ask(session, texts(1, 513))
     with pytest.raises(InputError, match="the engine's input is input_ids, found ids"):
         session.run({"ids": texts(1, 5)})
-    with pytest.raises(BackendError, match="row 2 of the batch came out as NaN or infinity from key on Stand-in"):
+    with pytest.raises(BackendError, match="key on Stand-in returned NaN or infinity for row 2 of the batch"):
         ask(session, np.array([[0, 5], [0, 6], [SPOILT, 7]]))
     session.close()
     images = open_session(IMAGE)
@@ -278,10 +278,10 @@ def test_every_failure_at_open_frees_what_was_there(device: Device, open_session
 
 def test_what_is_refused_at_open(device: Device, tmp_path: Path, open_session: Open) -> None:
     plan = write_plan(tmp_path / "plan.engine", TEXT)
-    with pytest.raises(EngineMismatch, match="has 2 profiles, its sidecar says 1; build it again"):
+    with pytest.raises(EngineMismatch, match="has 2 profiles, its sidecar lists 1; build it again"):
         TensorRTSession(plan, gpu=GPU, library=load_library("tensorrt"), profiles=TEXT[:1], key="key")
     plan.write_bytes(b"other")
-    with pytest.raises(EngineMismatch, match=r"tensorrt 11.4.0 on Stand-in .* refuses"):
+    with pytest.raises(EngineMismatch, match=r"tensorrt 11.4.0 on Stand-in .* cannot load"):
         TensorRTSession(plan, gpu=GPU, library=load_library("tensorrt"), profiles=TEXT, key="key")
     gc.collect()
     assert device.live() == []

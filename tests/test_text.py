@@ -75,7 +75,7 @@ def test_one_warning_tells_how_many_were_cut(tokenizer: TextTokenizer, caplog: p
     with caplog.at_level(logging.WARNING, "jinaclip"):
         tokenizer.truncated([[0, 5, 2], [0, 5, 6, 7, 2], [0, 5, 6, 7, 8, 2]], 4)
         tokenizer.truncated([[0, 2]], 4)
-    assert caplog.messages == ["2 of 3 texts were cut to max_length=4 tokens (the longest has 6)"]
+    assert caplog.messages == ["2 of 3 texts were truncated to max_length=4 tokens (the longest has 6)"]
 
 
 def test_padding_is_on_the_right(tokenizer: TextTokenizer) -> None:
@@ -85,7 +85,7 @@ def test_padding_is_on_the_right(tokenizer: TextTokenizer) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "found"), [("a\ud800b", "U+D800 at character 1"), (7, "is a int"), (None, "NoneType")]
+    ("text", "found"), [("a\ud800b", "U+D800 at position 1"), (7, "is a int"), (None, "NoneType")]
 )
 def test_what_is_no_text_is_named(tokenizer: TextTokenizer, text: str, found: str) -> None:
     with pytest.raises(InputError, match="text 1 ") as caught:

@@ -1,4 +1,4 @@
-"""jinaclip: Jina CLIP v2 embeddings of texts and images from a bundle, without torch.
+"""jinaclip: embeddings of texts and images with Jina CLIP v2, from an exported bundle and without torch.
 
 from jinaclip import ClipModel
 

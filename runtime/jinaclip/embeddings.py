@@ -1,5 +1,5 @@
-"""From a graph's raw vectors to what callers get: truncated, then normalised, as the publisher does (Matryoshka, arXiv
-2205.13147); and cosines as probabilities.
+"""Post-processing of raw vectors: truncation followed by normalisation, in the publisher's order (Matryoshka
+embeddings, arXiv 2205.13147), and conversion of cosine similarities to probabilities.
 """
 
 from __future__ import annotations
@@ -12,10 +12,17 @@ from jinaclip.errors import BackendError, InputError
 
 
 def check_dim(dim: int | None, dims: Sequence[int]) -> int:
-    """`dim` if the model was trained for it, the full width for None.
+    """Check the length that vectors are to be truncated to.
+
+    Args:
+        dim: the requested length. None requests the full length.
+        dims: the lengths that the model was trained for.
+
+    Returns:
+        The length.
 
     Raises:
-        InputError: another dim; the message lists the allowed ones.
+        InputError: the length is not in `dims`; the message lists them.
     """
     if dim is None:
         return max(dims)
@@ -26,13 +33,18 @@ def check_dim(dim: int | None, dims: Sequence[int]) -> int:
 
 
 def truncate(raw: np.ndarray, dim: int, *, normalize: bool = True) -> np.ndarray:
-    """First `dim` components of each row, as float32, with norm 1 unless `normalize` is False.
+    """Truncate vectors to their first `dim` components, then normalise them.
 
     Args:
-        raw: embeddings [N, D] as the graph's raw output gives them.
+        raw: raw vectors [N, D], as the graph returns them.
+        dim: number of components to keep.
+        normalize: divide each truncated vector by its norm.
+
+    Returns:
+        float32 [N, dim].
 
     Raises:
-        BackendError: a row holds NaN or infinity; it is never returned.
+        BackendError: a vector has NaN or infinite components.
     """
     cut = np.ascontiguousarray(raw[:, :dim], dtype=np.float32)
     if not np.isfinite(cut).all():
@@ -48,12 +60,12 @@ def truncate(raw: np.ndarray, dim: int, *, normalize: bool = True) -> np.ndarray
 
 
 def probabilities(cosines: np.ndarray, logit_scale: float, *, over: str) -> np.ndarray:
-    """Softmax of the model's logits: cosine × exp(logit_scale).
+    """Softmax of the model's logits, which are cosine × exp(logit_scale).
 
     Args:
-        cosines: [texts, images].
-        logit_scale: the checkpoint's parameter.
-        over: "texts": each image's probabilities add up to 1; "images": each text's.
+        cosines: cosine similarities [texts, images].
+        logit_scale: the checkpoint's logit scale.
+        over: "texts" makes the probabilities of each image sum to 1, "images" those of each text.
 
     Returns:
         float64 [texts, images].

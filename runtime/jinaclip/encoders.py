@@ -1,4 +1,4 @@
-"""The towers as encoders: inputs to raw vectors, with preprocessing, batching, the memory limit and the self-test."""
+"""Encoders for the two towers: preprocessing, batching, the memory check, inference and the self-test."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from jinaclip.preprocessing.image import RESIZE_MODES, preprocess
 from jinaclip.preprocessing.image_sources import ImageInput
 from jinaclip.preprocessing.text import instruction_of
 
-INTERRUPTIBLE_TOKENS = 256  # a batch of more tokens takes long enough for Ctrl-C to matter
+INTERRUPTIBLE_TOKENS = 256  # batches of this many tokens or more can be interrupted with Ctrl-C
 T = TypeVar("T")
 
 
 class TextEncoder:
-    """The text tower: texts to token ids, token ids to raw vectors. Safe to use from several threads at once.
+    """The text tower: turns texts into token ids, and token ids into raw vectors. Safe to use from several threads.
 
     Args:
-        bundle: that the graph is from.
-        precision: of the graph.
-        session: that runs it; closed by its owner.
+        bundle: the bundle that the graph belongs to.
+        precision: the graph's precision.
+        session: the session that runs the graph. The caller closes it.
 
     Attributes:
-        tokenizer: the bundle's.
-        self_test: what `check` returned last.
+        tokenizer: the bundle's tokenizer.
+        self_test: the last result of `check`.
     """
 
     tower = "text"
@@ -46,16 +46,18 @@ class TextEncoder:
         self.self_test: dict[str, float | bool] = {}
 
     def check(self, *, always: bool = True) -> dict[str, float | bool]:
-        """Run the self-test: compare with the bundle's golden vectors.
+        """Run the self-test, which compares the session's vectors with the bundle's golden vectors.
 
         Args:
-            always: run it even if a pass is remembered beside the bundle.
+            always: run it even if an earlier pass is recorded.
 
         Returns:
-            {"ratio": worst error ÷ distance to the nearest other golden, "remembered": bool}.
+            {"ratio": largest error ÷ distance to the nearest other golden vector, "remembered": bool}. "remembered"
+            is True if the result is that of an earlier run.
 
         Raises:
-            SelfTestFailed: the vectors are wrong. BackendError: there are none.
+            SelfTestFailed: the vectors are wrong.
+            BackendError: inference failed.
         """
         self.self_test = run_self_test(
             self.bundle, "text", self.precision, self.session, tokenizer=self.tokenizer, always=always
@@ -65,11 +67,15 @@ class TextEncoder:
     def prepare(
         self, texts: Sequence[str], *, task: str | None = None, max_length: int | None = None
     ) -> list[list[int]]:
-        """Token ids of texts, special tokens and the task's instruction included.
+        """Tokenize texts, special tokens and the task's instruction included.
 
         Args:
-            task: one of the bundle's tasks; None for its default.
-            max_length: tokens kept of each text; None keeps all.
+            texts: the texts.
+            task: one of the bundle's tasks. None uses the bundle's default.
+            max_length: number of tokens kept of each text. None keeps all.
+
+        Returns:
+            The token ids of each text.
 
         Raises:
             InputError: a text or the task cannot be used, or max_length leaves no room for a token.
@@ -83,14 +89,17 @@ class TextEncoder:
         return rows if limit is None else self.tokenizer.truncated(rows, limit)
 
     def run(self, rows: Sequence[list[int]]) -> np.ndarray:
-        """Raw vectors, float32 [N, D], of texts that run as one batch.
+        """Run texts as one batch.
 
         Args:
             rows: token ids of each text.
 
+        Returns:
+            Raw vectors, float32 [N, D].
+
         Raises:
-            InputError: a text has no token or more than the model takes, an id is not one of the model's, or the batch
-                needs more memory than is free.
+            InputError: a text has no tokens or too many, an id is not in the vocabulary, or the batch needs more
+                memory than is available.
         """
         if not rows:
             return np.empty((0, self.bundle.dims[-1]), np.float32)
@@ -99,20 +108,28 @@ class TextEncoder:
             if not 0 < len(row) <= most:
                 raise InputError(f"text {index} has {len(row)} tokens, expected 1 to {most}", index=index)
         padded = self.tokenizer.padded(rows)
-        if padded.min() < 0 or padded.max() >= vocab_size:  # a GPU's kernels do not check
+        if padded.min() < 0 or padded.max() >= vocab_size:  # GPU kernels do not check this
             index = int(((padded < 0) | (padded >= vocab_size)).any(1).argmax())
-            raise InputError(f"text {index} has ids that are not from 0 to {vocab_size - 1}", index=index)
+            raise InputError(
+                f"text {index} has token ids outside the vocabulary, expected 0 to {vocab_size - 1}", index=index
+            )
         return self.run_padded(padded)
 
     def run_padded(self, ids: np.ndarray) -> np.ndarray:
-        """Raw vectors, float32 [N, D], of ids int64 [N, T], padded at the right.
+        """Run a padded batch.
+
+        Args:
+            ids: token ids, int64 [N, T], padded on the right.
+
+        Returns:
+            Raw vectors, float32 [N, D].
 
         Raises:
-            InputError: the batch needs more memory than is free.
+            InputError: the batch needs more memory than is available.
         """
         manifest, session = self.bundle.tower("text"), self.session
         release = False
-        if session.cost.writes_scores:  # into the host's memory: with a GPU nothing of it is needed
+        if session.cost.writes_scores:  # CPU sessions only: a GPU session needs no host memory for the scores
             tiled = is_tiled(ids, self.tokenizer.pad, session.tiled_above)
             release = require_memory(ids.shape[0], ids.shape[1], manifest, tiled=tiled) > RELEASE_BYTES
         interruptible, output = ids.size >= INTERRUPTIBLE_TOKENS, "text_embeddings"
@@ -122,14 +139,14 @@ class TextEncoder:
     def run_all(
         self, rows: Sequence[list[int]], *, batch_size: int | None = None
     ) -> Iterator[tuple[list[int], np.ndarray]]:
-        """Raw vectors of any number of texts, batch by batch.
+        """Run any number of texts, batch by batch.
 
         Args:
             rows: token ids of each text.
-            batch_size: most texts of a batch; None for what is fastest.
+            batch_size: the largest number of texts in a batch. None chooses the fastest batches.
 
         Yields:
-            Indices of the texts of a batch, and their vectors.
+            The indices of a batch's texts, and their raw vectors.
         """
         lengths, cost = [len(row) for row in rows], self.session.cost
         batches = pack_texts(lengths, self.bundle.tower("text"), batch_size=batch_size, cost=cost)
@@ -138,15 +155,15 @@ class TextEncoder:
 
 
 class ImageEncoder:
-    """The image tower: images to pixels, pixels to raw vectors. Safe to use from several threads at once.
+    """The image tower: turns images into pixels, and pixels into raw vectors. Safe to use from several threads.
 
     Args:
-        bundle: that the graph is from.
-        precision: of the graph.
-        session: that runs it; closed by its owner.
+        bundle: the bundle that the graph belongs to.
+        precision: the graph's precision.
+        session: the session that runs the graph. The caller closes it.
 
     Attributes:
-        self_test: what `check` returned last.
+        self_test: the last result of `check`.
     """
 
     tower = "image"
@@ -164,10 +181,13 @@ class ImageEncoder:
         self, image: ImageInput, *, resize_mode: str | None = None, exif_transpose: bool = False,
         allow_urls: bool = False,
     ) -> np.ndarray:  # fmt: skip
-        """Pixels uint8 [size, size, 3] of an image; the arguments are those of `ClipModel.encode_image`.
+        """Read and resize an image. The arguments are those of `ClipModel.encode_image`.
+
+        Returns:
+            Pixels, uint8 [size, size, 3].
 
         Raises:
-            InputError: it cannot be used.
+            InputError: the image cannot be used.
         """
         return preprocess(
             image, self.bundle.preprocessing, resize_mode=resize_mode, exif_transpose=exif_transpose,
@@ -175,10 +195,13 @@ class ImageEncoder:
         )  # fmt: skip
 
     def run(self, pixels: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
-        """Raw vectors, float32 [N, D], of images that run as one batch.
+        """Run images as one batch.
 
         Args:
-            pixels: uint8 [size, size, 3] of each image, or an array [N, size, size, 3].
+            pixels: uint8 [size, size, 3] for each image, or one array [N, size, size, 3].
+
+        Returns:
+            Raw vectors, float32 [N, D].
 
         Raises:
             InputError: an array has another dtype or shape.
@@ -199,15 +222,15 @@ class ImageEncoder:
         self, images: Iterable[ImageInput], *, batch_size: int | None = None, resize_mode: str | None = None,
         exif_transpose: bool = False, allow_urls: bool = False,
     ) -> Iterator[np.ndarray | InputError]:  # fmt: skip
-        """Raw vectors [D] of any number of images, in order. Images are read and resized in other threads while the
-        model runs.
+        """Run any number of images. Other threads read and resize the next images while the model runs.
 
         Args:
-            batch_size: images of a batch; None for what is fastest.
+            images: the images.
+            batch_size: number of images in a batch. None uses the fastest size for the device.
             resize_mode, exif_transpose, allow_urls: as for `prepare`.
 
         Yields:
-            For an image that cannot be used, its InputError.
+            For each image, in order, its raw vector [D], or an InputError if the image cannot be used.
         """
         if resize_mode is not None and resize_mode not in RESIZE_MODES:
             raise InputError(f"resize_mode is {resize_mode!r}, expected one of {', '.join(RESIZE_MODES)}")
@@ -238,7 +261,7 @@ class ImageEncoder:
                     future.cancel()
 
     def _run_good(self, pixels: Sequence[np.ndarray | InputError]) -> list[np.ndarray | InputError]:
-        """Vectors of the images that could be read; the errors of the others in place."""
+        """Run the images that could be read. The errors of the others stay in their places."""
         good = [p for p in pixels if not isinstance(p, InputError)]
         vectors = iter(self.run(good))
         return [p if isinstance(p, InputError) else next(vectors) for p in pixels]
@@ -249,12 +272,12 @@ ENCODERS: dict[str, type[TextEncoder] | type[ImageEncoder]] = {"text": TextEncod
 
 
 def _in_flight(runs: Iterable[Callable[[], T]], concurrency: int) -> Iterator[T]:
-    """The results of runs, in order, with so many asked for at the same time; one at a time, in this thread."""
+    """Results of the runs, in order. `concurrency` runs execute at the same time; a value of 1 uses this thread."""
     if concurrency > 1:
         runs = iter(runs)
         first = list(islice(runs, 2))
         runs = chain(first, runs)
-        if len(first) < 2:  # threads for a single run would only cost time
+        if len(first) < 2:  # a single run does not need threads
             concurrency = 1
     if concurrency == 1:
         for run in runs:
@@ -288,7 +311,7 @@ def _check_texts(rows: Sequence[Any]) -> None:
 
 
 def _check_max_length(max_length: int, max_tokens: int, instruction_tokens: int) -> int:
-    """The limit in tokens. The default is the family's 8192; a shorter model takes its own."""
+    """The limit in tokens. 8192, the default of `encode_text`, is lowered to what the model accepts."""
     if type(max_length) is not int or max_length <= instruction_tokens or (max_length > max(max_tokens, 8192)):
         raise InputError(
             f"max_length is {max_length!r}, expected a whole number from {instruction_tokens + 1} "

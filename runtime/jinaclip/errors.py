@@ -1,30 +1,30 @@
-"""Every error jinaclip raises, and what each one becomes over HTTP and in C.
+"""All errors that jinaclip raises, with the HTTP status and the C status that correspond to each.
 
     JinaClipError                       HTTP   C
     ├── InputError (ValueError)         422    JINACLIP_ERROR_INPUT     the caller's text, image or argument
-    ├── BundleError                     500    JINACLIP_ERROR_BUNDLE    the bundle is damaged or does not fit
+    ├── BundleError                     500    JINACLIP_ERROR_BUNDLE    the bundle is damaged or incompatible
     ├── BackendError (RuntimeError)     500    JINACLIP_ERROR_BACKEND   inference failed
-    │   ├── BackendMissing              500    JINACLIP_ERROR_BACKEND   a library or device is not there
-    │   ├── EngineMismatch              500    JINACLIP_ERROR_BACKEND   an engine made for another machine
+    │   ├── BackendMissing              500    JINACLIP_ERROR_BACKEND   a library or device is not available
+    │   ├── EngineMismatch              500    JINACLIP_ERROR_BACKEND   an engine was built for another machine
     │   └── SelfTestFailed              500    JINACLIP_ERROR_BACKEND   a session returned wrong vectors
     └── Overloaded                      429    JINACLIP_ERROR_OVERLOADED   the queue is full
 
-jinaclip_export derives ExportError and CertificationError. A message says what was found, what was expected
-and what to do; the command line prints it as one line and exits with 1.
+jinaclip_export adds the subclasses ExportError and CertificationError. A message says what was found, what was
+expected and what to do. The command line prints it on one line and exits with status 1.
 """
 
 from __future__ import annotations
 
 
 class JinaClipError(Exception):
-    """Base of every error that jinaclip raises on purpose."""
+    """Base class of all errors that jinaclip raises deliberately."""
 
 
 class InputError(JinaClipError, ValueError):
     """The caller's text, image or argument cannot be used.
 
     Attributes:
-        index: position of the offending item in the caller's list, or None.
+        index: position of the invalid item in the caller's list, or None.
     """
 
     def __init__(self, message: str, *, index: int | None = None) -> None:
@@ -33,30 +33,30 @@ class InputError(JinaClipError, ValueError):
 
 
 class BundleError(JinaClipError):
-    """The bundle is missing, damaged, too new, or lacks what was asked of it."""
+    """The bundle is missing, damaged, too new, or lacks a requested tower or precision."""
 
 
 class BackendError(JinaClipError, RuntimeError):
-    """Inference could not be set up or failed."""
+    """Inference failed or could not be set up."""
 
 
 class BackendMissing(BackendError):
-    """The library, provider or device that was asked for is not available."""
+    """The requested library, provider or device is not available."""
 
 
 class EngineMismatch(BackendError):
-    """A prepared engine was made for another machine or library version."""
+    """An engine was built for another machine or library version."""
 
 
 class SelfTestFailed(BackendError):
-    """A session did not reproduce the bundle's golden vectors; it is not used."""
+    """A session did not reproduce the bundle's golden vectors and is not used."""
 
 
 class Overloaded(JinaClipError):
     """The queue is full; try again later."""
 
 
-# One table for every outer surface: error class -> (HTTP status, C status name). Subclasses inherit.
+# Error class -> (HTTP status, C status name). Subclasses inherit the entry of their nearest base class.
 STATUS: dict[type[JinaClipError], tuple[int, str]] = {
     InputError: (422, "JINACLIP_ERROR_INPUT"),
     BundleError: (500, "JINACLIP_ERROR_BUNDLE"),
@@ -67,7 +67,7 @@ STATUS: dict[type[JinaClipError], tuple[int, str]] = {
 
 
 def status_of(error: JinaClipError) -> tuple[int, str]:
-    """(HTTP status, C status name) of an error, by its nearest class in STATUS."""
+    """(HTTP status, C status name) of an error, from its nearest base class in STATUS."""
     for cls in type(error).__mro__:
         if cls in STATUS:
             return STATUS[cls]

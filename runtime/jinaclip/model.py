@@ -1,4 +1,4 @@
-"""ClipModel: texts and images to vectors of one space, from a bundle, without torch."""
+"""ClipModel: encodes texts and images as vectors of one embedding space, from a bundle and without torch."""
 
 from __future__ import annotations
 
@@ -20,26 +20,28 @@ from jinaclip.terminal import Progress
 
 
 class ClipModel:
-    """A bundle that is ready to encode. Safe to use from several threads at once.
+    """An opened bundle, ready to encode. Safe to use from several threads at once.
 
     Args:
         bundle: directory made by `jinaclip export`.
-        backend: "auto" or one of BACKENDS. Auto takes engines that were built for the GPU here, else ONNX Runtime.
-        device: "auto", "cpu", "cuda" or "cuda:N". Auto takes a GPU where there is one that can be used.
-        precision: "auto", "fp32", "fp16", "int8", or a dict of them by tower. What is asked for is given or
-            refused; auto takes the fastest that `jinaclip certify` has passed on such a machine, else fp32,
-            and `info()` tells which and why.
-        threads: cores for one call; None takes what affinity and the cgroup's quota allow.
-        towers: which to load; by default those that the bundle has.
-        cache_dir: where notes go that would lie beside a bundle that is read-only.
-        self_test: "auto" remembers that the image tower passed here; "always" runs it again.
+        backend: "auto" or one of BACKENDS. "auto" uses engines built for this machine's GPU if there are any, and
+            ONNX Runtime otherwise.
+        device: "auto", "cpu", "cuda" or "cuda:N". "auto" uses a GPU if one is available, and the CPU otherwise.
+        precision: "auto", "fp32", "fp16", "int8", or a dict with one of them per tower. An explicit precision is
+            used or refused, never replaced. "auto" uses the fastest precision with a passing certificate
+            (`jinaclip certify`) for this kind of machine, and fp32 otherwise; `info()` reports the choice and
+            the reason.
+        threads: cores for one call. None uses all that the CPU affinity and the cgroup's quota allow.
+        towers: towers to load. The default loads every tower that the bundle has.
+        cache_dir: directory for self-test results, certificates and engines when the bundle is read-only.
+        self_test: "auto" skips the image tower's self-test if it already passed on this machine; "always" runs it.
 
     Raises:
-        BundleError: the bundle is damaged, too new, or lacks a tower or precision that was asked for.
-        BackendMissing: the backend or device is not there.
-        SelfTestFailed: it is there, and returns wrong vectors.
+        BundleError: the bundle is damaged, too new, or lacks a requested tower or precision.
+        BackendMissing: the backend or device is not available.
+        SelfTestFailed: the backend returns wrong vectors.
 
-    After a fork a model refuses to work in the child (open it there); a pickled one opens its bundle again.
+    A model cannot be used in a forked child process; open one there. Unpickling a model opens its bundle again.
     """
 
     def __init__(
@@ -81,7 +83,7 @@ class ClipModel:
             self._open(towers, threads, always=self_test == "always")
 
     def _open(self, towers: Sequence[str], threads: int | None, *, always: bool) -> None:
-        """An encoder for each tower that passed its self-test; none is left open where one fails."""
+        """Open an encoder for each tower and run its self-test. If one fails, all are closed."""
         try:
             for tower in towers:
                 precision = self._precision[tower]
@@ -99,19 +101,19 @@ class ClipModel:
 
     @property
     def text_encoder(self) -> TextEncoder:
-        """The text tower, for hosts that batch by themselves.
+        """The text tower, for applications that form batches themselves.
 
         Raises:
-            InputError: the bundle has none, or it was not loaded.
+            InputError: the bundle has no text tower, or it was not loaded.
         """
         return cast(TextEncoder, self._encoder("text"))
 
     @property
     def image_encoder(self) -> ImageEncoder:
-        """The image tower, for hosts that batch by themselves.
+        """The image tower, for applications that form batches themselves.
 
         Raises:
-            InputError: the bundle has none, or it was not loaded.
+            InputError: the bundle has no image tower, or it was not loaded.
         """
         return cast(ImageEncoder, self._encoder("image"))
 
@@ -126,23 +128,23 @@ class ClipModel:
         max_length: int = 8192,
         show_progress_bar: bool = False,
     ) -> np.ndarray:
-        """Vectors of texts.
+        """Encode texts.
 
         Args:
-            texts: one str, or N of them.
-            task: None, or one of `tasks`: its instruction is put before every text.
-            truncate_dim: one of `dims`; None keeps all.
+            texts: one str, or a sequence of N.
+            task: None, or one of `tasks`. The task's instruction is put before every text.
+            truncate_dim: length of the returned vectors, one of `dims`. None returns full-length vectors.
             normalize_embeddings: divide each vector by its norm, after truncation.
-            batch_size: most texts in a run; None lets memory and padding decide.
-            max_length: tokens kept of each text, `<s>`, `</s>` and the instruction included, at most
-                `max_tokens`. A cut text is warned of. (The publisher's own encode_text cuts at 512.)
-            show_progress_bar: on stderr, if that is a terminal.
+            batch_size: the largest number of texts in a batch. None chooses it from the text lengths and the memory.
+            max_length: number of tokens kept of each text, at most `max_tokens`. `<s>`, `</s>` and the instruction
+                count. Truncated texts are reported in a warning. (The publisher's own encode_text truncates to 512.)
+            show_progress_bar: show progress on stderr, if it is a terminal.
 
         Returns:
-            float32 [D] for one str, [N, D] for a sequence, in the caller's order.
+            float32 [D] for one str, [N, D] for a sequence, in the order of the input.
 
         Raises:
-            InputError: an argument or a text cannot be used; names which.
+            InputError: an argument or a text cannot be used; the message says which.
         """
         dim = check_dim(truncate_dim, self.dims)
         encoder = self.text_encoder
@@ -169,22 +171,22 @@ class ClipModel:
         resize_mode: str | None = None,
         exif_transpose: bool = False,
     ) -> np.ndarray:
-        """Vectors of images; jinaclip.preprocessing.image tells what every kind of picture becomes.
+        """Encode images. jinaclip.preprocessing.image describes how each image format and mode is converted.
 
         Args:
-            images: one image, or N of them: path, data: URI, bytes, binary file, PIL image or uint8 array
-                [height, width, 3].
+            images: one image, or an iterable of N. An image is a path, data: URI, bytes, binary file, PIL image or
+                uint8 array [height, width, 3].
             truncate_dim, normalize_embeddings, show_progress_bar: as in `encode_text`.
-            batch_size: images in a run; None takes what is quickest, on a CPU one.
-            allow_urls: fetch http:// and https:// addresses.
-            resize_mode: "shortest", "longest" or "squash"; None takes the bundle's.
-            exif_transpose: turn a photo as its EXIF orientation says; the publisher's code does not.
+            batch_size: number of images in a batch. None uses the fastest size for the device (1 on a CPU).
+            allow_urls: fetch http:// and https:// URLs.
+            resize_mode: "shortest", "longest" or "squash". None uses the bundle's mode.
+            exif_transpose: rotate images according to their EXIF orientation. The publisher's code does not.
 
         Returns:
-            float32 [D] for one image, [N, D] for several, in the caller's order.
+            float32 [D] for one image, [N, D] for several, in the order of the input.
 
         Raises:
-            InputError: an argument or an image cannot be used; `index` tells which.
+            InputError: an argument or an image cannot be used; `index` is the image's position.
         """
         dim = check_dim(truncate_dim, self.dims)
         single = _is_one_image(images)
@@ -206,9 +208,13 @@ class ClipModel:
 
     @staticmethod
     def similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """Cosine of every vector of `a` [N, D] with every one of `b` [M, D]: float32 [N, M].
+        """Cosine similarity of every vector of `a` [N, D] with every vector of `b` [M, D].
 
-        A single vector [D] loses its axis: two of them give one number.
+        Returns:
+            float32 [N, M]. The axis of an argument that is a single vector [D] is left out.
+
+        Raises:
+            InputError: the shapes do not match.
         """
         a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
         if a.ndim not in (1, 2) or b.ndim not in (1, 2) or a.shape[-1] != b.shape[-1]:
@@ -220,35 +226,35 @@ class ClipModel:
 
     @property
     def dims(self) -> tuple[int, ...]:
-        """Lengths a vector can be cut to; the last is the full one."""
+        """Lengths that vectors can be truncated to, ascending. The last is the full length."""
         return self.bundle.dims
 
     @property
     def max_tokens(self) -> int:
-        """Longest text, `<s>` and `</s>` included."""
+        """Largest number of tokens in a text, `<s>` and `</s>` included."""
         return self.bundle.max_tokens
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """Tasks with an instruction; None is always possible."""
+        """Names of the tasks that have an instruction. `task=None` is always accepted."""
         return tuple(self.bundle.tasks)
 
     @property
     def logit_scale(self) -> float:
-        """The checkpoint's parameter: logits are text · imageᵀ · exp(logit_scale)."""
+        """The checkpoint's logit scale: logits are text · imageᵀ · exp(logit_scale)."""
         return self.bundle.logit_scale
 
     @property
     def provenance(self) -> str:
-        """Id of weights, preprocessing and precision class: only vectors of one id belong in one index."""
+        """Identifies the weights, preprocessing and precision class. An index must hold vectors of one id only."""
         return self.provenance_of()
 
     def provenance_of(self, *, resize_mode: str | None = None, exif_transpose: bool = False) -> str:
-        """The id of vectors that were made with these arguments of `encode_image`."""
+        """The provenance of vectors made with these arguments of `encode_image`."""
         return self.bundle.provenance(self._precision, resize_mode=resize_mode, exif_transpose=exif_transpose)
 
     def info(self) -> dict[str, Any]:
-        """What was loaded and what "auto" chose; JSON values only."""
+        """What was loaded and what "auto" chose, as JSON-compatible values."""
         return {
             "bundle": str(self.bundle.directory),
             "model": self.bundle.model,
@@ -271,7 +277,7 @@ class ClipModel:
         }
 
     def close(self) -> None:
-        """Free the graphs; encoding afterwards is an error. Closing twice is not."""
+        """Free the graphs. Encoding afterwards raises an error; closing again has no effect."""
         for encoder in self.encoders.values():
             encoder.session.close()
 
@@ -282,7 +288,7 @@ class ClipModel:
         self.close()
 
     def reopened(self, *, threads: int | None) -> ClipModel:
-        """The same towers of the same bundle once more, with other threads, in the precision that was chosen here."""
+        """Open the same towers of the same bundle again, in the same precision, with another number of threads."""
         return self._reopen(threads=threads, precision=dict(self._precision))
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -293,7 +299,7 @@ class ClipModel:
             return self.encoders[tower]
         if tower not in self.bundle.towers:
             raise InputError(
-                f"this bundle has no {tower} tower (it has: {', '.join(self.bundle.towers)}), so it cannot encode "
+                f"this bundle has no {tower} tower (it has: {', '.join(self.bundle.towers)}) and cannot encode "
                 f"{tower}s; export it with --towers text,image"
             )
         raise InputError(f"the {tower} tower was not loaded; open ClipModel with towers=('text', 'image')")
@@ -308,7 +314,7 @@ def _is_one_image(images: object) -> bool:
 
 def _as_list(items: Iterable[Any], what: str) -> list[Any]:
     if isinstance(items, Mapping) or not isinstance(items, Iterable):
-        raise InputError(f"{what} is a {type(items).__name__}, expected one or a list of them")
+        raise InputError(f"{what} is a {type(items).__name__}, expected one item or a list of items")
     return list(items)
 
 

@@ -1,4 +1,4 @@
-"""Which texts run together: those of similar length, within the memory that a run may take."""
+"""Batching of texts: texts of similar length share a batch, within the memory limit of a run."""
 
 from __future__ import annotations
 
@@ -13,14 +13,19 @@ from jinaclip.bundle.manifest import TowerManifest
 def pack_texts(
     lengths: Sequence[int], tower: TowerManifest, *, batch_size: int | None = None, cost: RunCost = CPU_COST
 ) -> list[list[int]]:
-    """Batches of indices, longest texts first, so that the largest run comes before the arena is fragmented.
+    """Group texts into batches with the lowest total cost. A run costs its overhead, its tokens and its padding.
 
-    Texts of like length run together, in the runs that cost least in all: each its opening, its tokens and its padding.
+    The longest texts come first, so that the largest run happens before the memory arena is fragmented.
 
     Args:
-        lengths: tokens of each text.
-        batch_size: most texts in a batch, which then is filled however unequal they are; None for what is quickest.
-        cost: of a run where they will run.
+        lengths: number of tokens of each text.
+        tower: the text tower, for the prediction of memory.
+        batch_size: the largest number of texts in a batch. Batches are then filled up to it, even with texts of very
+            different lengths. None chooses the fastest batches.
+        cost: cost of a run on the device.
+
+    Returns:
+        The indices of each batch's texts.
     """
     order = np.array(sorted(range(len(lengths)), key=lambda i: -lengths[i]), np.int64)
     longest = np.array([lengths[i] for i in order], np.int64)
@@ -32,11 +37,13 @@ def pack_texts(
 
 
 def _cheapest_starts(longest: np.ndarray, tower: TowerManifest, cost: RunCost) -> list[int]:
-    """Where runs begin among texts whose lengths fall: of all ways to part them the cheapest, found run by run."""
+    """Index of the first text of each run, for texts in descending order of length. Dynamic programming finds the
+    division with the lowest total cost.
+    """
     count = len(longest)
-    tokens = np.concatenate([[0], np.cumsum(longest)])  # of the first n texts
-    least = np.zeros(count + 1)  # of the first n texts
-    begins = np.zeros(count + 1, np.int64)  # of the last run of the first n texts
+    tokens = np.concatenate([[0], np.cumsum(longest)])  # [n]: tokens of the first n texts
+    least = np.zeros(count + 1)  # [n]: lowest cost of the first n texts
+    begins = np.zeros(count + 1, np.int64)  # [n]: start of the last run of the first n texts
     for end in range(1, count + 1):
         first = max(0, end - max(1, cost.tokens // int(longest[end - 1])))
         begin = np.arange(first, end)
@@ -54,7 +61,7 @@ def _cheapest_starts(longest: np.ndarray, tower: TowerManifest, cost: RunCost) -
 
 
 def _filled_starts(longest: np.ndarray, tower: TowerManifest, cost: RunCost, most: int) -> list[int]:
-    """Where runs begin, each with as many texts as are asked for and fit."""
+    """Index of the first text of each run, with `most` texts in a run, or fewer if that exceeds the limits."""
     starts = [0]
     for index in range(1, len(longest)):
         rows, first = np.array(index + 1 - starts[-1]), longest[starts[-1]]
@@ -65,8 +72,15 @@ def _filled_starts(longest: np.ndarray, tower: TowerManifest, cost: RunCost, mos
 
 
 def _fits(rows: np.ndarray, longest: np.ndarray, work: np.ndarray, tower: TowerManifest, cost: RunCost) -> np.ndarray:
-    """Whether runs of so many rows, each so long, and so much work may be: bool, of the arrays' shape."""
-    if cost.packed:  # one after the other, and no mask
+    """Whether runs are within the limits on work and memory. Elementwise: bool, of the shape of the arguments.
+
+    Args:
+        rows: number of texts in each run.
+        longest: number of tokens of each run's longest text.
+        work: cost of each run, in tokens.
+        tower, cost: as for `pack_texts`.
+    """
+    if cost.packed:  # texts are concatenated without padding and need no mask
         rows, longest = work, np.ones_like(work)
     memory = predicted_bytes(rows, longest, tower, tiled=not cost.writes_scores)
     return np.asarray((work <= cost.tokens) & (memory <= cost.budget_bytes))

@@ -1,4 +1,4 @@
-"""A progress line on stderr, on a terminal only; nothing at all elsewhere."""
+"""Progress output on stderr. Nothing is written if stderr is not a terminal."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import time
 
 
 class Progress:
-    """`texts 120/400  31/s`, rewritten in place.
+    """A progress line such as `texts 120/400  31/s`, updated in place.
 
     Args:
-        what: the noun in front.
-        total: how many there will be.
-        shown: False makes every call do nothing.
+        what: noun at the start of the line.
+        total: number of items.
+        shown: False disables the output.
     """
 
     def __init__(self, what: str, total: int, *, shown: bool = True) -> None:
@@ -31,6 +31,6 @@ class Progress:
 
 
 def say(line: str) -> None:
-    """One line of progress on stderr, on a terminal only."""
+    """Print a line of progress on stderr, if it is a terminal."""
     if sys.stderr.isatty():
         print(line, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""What runs graphs: sessions of ONNX Runtime and TensorRT, on CPUs and GPUs, and the choice between them.
+"""Inference: sessions of ONNX Runtime and TensorRT on CPUs and GPUs, the choice of a backend, and the self-test.
 
-Imports jinaclip.errors, preprocessing, embeddings and bundle. Knows no texts or pictures but those of the self-test.
+Imports jinaclip.errors, preprocessing, embeddings and bundle. Only the self-test deals with texts and images.
 """

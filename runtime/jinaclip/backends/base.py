@@ -1,6 +1,7 @@
-"""What runs a graph, behind one protocol: `Session`.
+"""The protocols of backends and sessions, and checks that they share.
 
-A session runs on one device with one backend: what was asked for is given or refused, never replaced.
+A session runs one graph with one backend on one device. A request that cannot be met is refused: there is no fallback
+to another backend, device or precision.
 """
 
 from __future__ import annotations
@@ -27,41 +28,45 @@ class Session(Protocol):
     backend: str
     device: str
     threads: int
-    concurrency: int  # runs that gain from being asked for at the same time
+    concurrency: int  # number of runs that should be requested at the same time for the best throughput
     cost: RunCost
-    tiled_above: int | None  # texts without padding of more tokens need no memory for all scores; None: all do
+    tiled_above: int | None  # unpadded texts with more tokens need no memory for attention scores; None: all texts do
 
     def run(
         self, inputs: Arrays, *, outputs: Sequence[str] | None = None, interruptible: bool = False,
         release_memory: bool = False,
     ) -> dict[str, np.ndarray]:  # fmt: skip
-        """Outputs by name.
+        """Run the graph.
 
         Args:
-            outputs: names of those that are wanted; None: all.
-            interruptible: let Ctrl-C end a long run in the main thread.
-            release_memory: give the run's memory back to the system, instead of keeping it for the next.
+            inputs: input arrays by name.
+            outputs: names of the outputs to return. None returns all.
+            interruptible: allow Ctrl-C to end a long run in the main thread.
+            release_memory: return the run's memory to the system after the run, instead of keeping it for the next.
+
+        Returns:
+            The outputs by name.
         """
 
     def describe(self) -> dict[str, Any]:
-        """What runs this graph, for info() and certificates; JSON values only."""
+        """The session's backend, device and graph, for info() and certificates, as JSON-compatible values."""
 
     def close(self) -> None:
-        """Free the graph; running it afterwards is an error."""
+        """Free the graph. Running it afterwards raises an error."""
 
 
 class Backend(Protocol):
-    """What runs the graphs of a bundle: a library on a device. A new one is a class in a file of its own, and a line in
-    selection.py.
+    """A library on a device, which runs the graphs of a bundle. To add a backend, write a class in a file of its own
+    and register it in selection.py.
     """
 
     @property
     def name(self) -> str:
-        """As `ClipModel(backend=…)` takes it."""
+        """The name that `ClipModel(backend=…)` accepts."""
 
     @property
     def device(self) -> str:
-        """ "cpu" or "cuda", for certificates: whichever GPU of its kind."""
+        """ "cpu" or "cuda", without the number of the GPU. Part of a certificate's file name."""
 
     @property
     def gpu(self) -> Gpu | None:
@@ -69,72 +74,92 @@ class Backend(Protocol):
 
     @property
     def reason(self) -> str:
-        """Why it was chosen, in words."""
+        """Why this backend was chosen, for `info()`."""
 
     def facts(self) -> dict[str, Any]:
-        """What decides a graph's numbers here, known before one is opened: part of every session's `describe()`."""
+        """The facts that determine a graph's numerical results, such as the versions of the library and the driver.
+
+        They are known before a graph is opened and are part of every session's `describe()`.
+        """
 
     def precisions(self, bundle: Bundle, tower: str) -> tuple[str, ...]:
-        """Precisions of the bundle's graphs of a tower that it can run."""
+        """The precisions of the bundle's graphs of a tower that this backend can run."""
 
     def open(self, bundle: Bundle, tower: str, precision: str, *, threads: int | None = None) -> tuple[Session, str]:
-        """A session of a tower, and which graph or engine it is, in words.
+        """Open a tower.
 
         Args:
-            threads: cores for one run on the CPU; None takes what this process may use.
+            bundle: the bundle.
+            tower: name of the tower.
+            precision: precision of the graph.
+            threads: cores for one run on the CPU. None uses all that this process may use.
+
+        Returns:
+            The session, and a description of the graph or engine that it uses.
 
         Raises:
-            BundleError: the bundle lacks the precision.
-            BackendMissing, EngineMismatch: there is no engine that fits; says how to build one.
+            BundleError: the bundle does not have the precision.
+            BackendMissing, EngineMismatch: there is no matching engine; the message says how to build one.
         """
 
     def graph(self, bundle: Bundle, tower: str, precision: str) -> str:
-        """Identity of what would be opened: the bundle's graph, and what was made of it."""
+        """Identity of the graph that `open` would use: that of the bundle's graph and of the engine made from it."""
 
 
 class GpuBackend(Backend, Protocol):
-    """A backend for GPUs, as selection.py asks for it."""
+    """A backend for GPUs, with the constructors that selection.py uses."""
 
     @classmethod
     def on(cls, name: str, gpu: Gpu) -> Self:
-        """The backend that was asked for by name.
+        """Construct the backend that was requested by name.
 
         Raises:
-            BackendMissing: it cannot be used here; says what is missing.
+            BackendMissing: it cannot be used on this machine; the message says what is missing.
         """
 
     @classmethod
     def fitting(
         cls, name: str, gpu: Gpu, bundle: Bundle, towers: Sequence[str], precision: Mapping[str, str]
     ) -> Self | str | None:
-        """For "auto": the backend, if it can run these towers; else why not, in words, or None where the bundle has
-        nothing for it.
+        """Construct the backend for "auto", if it can run these towers.
 
         Args:
-            precision: by tower, what was asked for; "auto" or a missing one leaves it open.
+            name: name of the backend.
+            gpu: the GPU.
+            bundle: the bundle.
+            towers: towers that will be opened.
+            precision: requested precision by tower. A tower that is "auto" or missing accepts any precision.
+
+        Returns:
+            The backend, or a message that says why it cannot run the towers, or None if the bundle has no engines
+            for it.
         """
 
 
 def require_precision(backend: Backend, bundle: Bundle, tower: str, precision: str) -> None:
-    """Refuse a precision that the bundle lacks or the backend does not run.
+    """Check that the bundle has a precision and that the backend can run it.
 
     Raises:
-        BundleError, BackendMissing: lists what there is.
+        BundleError: the bundle does not have the precision.
+        BackendMissing: the backend cannot run it; the message lists the precisions that it can run.
     """
     bundle.graph(tower, precision)
     if precision not in (possible := backend.precisions(bundle, tower)):
         raise BackendMissing(
-            f"{backend.name} on {backend.device} runs {' and '.join(possible) or 'nothing'} of this bundle's {tower} "
-            f"tower, not {precision}: engines are made of fp16 graphs, int8 graphs for CPUs"
+            f"{backend.name} on {backend.device} runs {' and '.join(possible) or 'no precision'} of this bundle's "
+            f"{tower} tower, not {precision}; engines need fp16 graphs, and int8 graphs run on CPUs only"
         )
 
 
 def require_open(process: int, handle: object) -> None:
-    """Refuse a session that was opened in another process, or is closed.
+    """Check that a session is open and belongs to this process.
 
     Args:
-        process: id of the process that opened it.
-        handle: what it runs; None once it is closed.
+        process: id of the process that opened the session.
+        handle: the library's session; None after it was closed.
+
+    Raises:
+        BackendError: the session is closed or belongs to another process.
     """
     if os.getpid() != process:
         raise BackendError(
@@ -149,8 +174,10 @@ _live: weakref.WeakSet[Session] = weakref.WeakSet()
 
 
 def keep_after_fork(session: Session) -> None:
-    """Never free this session in a forked child: its library joins threads and calls devices that are not there. Its
-    `close` must do nothing in another process.
+    """Prevent this session from being freed in a forked child process.
+
+    Freeing it would join threads and call devices that the child does not have. The session's `close` must do nothing
+    in another process.
     """
     _live.add(session)
 

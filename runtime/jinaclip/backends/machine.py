@@ -1,4 +1,4 @@
-"""What this machine has for a process: cores, CPU features, free memory."""
+"""Resources of this machine: cores, CPU features and free memory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-# What decides which kernels run and how weights are packed for them, as the kernel names it.
+# CPU features that determine which kernels run and how their weights are packed, by the names of the Linux kernel.
 _FEATURES = {
     "avx", "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni",
     "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16", "asimd", "asimddp", "asimdhp", "i8mm", "bf16", "sve", "sve2",
@@ -17,14 +17,14 @@ _FEATURES = {
 
 
 def available_threads() -> int:
-    """Cores this process may use: CPU affinity, cut by the cgroup's CPU quota, at least 1."""
+    """Number of cores that this process may use, by its CPU affinity and its cgroup's CPU quota; at least 1."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = cgroup_quota(Path("/sys/fs/cgroup"))
     return max(1, min(cores, math.ceil(quota) if quota else cores))
 
 
 def cgroup_quota(root: Path) -> float | None:
-    """CPUs granted by the cgroup (version 2, then 1), or None where there is no limit."""
+    """CPU quota of the cgroup (version 2 or 1), as a number of CPUs; None without a limit."""
     try:
         quota, period = (root / "cpu.max").read_text().split()
     except (OSError, ValueError):
@@ -40,7 +40,7 @@ def cgroup_quota(root: Path) -> float | None:
 
 @cache
 def cpu_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, ...]:
-    """Instruction sets that kernels are chosen by, sorted; where nothing tells, the processor's name."""
+    """Instruction sets that kernels are chosen by, sorted. The processor's name if they are not known."""
     with suppress(OSError):
         for line in cpuinfo.read_text().splitlines():
             name, _, value = line.partition(":")
@@ -51,7 +51,7 @@ def cpu_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, ...]:
 
 @cache
 def cpu_model() -> str:
-    """What the kernels are chosen for: the CPU's name where the kernel tells, else its architecture."""
+    """Name of the CPU; its architecture if the name is not known."""
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -60,7 +60,7 @@ def cpu_model() -> str:
 
 
 def available_memory(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Bytes that can be allocated without swapping, by the kernel and the cgroup; None where nothing tells."""
+    """Bytes that can be allocated without swapping, limited by the machine and the cgroup; None if not known."""
     limits = []
     with suppress(OSError, ValueError):
         for line in (proc / "meminfo").read_text().splitlines():

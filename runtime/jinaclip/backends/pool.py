@@ -1,8 +1,9 @@
-"""A pool of resources that threads borrow one at a time, and that can be closed while they are borrowed.
+"""A pool of resources that threads borrow. It can be closed while items are borrowed.
 
-A handler of a signal may raise anywhere in the main thread, as Ctrl-C does. So an item moves between the pool and a
-loan in one call of C code, in which no handler runs: it is always in one of them, and never in two. For the same reason
-there is no threading.Condition here: a handler that raises while it is entered leaves its lock locked.
+A signal handler can raise an exception at any point in the main thread, as Ctrl-C does. Items therefore move between
+the pool and a loan in a single call of C code, during which no handler runs, so that an item is always in exactly one
+of the two. threading.Condition is not used, because a handler that raises while the condition is being entered leaves
+its lock locked.
 """
 
 from __future__ import annotations
@@ -22,21 +23,19 @@ class Pool(Generic[T]):
     """Safe to use from several threads at once.
 
     Args:
-        items: what is lent. The item that came back last is lent first.
+        items: the items to lend. The item that was returned last is lent first.
     """
 
     def __init__(self, items: Sequence[T]) -> None:
         self._idle = list(items)
         self._items = list(items)
-        self._borrowers: dict[int, int] = {}  # thread that has an item, or had it last, by the item's id
+        self._borrowers: dict[int, int] = {}  # item's id -> thread that borrowed it last
         self._closed = False
-        self._lock = threading.RLock()  # a loan may be given back by the garbage collector
-        self._waiting: list[threading.Lock] = []  # locked, each by the thread that waits for its release
+        self._lock = threading.RLock()  # reentrant, because the garbage collector can return a loan
+        self._waiting: list[threading.Lock] = []  # locked; a waiting thread acquires its lock when it is released
 
     def borrow(self) -> Loan[T]:
-        """A loan of an item, as soon as one is idle; an empty one once the pool is closed, also for threads that were
-        waiting.
-        """
+        """Wait until an item is idle, and borrow it. The loan is empty if the pool is closed before or meanwhile."""
         loan = Loan(self)
         while True:
             with self._lock:
@@ -49,31 +48,33 @@ class Pool(Generic[T]):
             changed.acquire()
 
     def take_over(self, items: list[T], target: list[T]) -> None:
-        """Move what a loan has, if it has something, to a loan of the calling thread."""
+        """Move a loan's item, if it has one, to a loan of the calling thread."""
         with self._lock:
             if items:
                 self._borrowers[id(items[-1])] = threading.get_ident()
                 _move(items, target)
 
     def give_back(self, items: list[T]) -> None:
-        """What a loan has, if it has something."""
+        """Return a loan's item to the pool, if it has one."""
         with self._lock:
             if items:
-                self._wake()  # before the item is back: where a handler raises here, it is given back again
+                self._wake()  # before the item is returned: if a handler raises here, give_back is called again
                 _move(items, self._idle)
 
     def close(self) -> None:
-        """Lend nothing more, and wait until all items are back.
+        """Stop lending, and wait until all items are returned.
 
         Raises:
-            BackendError: this thread has borrowed an item itself, for instance because a signal handler interrupted its
-                run. Waiting for it would never end; the pool stays open.
+            BackendError: the calling thread has borrowed an item itself, for instance because this is called in a
+                signal handler that interrupted a run. Waiting would never end, so the pool stays open.
         """
         while True:
             with self._lock:
                 lent = [item for item in self._items if not any(item is other for other in self._idle)]
                 if any(self._borrowers.get(id(item)) == threading.get_ident() for item in lent):
-                    raise BackendError("a model cannot be closed from within a run of it in the same thread")
+                    raise BackendError(
+                        "a model cannot be closed from within a run of it in the same thread; close it after the run"
+                    )
                 self._closed = True
                 self._wake()
                 if not lent:
@@ -82,7 +83,7 @@ class Pool(Generic[T]):
             changed.acquire()
 
     def _next_change(self) -> threading.Lock:
-        """Can be acquired after the next change."""
+        """A lock that can be acquired after the next change of the pool."""
         changed = threading.Lock()
         changed.acquire()
         self._waiting.append(changed)
@@ -90,13 +91,13 @@ class Pool(Generic[T]):
 
     def _wake(self) -> None:
         while self._waiting:
-            with suppress(RuntimeError):  # it was released, and a handler raised before the next line
+            with suppress(RuntimeError):  # already released, if a handler raised before the next line
                 self._waiting[-1].release()
             self._waiting.pop()
 
 
 class Loan(Generic[T]):
-    """An item that is borrowed, until the `with` block ends or nothing refers to the loan any more."""
+    """A borrowed item. It is returned when the `with` block ends or the loan is garbage-collected."""
 
     def __init__(self, pool: Pool[T]) -> None:
         self._pool = pool
@@ -107,13 +108,13 @@ class Loan(Generic[T]):
         return self.items[0] if self.items else None
 
     def take_over(self) -> Loan[T]:
-        """Move the item to a loan of the calling thread. It is empty where the item was given back meanwhile."""
+        """Move the item to a new loan of the calling thread. That loan is empty if the item was already returned."""
         loan = Loan(self._pool)
         self._pool.take_over(self.items, loan.items)
         return loan
 
     def give_back(self) -> None:
-        """Does nothing for an empty loan."""
+        """Return the item. Does nothing if the loan is empty."""
         self._pool.give_back(self.items)
 
     def __enter__(self) -> Loan[T]:
@@ -125,11 +126,11 @@ class Loan(Generic[T]):
         self.give_back()
 
     def __del__(self) -> None:
-        with suppress(AttributeError):  # a handler raised in __init__
+        with suppress(AttributeError):  # if a handler raised in __init__
             if self.items:
                 self.give_back()
 
 
 def _move(source: list[T], target: list[T]) -> None:
-    """The last item of a list to the end of another. Raises IndexError: there is none."""
+    """Move the last item of a list to the end of another. Raises IndexError if there is none."""
     target.extend(map(list.pop, (source,)))

@@ -1,8 +1,8 @@
-"""Which backend, device and precision run the graphs of a bundle.
+"""Selection of the backend, the device and the precision.
 
-What is asked for is given or refused. "auto" takes, in this order, a TensorRT or TensorRT-RTX engine that was built for
-the GPU that is here, ONNX Runtime on that GPU, ONNX Runtime on the CPU; and the fastest precision that has a passing
-certificate there, else fp32.
+An explicit choice is used or refused, never replaced. "auto" tries, in this order: TensorRT and TensorRT-RTX engines
+built for this machine's GPU, ONNX Runtime on the GPU, ONNX Runtime on the CPU. It then uses the fastest precision that
+has a passing certificate for that backend, and fp32 otherwise.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from jinaclip.errors import BackendError, BackendMissing, InputError
 
 logger = logging.getLogger("jinaclip")
 
-# Backends for GPUs, in the order in which "auto" tries them.
+# GPU backends, in the order in which "auto" tries them.
 GPU_BACKENDS: dict[str, type[GpuBackend]] = {
     "tensorrt": TensorRtBackend,
     "tensorrt-rtx": TensorRtBackend,
@@ -36,7 +36,8 @@ BACKENDS = ("auto", *sorted(GPU_BACKENDS))
 PRECISIONS = ("auto", *PRECISION_CLASS)
 
 
-# What "auto" considers before fp32, fastest first, by device. fp16 is no faster on a CPU, int8 has no GPU kernels here.
+# Precisions that "auto" tries before fp32, fastest first, by device. fp16 is not faster on CPUs; int8 does not run on
+# GPUs.
 FASTER = {"cpu": ("int8",), "cuda": ("fp16",)}
 
 
@@ -44,69 +45,70 @@ def choose_backend(
     bundle: Bundle, towers: Sequence[str], *, backend: str = "auto", device: str = "auto",
     precision: Mapping[str, str] | None = None,
 ) -> Backend:  # fmt: skip
-    """The backend that stands for what was asked.
+    """Choose the backend and the device.
 
     Args:
-        towers: that will be opened.
-        backend: of BACKENDS.
+        bundle: the bundle.
+        towers: towers that will be opened.
+        backend: one of BACKENDS.
         device: "auto", "cpu", "cuda" or "cuda:N".
-        precision: by tower, what was asked for; "auto" or a missing one leaves it open.
+        precision: requested precision by tower. A tower that is "auto" or missing accepts any precision.
 
     Raises:
-        BackendMissing: it is not there; says what is missing.
-        InputError: backend or device is none of these.
+        BackendMissing: the requested backend or device is not available; the message says what is missing.
+        InputError: backend or device has an unknown value.
     """
     if backend not in BACKENDS:
         raise InputError(f"backend is {backend!r}, expected one of {', '.join(BACKENDS)}")
     index = 0 if device in ("auto", "cpu") else device_index(device)
-    if backend not in ("auto", OnnxRuntimeCpu.name):  # one that runs on GPUs alone
+    if backend not in ("auto", OnnxRuntimeCpu.name):  # runs on GPUs only
         if device == "cpu":
-            raise BackendMissing(f"{backend} runs on NVIDIA GPUs, not on device 'cpu'; use onnxruntime there")
+            raise BackendMissing(f"{backend} runs on NVIDIA GPUs, not on device 'cpu'; use backend 'onnxruntime'")
         return GPU_BACKENDS[backend].on(backend, gpu(index))
     if device == "cpu":
         return OnnxRuntimeCpu()
     if device == "auto" and "int8" in [(precision or {}).get(tower) for tower in towers]:
-        return OnnxRuntimeCpu("int8 graphs are made for CPUs")
+        return OnnxRuntimeCpu("int8 graphs run on CPUs only")
     if device == "auto" and (problem := driver_problem()):
-        # A warning only where the package for GPUs was installed on purpose.
+        # Warn only if the package for GPUs is installed.
         return on_cpu(problem) if has_cuda_provider() else OnnxRuntimeCpu(problem)
     found = gpu(index)
     problems: list[str] = []
     for name in GPU_BACKENDS if backend == "auto" else (backend,):
         fitting = GPU_BACKENDS[name].fitting(name, found, bundle, towers, precision or {})
         if isinstance(fitting, OnnxRuntimeCuda):
-            reason = "asked for" if device != "auto" else fitting.reason
+            reason = "requested" if device != "auto" else fitting.reason
             return replace(fitting, reason="; ".join([reason, *problems]))
         if fitting is not None and not isinstance(fitting, str):
             return fitting
         problems += [fitting] if fitting else []
-    problems = problems[-1:] + problems[:-1]  # ONNX Runtime's first: it is what every bundle could run on
+    problems = problems[-1:] + problems[:-1]  # ONNX Runtime's first, because it can run every bundle
     if device != "auto":
         raise BackendMissing("; ".join([f"device {device!r}: {problems[0]}", *problems[1:]]))
     return on_cpu("; ".join(problems))
 
 
 def on_cpu(problem: str) -> Backend:
-    """The CPU in place of a GPU that "auto" cannot use; says so once for each reason."""
-    kind = re.sub(r"\d+", "", problem)  # free memory differs from time to time
+    """Fall back to the CPU if "auto" cannot use the GPU. Logs a warning once per reason."""
+    kind = re.sub(r"\d+", "", problem)  # numbers, such as the free memory, vary
     if kind not in _told:
         _told.add(kind)
-        logger.warning("device='auto' takes the CPU: %s", problem)
+        logger.warning("device='auto' uses the CPU: %s", problem)
     return OnnxRuntimeCpu(problem)
 
 
-_told: set[str] = set()  # kinds of problem that were warned of
+_told: set[str] = set()  # reasons that were logged
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What "auto" stands for.
+    """The precision that "auto" chose.
 
     Attributes:
-        precision: to be taken.
-        reason: why it is that one.
-        lapsed: a faster one is certified for this tower, but not for what would run here: vectors and provenance are
-            others than where the certificate holds.
+        precision: the precision.
+        reason: why it was chosen.
+        lapsed: True if a faster precision has a certificate for this tower, but for another graph, CPU or library
+            version. Vectors and provenance then differ from those of a machine for which the certificate is valid.
     """
 
     precision: str
@@ -115,14 +117,16 @@ class Choice:
 
 
 def choose_precision(bundle: Bundle, tower: str, backend: Backend) -> Choice:
-    """The precision that "auto" stands for.
+    """Choose the precision for "auto".
 
     Args:
-        backend: what would run the graph. A certificate holds where its `facts` are the same: other kernels round
-            differently.
+        bundle: the bundle.
+        tower: name of the tower.
+        backend: the backend that will run the graph. A certificate is valid only if its `facts` are the same, because
+            other kernels have other rounding errors.
 
     Raises:
-        BackendError: the backend runs no fp32 graph, and nothing else is certified.
+        BackendError: the backend cannot run fp32, and no other precision is certified.
     """
     reason, lapsed = "the bundle has no faster graph", False
     facts, possible = backend.facts(), backend.precisions(bundle, tower)
@@ -136,14 +140,14 @@ def choose_precision(bundle: Bundle, tower: str, backend: Backend) -> Choice:
             lapsed = _passed(certificate, tower)
     if "fp32" not in possible:
         raise BackendError(
-            f"precision 'auto': {backend.name} runs no fp32 graph of the {tower} tower, and {reason}; ask for "
+            f"precision 'auto': {backend.name} runs no fp32 graph of the {tower} tower, and {reason}; pass "
             "precision='fp16', or run `jinaclip certify` with this backend first"
         )
     return Choice("fp32", reason, lapsed)
 
 
 def _passed(certificate: Mapping[str, Any] | None, tower: str) -> bool:
-    """Whether it says so of this tower, of whatever graph on whatever machine."""
+    """Whether a certificate has a passing verdict for this tower, for any graph and machine."""
     towers = (certificate or {}).get("towers")
     measured = towers.get(tower) if isinstance(towers, dict) else None
     return isinstance(measured, dict) and measured.get("verdict") == "passed"
@@ -152,32 +156,36 @@ def _passed(certificate: Mapping[str, Any] | None, tower: str) -> bool:
 def _objection(
     certificate: Mapping[str, Any] | None, bundle: Bundle, tower: str, precision: str, backend: Backend
 ) -> str | None:
-    """Why a certificate does not speak for this graph here; None if it does."""
+    """Why a certificate is not valid for this graph on this machine; None if it is valid."""
     if certificate is None:
         return "no certificate"
     if certificate.get("format_version") != FORMAT_VERSION:
         return f"certificate has format version {certificate.get('format_version')!r:.40}, expected {FORMAT_VERSION}"
     session, towers = certificate.get("session"), certificate.get("towers")
     if not isinstance(session, dict) or not isinstance(towers, dict) or certificate.get("precision") != precision:
-        return "certificate is not as the format says"
+        return "certificate does not follow the format"
     for name, value in backend.facts().items():
         if session.get(name) != value:
-            return f"certificate is of {name} {session.get(name)!r:.80}, this is {value!r}"
+            return f"certificate is for {name} {session.get(name)!r:.80}, found {value!r}"
     measured = towers.get(tower)
     if not isinstance(measured, dict):
         return f"certificate does not cover the {tower} tower"
     if measured.get("graph") != backend.graph(bundle, tower, precision):
-        return "certificate is of another graph; run `jinaclip certify` after `jinaclip build`"
+        return "certificate is for another graph; run `jinaclip certify` after `jinaclip build`"
     if measured.get("verdict") != "passed":
-        return f"certificate's verdict is {measured.get('verdict')!r:.40}"
+        return f"certificate's verdict is {measured.get('verdict')!r:.40}, expected 'passed'"
     return None
 
 
 def asked_precision(asked: str | Mapping[str, str]) -> dict[str, str]:
-    """What was asked for, by tower."""
+    """The requested precision by tower.
+
+    Raises:
+        InputError: a tower or a precision is unknown.
+    """
     by_tower = dict.fromkeys(TOWERS, asked) if isinstance(asked, str) else dict(asked)
     if unknown := set(by_tower) - set(TOWERS):
-        raise InputError(f"precision names the tower {sorted(unknown)[0]!r}, expected {' or '.join(TOWERS)}")
+        raise InputError(f"precision is given for tower {sorted(unknown)[0]!r}, expected {' or '.join(TOWERS)}")
     for precision in by_tower.values():
         if precision not in PRECISIONS:
             raise InputError(f"precision is {precision!r}, expected one of {', '.join(PRECISIONS)}")
@@ -187,25 +195,39 @@ def asked_precision(asked: str | Mapping[str, str]) -> dict[str, str]:
 def resolve_precision(
     by_tower: Mapping[str, str], bundle: Bundle, towers: Sequence[str], backend: Backend
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """Precision of every tower of the bundle, and why it is that one.
+    """Resolve the precision of every tower of the bundle.
 
-    What is not loaded is resolved too, so that both towers give one provenance; only what is loaded must be there.
+    Towers that are not loaded are included, so that the provenance does not depend on which towers are loaded. Only
+    loaded towers need a graph in their precision.
+
+    Args:
+        by_tower: requested precision by tower, as `asked_precision` returns it.
+        bundle: the bundle.
+        towers: towers that are loaded.
+        backend: the backend that runs them.
+
+    Returns:
+        The precision and the reason for it, both by tower.
+
+    Raises:
+        BundleError: the bundle does not have a requested precision.
+        BackendError: as for `choose_precision`.
     """
     resolved: dict[str, str] = {}
     reasons: dict[str, str] = {}
     for tower in (*towers, *(t for t in bundle.towers if t not in towers)):
-        precision, reason = by_tower.get(tower, "auto"), "asked for"
+        precision, reason = by_tower.get(tower, "auto"), "requested"
         if precision == "auto":
             try:
                 choice = choose_precision(bundle, tower, backend)
             except BackendError:
                 if tower in towers:
                     raise
-                choice = Choice("fp32", "not loaded, and this backend has nothing certified of it")
+                choice = Choice("fp32", "not loaded, and no precision is certified for this backend")
             precision, reason = choice.precision, choice.reason
             if choice.lapsed and tower in towers:
                 logger.warning(
-                    "%s, %s tower: precision='auto' takes %s, with other vectors and another provenance: %s",
+                    "%s, %s tower: precision='auto' uses %s, which gives other vectors and another provenance: %s",
                     bundle.directory, tower, precision, reason,
                 )  # fmt: skip
         if tower in towers:

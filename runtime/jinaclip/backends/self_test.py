@@ -1,8 +1,8 @@
-"""Hold a session to the bundle's golden vectors before it is used.
+"""The self-test: compares a session's vectors with the bundle's golden vectors before the session is used.
 
-A miscompiled engine, a wrong provider or a changed tokenizer returns vectors that look right. Each golden's
-vector must be closer to its own fp32 vector than a small part of the way to the nearest other golden: an error
-that could not change which of them is found first.
+The vectors of a miscompiled engine, a wrong provider or a changed tokenizer look plausible. For every golden, the
+distance between its vector and its golden vector must be a small fraction of the distance to the nearest other golden
+vector, so that the error cannot change the order of search results.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from jinaclip.errors import InputError, SelfTestFailed
 from jinaclip.preprocessing.image import preprocess
 from jinaclip.preprocessing.text import TextTokenizer
 
-# Largest error, as a part of the distance to the nearest other golden.
+# Largest allowed error, relative to the distance to the nearest other golden vector.
 TOLERANCE = {"fp32": 0.001, "fp16": 0.02, "int8": 0.2}
 
 
@@ -34,20 +34,26 @@ def run_self_test(
     tokenizer: TextTokenizer | None = None,
     always: bool = False,
 ) -> dict[str, float | bool]:
-    """Compare a session with the goldens, or find that the same session already passed here.
+    """Run the self-test, unless the result of an earlier pass is recorded.
 
-    The text goldens always run (two short texts). The image goldens cost two pictures; a pass is remembered
-    beside the bundle under the graph's fingerprint, the backend's version, the device and Pillow's version.
+    The test of the text tower takes two short texts and always runs. The test of the image tower takes two images and
+    is slower, so a pass is recorded in the bundle or the cache directory. The record applies to the same graph,
+    backend version, device and Pillow version.
 
     Args:
-        tokenizer: of the text tower, held to the goldens' ids; None opens the bundle's.
-        always: run even if a pass is remembered.
+        bundle: the bundle.
+        tower: name of the tower.
+        precision: the session's precision, which sets the tolerance.
+        session: the session to test.
+        tokenizer: tokenizer of the text tower, which is also tested. None opens the bundle's.
+        always: run the test even if a pass is recorded.
 
     Returns:
-        {"ratio": worst error ÷ distance to the nearest other golden, "remembered": bool}.
+        {"ratio": largest error ÷ distance to the nearest other golden vector, "remembered": bool}. "remembered" is
+        True if the result is that of an earlier run.
 
     Raises:
-        SelfTestFailed: the session must not be used; says which golden and by how much.
+        SelfTestFailed: the test failed; the message names the golden and the error.
     """
     facts = {
         "graph": bundle.graph_fingerprint(tower, precision),
@@ -81,7 +87,7 @@ def _test(bundle: Bundle, tower: str, precision: str, session: Session, tokenize
     advice = "the session is not used; check the files with `jinaclip verify`, then export or build again"
     apart = np.linalg.norm(expected[:, None] - expected[None], axis=-1) + np.diag([np.inf] * len(goldens))
     largest = 0.0
-    for output in (f"{tower}_embeddings", f"l2norm_{tower}_embeddings"):  # encoding reads the first
+    for output in (f"{tower}_embeddings", f"l2norm_{tower}_embeddings"):  # encoding uses the first
         if output not in outputs:
             raise SelfTestFailed(f"{where}: the graph has no output {output}, only {', '.join(outputs)}; {advice}")
         found = outputs[output]
@@ -91,14 +97,14 @@ def _test(bundle: Bundle, tower: str, precision: str, session: Session, tokenize
                 f"{list(getattr(found, 'shape', ()))}, expected float32 {list(expected.shape)}; {advice}"
             )
         if not np.isfinite(found).all():
-            raise SelfTestFailed(f"{where}: {output} holds NaN or infinity; {advice}")
+            raise SelfTestFailed(f"{where}: {output} contains NaN or infinity; {advice}")
         unit = found if output.startswith("l2norm") else truncate(found, found.shape[1])
         ratios = np.linalg.norm(unit - expected, axis=1) / np.maximum(apart.min(axis=1), 1e-6)
         worst = int(ratios.argmax())
         if not ratios[worst] <= TOLERANCE[precision]:
             raise SelfTestFailed(
-                f"{where}: {output} of {goldens[worst].name} is off by {ratios[worst]:.2g} of the distance to its "
-                f"nearest neighbour, at most {TOLERANCE[precision]} is allowed; {advice}"
+                f"{where}: the error of {output} for {goldens[worst].name} is {ratios[worst]:.2g} of the distance to "
+                f"the nearest other golden vector, expected at most {TOLERANCE[precision]}; {advice}"
             )
         largest = max(largest, float(ratios[worst]))
     return largest
@@ -108,14 +114,14 @@ def _ids(golden: Golden, tokenizer: TextTokenizer, max_tokens: int) -> list[int]
     ids = tokenizer.encode([golden.text or ""])[0][:max_tokens]
     if tuple(ids) != golden.input_ids:
         raise SelfTestFailed(
-            f"{golden.name}: the tokenizer gives {ids[:8]}…, the bundle was made with "
-            f"{list(golden.input_ids[:8])}…; the installed tokenizers library reads the file differently"
+            f"{golden.name}: the tokenizer returns {ids[:8]}…, expected {list(golden.input_ids[:8])}…; the installed "
+            "version of tokenizers reads the file differently"
         )
     return ids
 
 
 def _pixels(golden: Golden, bundle: Bundle) -> np.ndarray:
-    assert golden.path is not None  # an image golden has a file: Bundle read it
+    assert golden.path is not None  # Bundle has checked that an image golden has a file
     try:
         pixels = preprocess(golden.path, bundle.preprocessing)
     except InputError as error:
@@ -123,7 +129,7 @@ def _pixels(golden: Golden, bundle: Bundle) -> np.ndarray:
     found = hashlib.sha256(pixels.tobytes()).hexdigest()
     if found != golden.pixels_sha256:
         raise SelfTestFailed(
-            f"{golden.name}: preprocessing gives other pixels than when the bundle was made; "
-            "the installed Pillow decodes or resizes differently"
+            f"{golden.name}: preprocessing returns other pixels than when the bundle was made; the installed version "
+            "of Pillow decodes or resizes differently"
         )
     return pixels

@@ -1,7 +1,7 @@
-"""Shapes that an engine runs: its optimisation profiles, and the few sizes within them that batches are padded to.
+"""Shapes of an engine's inputs: its optimisation profiles, and the buckets that batches are padded to.
 
-A compiled engine accepts the shapes of its profiles alone. Within one, a new shape costs a first run (kernels are
-chosen, memory is planned, a CUDA graph is captured), so batches are padded to sizes from a short ladder.
+A compiled engine accepts only shapes within its profiles. The first run of a new shape is slow, because kernels are
+chosen, memory is planned and a CUDA graph is captured. Batches are therefore padded to a small set of sizes.
 """
 
 from __future__ import annotations
@@ -10,20 +10,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-# From 2 on each is at most half above the one before: the most that padding costs.
+# Sizes that rows and tokens are padded to. From 2 on, each is at most 1.5 times the previous one, which limits the
+# padding.
 LADDER = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096,
           6144, 8192)  # fmt: skip
-SHORTEST = 16  # tokens: shorter texts are padded to it, a matrix unit works on 16 rows at once
+SHORTEST = 16  # tokens; shorter texts are padded to it, because matrix units process 16 rows at once
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Shapes of one optimisation profile, each (least, best, most).
+    """The shapes of one optimisation profile: (minimum, optimum, maximum) of each size.
 
     Attributes:
-        name: "latency", …
-        batch: rows.
-        tokens: of a row, for texts; None for images, whose size is fixed.
+        name: name of the profile, such as "latency".
+        batch: number of rows.
+        tokens: number of tokens in a row, for texts. None for images, whose size is fixed.
     """
 
     name: str
@@ -32,28 +33,28 @@ class Profile:
 
     @property
     def corner(self) -> int:
-        """Rows × tokens at its largest: what its memory grows with."""
+        """Rows × tokens of the largest shape. The profile's memory grows with it."""
         return self.batch[2] * (self.tokens[2] if self.tokens else 1)
 
     def holds(self, rows: int, tokens: int | None) -> bool:
-        """Whether a shape is in it."""
+        """Whether a shape is within the profile."""
         inside = self.batch[0] <= rows <= self.batch[2]
         return inside and (self.tokens is None or (tokens is not None and self.tokens[0] <= tokens <= self.tokens[2]))
 
     def to_json(self) -> dict[str, Any]:
-        """For a sidecar."""
+        """The profile as JSON-compatible values, for an engine's sidecar."""
         return {"name": self.name, "batch": list(self.batch), "tokens": None if self.tokens is None else [*self.tokens]}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Profile:
-        """Raises KeyError, TypeError or ValueError where it is no profile."""
+        """The profile that `to_json` wrote. Raises KeyError, TypeError or ValueError if `value` is not a profile."""
         tokens = value["tokens"]
         return cls(str(value["name"]), _three(value["batch"]), None if tokens is None else _three(tokens))
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """A shape to pad to: a profile's number, rows, and tokens for texts."""
+    """A shape that batches are padded to: the profile's number, the rows and, for texts, the tokens per row."""
 
     profile: int
     rows: int
@@ -61,11 +62,15 @@ class Bucket:
 
 
 def bucket_for(rows: int, tokens: int | None, profiles: Sequence[Profile]) -> Bucket | None:
-    """The smallest bucket that a batch fits into, of the profile with the least memory; None if no profile holds it.
+    """The smallest bucket for a batch, in the matching profile that needs the least memory.
 
     Args:
-        rows: of the batch.
-        tokens: of its longest row; None for images.
+        rows: number of rows in the batch.
+        tokens: number of tokens in its longest row. None for images.
+        profiles: the engine's profiles.
+
+    Returns:
+        The bucket, or None if the batch is within no profile.
     """
     found = None
     for number, profile in enumerate(profiles):
@@ -81,7 +86,7 @@ def bucket_for(rows: int, tokens: int | None, profiles: Sequence[Profile]) -> Bu
 
 
 def most_rows(tokens: int | None, profiles: Sequence[Profile]) -> int:
-    """Most rows of so many tokens that one run takes; 0 if no profile holds the length."""
+    """The largest number of rows with this many tokens in one run; 0 if the length is within no profile."""
     fitting = [
         profile.batch[2]
         for profile in profiles
@@ -91,8 +96,8 @@ def most_rows(tokens: int | None, profiles: Sequence[Profile]) -> int:
 
 
 def common_buckets(profiles: Sequence[Profile]) -> list[Bucket]:
-    """Buckets to prepare before the first request: one row at every length of the ladder up to the longest "best"
-    length, and the best shape of each profile.
+    """Buckets to prepare before the first request: one row of every length in LADDER up to the largest optimum of a
+    profile, and the optimal shape of each profile.
     """
     shapes: list[tuple[int, int | None]] = [(p.batch[1], p.tokens and p.tokens[1]) for p in profiles]
     lengths = [tokens for _, tokens in shapes if tokens is not None]
@@ -102,7 +107,7 @@ def common_buckets(profiles: Sequence[Profile]) -> list[Bucket]:
 
 
 def _step(wanted: int, limits: tuple[int, int, int]) -> int | None:
-    """The next of the ladder within limits, or their end; None above it."""
+    """`wanted` rounded up to the next size in LADDER and clamped to the limits; None if it is above them."""
     if wanted > limits[2]:
         return None
     step = next((step for step in LADDER if step >= wanted), limits[2])
@@ -112,18 +117,20 @@ def _step(wanted: int, limits: tuple[int, int, int]) -> int | None:
 def _three(values: Any) -> tuple[int, int, int]:
     least, best, most = (int(value) for value in values)
     if not 1 <= least <= best <= most:
-        raise ValueError(f"{values} does not rise")
+        raise ValueError(f"{values} is not in ascending order from 1")
     return least, best, most
 
 
 def pad_into(staging: Any, batch: Any, pad: int) -> None:
-    """Write a batch into a larger array of its bucket.
+    """Copy a batch into an array of the size of its bucket, and pad it.
+
+    Unused rows of a text batch repeat its first row, because the vector of a row with only padding would be NaN.
+    Unused rows of an image batch are not changed.
 
     Args:
-        staging: [rows, …] of the bucket; its rows of images that are not filled keep what they held.
-        batch: [fewer rows, …], of texts [fewer rows, fewer tokens].
-        pad: id that fills the rest of a row. Rows beyond the batch repeat its first: a row of padding alone would
-            have nothing to attend to, and be NaN.
+        staging: the target, [rows, tokens] of the bucket for texts, [rows, …] for images.
+        batch: the batch, with at most as many rows and tokens.
+        pad: token id that fills the rest of a row.
     """
     rows = len(batch)
     if staging.ndim == 2:

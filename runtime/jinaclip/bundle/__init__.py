@@ -1,4 +1,5 @@
-"""The directory that `jinaclip export` writes: its manifest, its files, and what is kept beside it.
+"""The bundle: the directory that `jinaclip export` writes, with its manifest, engines, certificates and self-test
+results.
 
-Imports jinaclip.errors and jinaclip.preprocessing. Opens no graph.
+Imports jinaclip.errors and jinaclip.preprocessing. Does not open graphs.
 """

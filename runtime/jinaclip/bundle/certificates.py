@@ -1,7 +1,7 @@
-"""What a precision must hold to be certified, and which one "auto" may therefore take.
+"""Certificates: the error bounds of each precision, and the verdict on measured errors.
 
-`jinaclip certify` measures and writes `certificates/<precision>-<backend>-<device>.json` beside the bundle;
-docs/bundle.md has its fields. Here are the bounds, the verdict, and the reader.
+`jinaclip certify` measures the errors and writes `certificates/<precision>-<backend>-<device>.json` to the bundle or
+the cache directory. docs/bundle.md describes the fields. precision="auto" uses a certified precision only.
 """
 
 from __future__ import annotations
@@ -13,18 +13,19 @@ from typing import Any
 from jinaclip.bundle.files import safe_name
 
 FORMAT_VERSION = 1
-MIN_ITEMS = 100  # of a tower; with fewer a certificate is indicative
+MIN_ITEMS = 100  # per tower; a certificate measured on fewer is indicative
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """What one precision must hold; None is not asked of it.
+    """Error bounds of one precision. None means that there is no bound.
 
     Attributes:
-        max_abs: largest difference of a component of a unit vector from torch's, at every dim.
-        cosine: smallest cosine with the reference's vector, at every dim.
-        batch_max_abs, batch_cosine: the same of a vector computed beside an outlier and alone.
-        known_answers: largest difference from a published cosine, of the published weights.
+        max_abs: largest allowed difference from torch in a component of a unit vector, at every dim.
+        cosine: smallest allowed cosine similarity to the reference vector, at every dim.
+        batch_max_abs, batch_cosine: the same bounds for a vector computed alone and in a batch with an outlier.
+        known_answers: largest allowed difference from the published cosine similarities. Applies to the published
+            weights.
     """
 
     max_abs: float | None = None
@@ -42,26 +43,32 @@ BOUNDS = {
 
 
 def note_name(precision: str, facts: Mapping[str, Any]) -> str:
-    """The certificate's file, relative to the bundle."""
+    """The certificate's path, relative to the bundle.
+
+    Args:
+        precision: the certified precision.
+        facts: the backend's `facts`.
+    """
     return f"certificates/{safe_name('-'.join((precision, facts['backend'], facts['device'])))}.json"
 
 
 def verdict_of(precision: str, measured: Mapping[str, Any]) -> tuple[str, list[str]]:
-    """Hold one tower's numbers to the bounds.
+    """Compare one tower's measured errors with the bounds.
 
     Args:
-        measured: the tower's entry of a certificate. One that could not be measured has `error` and no numbers;
-            one without `reference` was compared with nothing.
+        precision: the measured precision.
+        measured: the tower's entry in a certificate. If the measurement failed, it has `error` and no numbers. Without
+            `reference`, the vectors were not compared with torch.
 
     Returns:
-        "passed", "failed" or "indicative", and why it is not the first.
+        "passed", "failed" or "indicative", and the reasons if it is not "passed".
     """
     if "error" in measured:
         return "failed", [measured["error"]]
     bounds, reasons = BOUNDS[precision], []
 
     def hold(what: str, found: float, *, least: float | None = None, most: float | None = None) -> None:
-        if least is not None and not found >= least:  # also when it is NaN
+        if least is not None and not found >= least:  # true for NaN, too
             reasons.append(f"{what} is {found:.7g}, expected at least {least:.7g}")
         if most is not None and not found <= most:
             reasons.append(f"{what} is {found:.2g}, expected at most {most:.2g}")
@@ -70,14 +77,14 @@ def verdict_of(precision: str, measured: Mapping[str, Any]) -> tuple[str, list[s
         hold(f"cosine at dim {dim}", numbers["cosine"]["min"], least=bounds.cosine)
         hold(f"largest error at dim {dim}", numbers["max_abs"], most=bounds.max_abs)
     batch = measured["batch"]
-    hold("error beside another item", batch["max_abs"], most=bounds.batch_max_abs)
-    hold("cosine beside another item", batch["cosine"], least=bounds.batch_cosine)
+    hold("error in a batch with another item", batch["max_abs"], most=bounds.batch_max_abs)
+    hold("cosine in a batch with another item", batch["cosine"], least=bounds.batch_cosine)
     if "known_answers" in measured:
         hold("error of the known answers", measured["known_answers"]["max_error"], most=bounds.known_answers)
     if reasons:
         return "failed", reasons
     if measured.get("reference") is None:
-        reasons.append("fp32 was not compared with torch: give --against CHECKPOINT")
+        reasons.append("fp32 was not compared with torch; pass --against CHECKPOINT")
     if measured["items"] < MIN_ITEMS:
-        reasons.append(f"measured on {measured['items']} items, a certificate needs at least {MIN_ITEMS}")
+        reasons.append(f"measured on {measured['items']} items, expected at least {MIN_ITEMS}")
     return ("indicative" if reasons else "passed"), reasons

@@ -1,8 +1,8 @@
-"""The engine store: what `jinaclip build` made of a bundle's graphs, each in `engines/<key>/` beside the bundle.
+"""The engine store: the engines and prepared graphs that `jinaclip build` makes, each in a directory `engines/<key>/`.
 
-An engine is tied to facts: the graph it was made of, the library's version, the machine. They stand in its sidecar,
-engine.json, and their hash is its key; before anything of it is opened they are compared with what is here and now.
-docs/bundle.md has the format.
+An engine is valid for one graph, one version of its library and one kind of machine. These facts are recorded in its
+sidecar, engine.json, and the engine's key is their hash. Before an engine is opened, they are compared with the graph,
+the library and the machine in use. docs/bundle.md describes the format.
 """
 
 from __future__ import annotations
@@ -22,22 +22,24 @@ SIDECAR_VERSION = 1
 
 
 def engine_key(facts: Mapping[str, Any]) -> str:
-    """Name of an engine's directory: readable, and different whenever a fact is."""
+    """Name of an engine's directory: tower, precision, backend, and a hash of all facts."""
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     return f"{facts['tower']}-{facts['precision']}-{facts['backend']}-{digest}"
 
 
 def engines_of(bundle: Bundle, tower: str, precision: str, backend: str) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Directory and sidecar of every engine of a tower's graph; the sidecar is {} where it cannot be read."""
+    """Directory and sidecar of every engine of a tower's graph. The sidecar is {} if it cannot be read."""
     prefix = f"{tower}-{precision}-{backend}-"
     for path, sidecar in all_engines(bundle):
         rest = path.name.removeprefix(prefix)
-        if rest != path.name and "-" not in rest:  # tensorrt is not tensorrt-rtx
+        if rest != path.name and "-" not in rest:  # the prefix for tensorrt also matches tensorrt-rtx
             yield path, sidecar
 
 
 def all_engines(bundle: Bundle) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Directory and sidecar of every engine that is whole, whether it fits here or not: in a cache, then the bundle."""
+    """Directory and sidecar of every complete engine, valid for this machine or not. The cache directory's engines come
+    first, then the bundle's.
+    """
     for root in dict.fromkeys((*bundle.note_directories(), bundle.directory)):
         with suppress(OSError):
             for path in sorted((root / ENGINES).iterdir()):
@@ -46,32 +48,34 @@ def all_engines(bundle: Bundle) -> Iterator[tuple[Path, dict[str, Any]]]:
 
 
 def difference(sidecar: Mapping[str, Any], expected: Mapping[str, Any]) -> str | None:
-    """The first of the expected facts that an engine was not made for, in words; None if it fits."""
+    """The first of the expected facts that differs in an engine's sidecar, as a message; None if all are equal."""
     for field, value in expected.items():
         if sidecar.get(field) != value:
-            return f"its {field} is {sidecar.get(field)!r:.120}, here it is {value!r:.120}"
+            return f"its {field} is {sidecar.get(field)!r:.120}, expected {value!r:.120}"
     return None
 
 
 def damage(directory: Path, sidecar: Mapping[str, Any], main: str, *, hashes: bool = False) -> str | None:
-    """What is wrong with an engine's files, in words; None if they are as they were written.
+    """A message about the first damaged file of an engine; None if its files are unchanged.
 
     Args:
-        main: the file that must be among them.
-        hashes: read them, and not only their sizes.
+        directory: the engine's directory.
+        sidecar: its sidecar.
+        main: name of the file that the engine must have.
+        hashes: also read the files and compare their sha256, in addition to their sizes.
     """
     files = sidecar.get("files")
     if not isinstance(files, dict) or main not in files:
-        return f"its {SIDECAR} lists no {main}"
+        return f"its {SIDECAR} does not list {main}"
     for name, entry in files.items():
         path = directory / Path(str(name)).name
         size, sha256 = (entry.get("bytes"), entry.get("sha256")) if isinstance(entry, dict) else (None, None)
         if not path.is_file() or path.stat().st_size != size:
-            return f"{path.name} is missing or not of the {size} bytes that were written"
+            return f"{path.name} is missing or does not have {size} bytes"
         if hashes:
             with path.open("rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-                    return f"{path.name} has another sha256 than when it was written"
+                    return f"{path.name} does not have the sha256 that {SIDECAR} lists"
     return None
 
 

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and safe names for them."""
+"""Atomic writing of files, and safe file names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file that is either whole or not there."""
+    """Write a file atomically: it is never visible in part. An existing file is replaced."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -24,5 +24,5 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def safe_name(text: str) -> str:
-    """`text` as a file name: letters, digits, dot, dash and underscore."""
+    """`text` as a file name of letters, digits, dots, dashes and underscores."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.") or "unnamed"

@@ -1,6 +1,7 @@
-"""Read a bundle: the directory that `jinaclip export` writes. docs/bundle.md is the format.
+"""Reader of bundles, the directories that `jinaclip export` writes. docs/bundle.md describes the format.
 
-Opening reads bundle.json and checks that every file is there with its size; `verify_hashes` reads the bytes.
+Opening a bundle reads bundle.json and checks that every file exists with the listed size. `verify_hashes` also
+compares the sha256 of every file.
 """
 
 from __future__ import annotations
@@ -35,15 +36,15 @@ MAX_MANIFEST_BYTES = 16 << 20
 
 @dataclass(frozen=True)
 class Golden:
-    """An input with its fp32 unit vector, and what preprocessing must make of it.
+    """A golden: an input with the expected result of preprocessing and the expected fp32 vector.
 
     Attributes:
-        name: for messages.
+        name: name for messages.
         text: the text, or None for an image.
         path: the image file, or None for a text.
-        input_ids: of the text, special tokens included.
-        pixels_sha256: of the image's uint8 [size, size, 3] pixels.
-        embedding: float32 [D], norm 1.
+        input_ids: expected token ids of the text, special tokens included.
+        pixels_sha256: expected sha256 of the image's pixels, uint8 [size, size, 3].
+        embedding: the golden vector, float32 [D] with norm 1.
     """
 
     name: str
@@ -56,7 +57,7 @@ class Golden:
 
 @dataclass(frozen=True)
 class TowerManifest:
-    """One tower's graphs and the sizes that memory is predicted from."""
+    """One tower's graphs, and the sizes from which its memory is predicted."""
 
     name: str
     input_name: str
@@ -72,11 +73,12 @@ class Bundle:
     """An opened bundle.
 
     Args:
-        directory: the bundle.
-        cache_dir: where notes about a read-only bundle go (passed self-tests); None keeps them inside it.
+        directory: the bundle's directory.
+        cache_dir: directory for self-test results, certificates and engines when the bundle is read-only. None writes
+            them to the bundle.
 
     Raises:
-        BundleError: not a bundle, damaged, newer than this reader, or with a path that leaves it.
+        BundleError: the directory is not a bundle, is damaged, is newer than this reader, or names a file outside it.
     """
 
     def __init__(self, directory: str | os.PathLike[str], cache_dir: str | os.PathLike[str] | None = None):
@@ -87,10 +89,10 @@ class Bundle:
             self._read()
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
             raise BundleError(
-                f"{self.directory / MANIFEST} is not as the format says ({type(error).__name__}: {error!s:.200}); "
-                "export the bundle again"
+                f"{self.directory / MANIFEST} does not follow the bundle format ({type(error).__name__}: "
+                f"{error!s:.200}); export the bundle again"
             ) from error
-        except (OSError, RuntimeError) as error:  # no permission, a name too long, links in a circle
+        except (OSError, RuntimeError) as error:  # no permission, a name that is too long, circular links
             raise BundleError(f"{self.directory} cannot be read ({error!s:.300}); copy the bundle again") from error
 
     def _read(self) -> None:
@@ -99,11 +101,11 @@ class Bundle:
         for name, (size, _) in self.files.items():
             path = self._inside(name)
             if not path.is_file():
-                raise BundleError(f"{self.directory} lacks {name}, which {MANIFEST} lists; copy the bundle again")
+                raise BundleError(f"{self.directory} has no {name}, which {MANIFEST} lists; copy the bundle again")
             found = path.stat().st_size
             if found != size:
                 raise BundleError(
-                    f"{path} has {found} bytes, expected {size}; the file is cut or changed: copy the bundle again"
+                    f"{path} has {found} bytes, expected {size}; it is truncated or changed: copy the bundle again"
                 )
         self.model = dict(manifest["model"])
         _text(self.model, "weights_sha256")
@@ -125,7 +127,8 @@ class Bundle:
             self.tokenizer = self._listed(text["tokenizer"])
             if self.files[text["tokenizer"]][1] != manifest["tokenizer_sha256"]:
                 raise BundleError(
-                    f"{MANIFEST}: tokenizer_sha256 is not that of {text['tokenizer']!r:.80}; export the bundle again"
+                    f"{MANIFEST}: tokenizer_sha256 differs from the sha256 listed for {text['tokenizer']!r:.80}; "
+                    "export the bundle again"
                 )
             self.vocab_size = _whole(text, "vocab_size")
             self.special_ids = {name: _whole(text["special_ids"], name, 0) for name in ("bos", "pad", "eos")}
@@ -135,10 +138,10 @@ class Bundle:
         self.goldens = {name: tuple(self._goldens(name)) for name in self.towers}
 
     def tower(self, name: str) -> TowerManifest:
-        """One tower.
+        """The manifest of a tower.
 
         Raises:
-            BundleError: the bundle was exported without it.
+            BundleError: the bundle was exported without the tower.
         """
         if name not in self.towers:
             raise BundleError(
@@ -148,15 +151,15 @@ class Bundle:
         return self.towers[name]
 
     def graph(self, tower: str, precision: str) -> Path:
-        """The graph of a tower in a precision.
+        """Path of a tower's graph in a precision.
 
         Raises:
-            BundleError: the bundle lacks it; the message lists what it has.
+            BundleError: the bundle does not have this graph; the message lists its precisions.
         """
         graphs = self.tower(tower).graphs
         if precision not in graphs:
             raise BundleError(
-                f"{self.directory} has no {precision} {tower} graph (it has: {', '.join(graphs)}); ask for one of these"
+                f"{self.directory} has no {precision} {tower} graph (it has: {', '.join(graphs)}); use one of these"
             )
         return graphs[precision]
 
@@ -164,28 +167,34 @@ class Bundle:
         """The text tower's tokenizer.
 
         Raises:
-            BundleError: the bundle has no text tower, or the file is not its tokenizer.
+            BundleError: the bundle has no text tower, or the tokenizer does not match it.
         """
         self.tower("text")
         return TextTokenizer(self.tokenizer, vocab_size=self.vocab_size, special_ids=self.special_ids)
 
     def image_input(self, pixels: np.ndarray) -> np.ndarray:
-        """Pixels uint8 [B, size, size, 3] as the image graph takes them: themselves, or the publisher's float32
-        [B, 3, size, size].
+        """Convert pixels to the input of the image graph.
+
+        Args:
+            pixels: uint8 [B, size, size, 3].
+
+        Returns:
+            The pixels unchanged, or the publisher's normalised float32 [B, 3, size, size] for graphs with that input.
         """
         return normalise(pixels, self.preprocessing) if self.tower("image").input_dtype == "float32" else pixels
 
     def provenance(
         self, precision: Mapping[str, str], *, resize_mode: str | None = None, exif_transpose: bool = False
     ) -> str:
-        """Short id of everything that decides a vector: weights × preprocessing × precision class.
+        """Identifies everything that determines a vector: the weights, the preprocessing and the precision class.
 
-        Vectors may be mixed in one index exactly if their ids are equal. fp32 and fp16 are one class, int8 is
-        another; the task and the dim are not part of it. A bundle of one tower has the id of the whole model.
+        Vectors can share an index only if their ids are equal. fp32 and fp16 are one precision class, int8 is another.
+        The task and the dim are not part of the id. A bundle with one tower has the id of the whole model.
 
         Args:
-            precision: of each tower.
-            resize_mode, exif_transpose: where a call differs from the bundle's own preprocessing.
+            precision: precision of each tower.
+            resize_mode: the mode of `encode_image`. None means the bundle's mode.
+            exif_transpose: the argument of `encode_image`.
         """
         classes = sorted({PRECISION_CLASS[p] for p in precision.values()})
         if len(classes) > 1:
@@ -204,10 +213,13 @@ class Bundle:
         return "jc1-" + hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
     def verify_hashes(self, progress: Callable[[str], None] = lambda name: None) -> None:
-        """Read every file and compare its sha256.
+        """Read every file and compare its sha256 with the manifest.
+
+        Args:
+            progress: called with the name of each file before it is read.
 
         Raises:
-            BundleError: names the first file that differs.
+            BundleError: a file differs; the message names the first.
         """
         for name, (_, expected) in self.files.items():
             progress(name)
@@ -220,7 +232,7 @@ class Bundle:
                 )
 
     def graph_fingerprint(self, tower: str, precision: str) -> str:
-        """Changes whenever a graph's files do: listed hashes, with size and time of what lies on disk."""
+        """Hash over the listed hashes of a graph's files and their modification times. It changes if a file does."""
         prefix = self.graph(tower, precision).relative_to(self.directory).as_posix()
         facts = []
         for name, (size, sha256) in sorted(self.files.items()):
@@ -229,13 +241,13 @@ class Bundle:
         return hashlib.sha256(repr(facts).encode()).hexdigest()
 
     def graph_identity(self, tower: str, precision: str) -> str:
-        """16 hex digits over the listed hashes of a graph's files: the same graph wherever it is copied to."""
+        """Hash over the listed hashes of a graph's files, 16 hex digits. It is the same for every copy of the graph."""
         prefix = self.graph(tower, precision).relative_to(self.directory).as_posix()
         facts = [(name, sha256) for name, (_, sha256) in sorted(self.files.items()) if name.startswith(prefix)]
         return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
     def read_note(self, name: str) -> dict[str, Any] | None:
-        """A small JSON file kept beside the bundle, or None; one in `cache_dir` goes before the bundle's own."""
+        """Read a JSON file of `cache_dir` or, if it is not there, of the bundle. None if neither has it."""
         for directory in (*self.note_directories(), self.directory):
             with suppress(OSError, ValueError, RecursionError):
                 value = json.loads((directory / name).read_text("utf-8"))
@@ -244,7 +256,7 @@ class Bundle:
         return None
 
     def write_note(self, name: str, value: Mapping[str, Any]) -> bool:
-        """Keep a small JSON file beside the bundle, atomically; False where nothing can be written."""
+        """Write a JSON file to `cache_dir`, or to the bundle without one, atomically. False if that is not possible."""
         content = json.dumps(value, indent=1, allow_nan=False).encode()
         for directory in self.note_directories():
             with suppress(OSError):
@@ -254,7 +266,7 @@ class Bundle:
         return False
 
     def can_write_notes(self) -> bool:
-        """Whether `write_note` would work, for one who must know before a long measurement."""
+        """Whether `write_note` would succeed. Lets a long measurement fail early."""
         for directory in self.note_directories():
             with suppress(OSError):
                 directory.mkdir(parents=True, exist_ok=True)
@@ -263,7 +275,7 @@ class Bundle:
         return False
 
     def note_directories(self) -> Iterator[Path]:
-        """Where what is made for this bundle lies: in it, or in its own folder of `cache_dir`."""
+        """The directory for files made for this bundle: its own folder in `cache_dir`, or the bundle without one."""
         if self.cache_dir is not None:
             identity = hashlib.sha256(json.dumps(self.manifest["files"], sort_keys=True).encode()).hexdigest()
             yield self.cache_dir / identity[:16]
@@ -271,7 +283,7 @@ class Bundle:
             yield self.directory
 
     def _inside(self, name: str) -> Path:
-        """Path of a file named in the manifest; it may not leave the bundle."""
+        """Path of a file named in the manifest. Paths outside the bundle are refused."""
         pure = PurePosixPath(name)
         if not name or pure.is_absolute() or ".." in pure.parts or "\\" in name or "\0" in name:
             raise BundleError(f"{MANIFEST} names the file {name!r:.200}, which leaves the bundle; do not use it")
@@ -282,7 +294,7 @@ class Bundle:
 
     def _listed(self, name: str) -> Path:
         if name not in self.files:
-            raise BundleError(f"{MANIFEST} uses {name!r:.200} but does not list it under files; export it again")
+            raise BundleError(f"{MANIFEST} uses {name!r:.200} but does not list it in files; export the bundle again")
         return self._inside(name)
 
     def _tower(self, name: str, tower: Mapping[str, Any]) -> TowerManifest:
@@ -294,12 +306,15 @@ class Bundle:
 
     def _goldens(self, tower: str) -> Iterator[Golden]:
         goldens = self.manifest["goldens"][tower]
-        if not isinstance(goldens, list) or len(goldens) < 2:  # one alone has no neighbour to be told from
+        if not isinstance(goldens, list) or len(goldens) < 2:  # the self-test needs distances between goldens
             raise BundleError(f"{MANIFEST}: expected a list of at least two {tower} goldens; export the bundle again")
         for index, golden in enumerate(goldens):
             embedding = np.frombuffer(base64.b64decode(golden["embedding"], validate=True), "<f4")
             if embedding.shape != (max(self.dims),) or not np.isfinite(embedding).all():
-                raise BundleError(f"{MANIFEST}: golden {tower} {index} is no vector of {max(self.dims)} numbers")
+                raise BundleError(
+                    f"{MANIFEST}: {tower} golden {index} is not a vector of {max(self.dims)} finite numbers; "
+                    "export the bundle again"
+                )
             yield Golden(
                 name=f"{tower} golden {index}",
                 text=_text(golden, "text") if tower == "text" else None,
@@ -346,5 +361,5 @@ def _text(section: Mapping[str, Any], name: str) -> str:
     value = section[name]
     if not isinstance(value, str):
         raise BundleError(f"{MANIFEST}: {name} is {value!r:.80}, expected a string")
-    value.encode("utf-8")  # a lone surrogate is a ValueError
+    value.encode("utf-8")  # raises ValueError for a lone surrogate
     return value

@@ -1,11 +1,12 @@
-"""`jinaclip VERB`: verbs are entry points of the group `jinaclip.commands`, loaded only when called.
+"""The command `jinaclip VERB`. Verbs are entry points of the group `jinaclip.commands`, imported only when used.
 
-A verb is a module with a one-line docstring, EXTRA (what pip installs its libraries, or None),
-add_arguments(parser) and run(args) -> exit status; MIXED = True lets its words stand between its options.
-stdout is data, stderr is for people; the exit status is 0, 1 for an error told in one line, 2 for wrong usage,
-130 after Ctrl-C.
+A verb is a module with a docstring whose first line is its summary, EXTRA (the pip extra that installs its libraries,
+or None), add_arguments(parser) and run(args) -> exit status. MIXED = True allows positional arguments between options.
 
-Imports all of jinaclip; nothing of jinaclip imports it.
+Data is written to stdout, messages to stderr. The exit status is 0 on success, 1 after an error (reported on one
+line), 2 for wrong usage and 130 after Ctrl-C.
+
+Imports all of jinaclip; no other part of jinaclip imports this package.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from jinaclip.errors import JinaClipError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; returns the exit status."""
-    if os.getpid() == 1:  # of a container: the kernel drops a signal that process 1 has no handler for
+    """Run one verb and return the exit status."""
+    if os.getpid() == 1:  # in a container: the kernel ignores signals to process 1 that have no handler
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         return _main(argv)
@@ -40,19 +41,19 @@ def _main(argv: Sequence[str] | None) -> int:
     if sys.stdout is None:
         return _fail("stdout is closed; redirect it to a file or to /dev/null")
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a file name need not be UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names are not always UTF-8
     words = sys.argv[1:] if argv is None else [*argv]
     verbs = {entry.name: entry for entry in entry_points(group="jinaclip.commands")}
-    # Read from every verb's file: not when one is called already.
+    # The summaries are read from every verb's file, which is only needed for the list of verbs.
     listed = [] if words[:1] and words[0] in verbs else sorted(verbs)
     parser = argparse.ArgumentParser(
         prog="jinaclip",
-        description="Jina CLIP v2: export, verify, encode.",
+        description="Jina CLIP v2: export, verify and serve bundles; encode texts and images.",
         epilog="verbs:\n" + "\n".join(f"  {name:<9} {_summary(verbs[name])}" for name in listed),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"jinaclip {version('jinaclip')}")
-    parser.add_argument("verb", metavar="VERB", choices=sorted(verbs), help="see below; VERB --help tells more")
+    parser.add_argument("verb", metavar="VERB", choices=sorted(verbs), help="see below; VERB --help describes a verb")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS).required = False
     args = parser.parse_args(words)
     logging.basicConfig(format="jinaclip: %(message)s", level=logging.WARNING)
@@ -77,7 +78,7 @@ def _main(argv: Sequence[str] | None) -> int:
             raise
         return _fail(f"{args.verb} needs {error.name}; run: pip install 'jinaclip[{module.EXTRA}]'")
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left; nothing more to say
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # avoids a second error at exit
         return 1
     except OSError as error:
         return _fail(f"{error.filename or 'system'}: {error.strerror or error}")
@@ -89,7 +90,7 @@ def _fail(message: str) -> int:
 
 
 def _summary(entry: EntryPoint) -> str:
-    """First line of a verb's docstring, read without importing the verb."""
+    """The first line of a verb's docstring, read without importing the verb."""
     spec = importlib.util.find_spec(entry.module)
     if spec is None or spec.origin is None:
         return ""

@@ -1,4 +1,4 @@
-"""What the verbs share: how a model is opened, and what the words for texts and images stand for."""
+"""Arguments that several verbs share: opening a model, and finding texts and images."""
 
 from __future__ import annotations
 
@@ -21,19 +21,21 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, bundle_may_lack: boo
     parser.add_argument(
         "bundle", metavar="BUNDLE", nargs="?" if bundle_may_lack else None, help="directory made by `jinaclip export`"
     )
-    parser.add_argument("--precision", choices=PRECISIONS, default="auto", help="of the graphs")
-    parser.add_argument("--backend", choices=BACKENDS, default="auto", help="what runs the graphs")
+    parser.add_argument("--precision", choices=PRECISIONS, default="auto", help="precision of the graphs")
+    parser.add_argument("--backend", choices=BACKENDS, default="auto", help="library that runs the graphs")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--threads", type=int, help="cores to use (default: those this process may use)")
-    parser.add_argument("--cache", metavar="DIR", help="for notes about a bundle that is read-only")
+    parser.add_argument("--threads", type=int, help="number of cores (default: all that this process may use)")
+    parser.add_argument("--cache", metavar="DIR",
+                        help="directory for self-test results, certificates and engines when the bundle is "
+                             "read-only")  # fmt: skip
 
 
 def add_encoding_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", help="put this task's instruction before every text (default: none)")
-    parser.add_argument("--truncate-dim", type=int, metavar="D", help="cut vectors to D numbers (default: all)")
-    parser.add_argument("--max-length", type=int, default=8192, metavar="N", help="tokens kept of each text")
-    parser.add_argument("--resize-mode", choices=RESIZE_MODES, help="for pictures (default: the bundle's)")
-    parser.add_argument("--exif-transpose", action="store_true", help="turn photos as their EXIF orientation says")
+    parser.add_argument("--truncate-dim", type=int, metavar="D", help="truncate vectors to D numbers (default: full)")
+    parser.add_argument("--max-length", type=int, default=8192, metavar="N", help="truncate texts to N tokens")
+    parser.add_argument("--resize-mode", choices=RESIZE_MODES, help="how images are resized (default: the bundle's)")
+    parser.add_argument("--exif-transpose", action="store_true", help="rotate images by their EXIF orientation")
 
 
 def open_model(args: argparse.Namespace, towers: Sequence[str]) -> ClipModel:
@@ -44,14 +46,20 @@ def open_model(args: argparse.Namespace, towers: Sequence[str]) -> ClipModel:
 
 
 def read_texts(name: str) -> list[str | InputError]:
-    """Lines of a UTF-8 file, or of stdin for "-"; a line that is not UTF-8 is its InputError.
+    """Read one text per line from a UTF-8 file, or from stdin if the name is "-".
 
-    A blank line is an empty text: row numbers stay those of the file.
+    A blank line is an empty text, so that row numbers match the file.
+
+    Returns:
+        The texts, with an InputError for each line that is not UTF-8.
+
+    Raises:
+        InputError: the file cannot be read.
     """
     try:
         content = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
     except OSError as error:
-        raise InputError(f"{name}: {error.strerror}; expected a text file with one text a line") from error
+        raise InputError(f"{name}: {error.strerror}; expected a text file with one text per line") from error
     lines = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
     if lines[-1] == b"":
         lines.pop()
@@ -65,16 +73,16 @@ def read_texts(name: str) -> list[str | InputError]:
 
 
 def find_images(words: Sequence[str]) -> list[str]:
-    """Image files that paths, patterns and directories stand for; directories are searched to the bottom.
+    """Find image files by paths, glob patterns and directories. Directories are searched recursively.
 
     Raises:
-        InputError: a word stands for nothing.
+        InputError: nothing is found for one of the words.
     """
     found: list[str] = []
     for word in words:
         if word[:5].lower() == "data:":
             files, expected = [word], ""
-        elif os.path.isdir(word):  # not Path's: it raises where a name is too long
+        elif os.path.isdir(word):  # Path.is_dir raises an error for names that are too long
             files = sorted(str(p) for p in Path(word).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
             expected = f"images ({', '.join(sorted(IMAGE_SUFFIXES))})"
         elif os.path.exists(word):
@@ -89,7 +97,7 @@ def find_images(words: Sequence[str]) -> list[str]:
 
 
 def words_of(allowed: tuple[str, ...]) -> Callable[[str], tuple[str, ...]]:
-    """An argparse type: words of `allowed`, separated by commas."""
+    """An argparse type for comma-separated words out of `allowed`."""
 
     def parse(text: str) -> tuple[str, ...]:
         words = tuple(dict.fromkeys(text.split(",")))

@@ -1,7 +1,7 @@
-"""Vectors of texts and images, as .npy, JSON lines or Parquet.
+"""Encode texts and images; write the vectors as .npy, JSON lines or Parquet.
 
-Rows are the texts of the command line, then those of --text-file, then the images; each has that row's number
-as its id. JSON lines go to stdout unless --output names a file.
+The rows are the texts on the command line, then those of --text-file, then the images. A row's id is its number,
+from 0. JSON lines are written to stdout unless --output names a file.
 """
 
 from __future__ import annotations
@@ -39,13 +39,15 @@ FORMATS = {".npy": "npy", ".jsonl": "jsonl", ".parquet": "parquet"}
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     parser.add_argument("texts", metavar="TEXT", nargs="*", default=[], help="texts to encode")
-    parser.add_argument("--text-file", metavar="F", help="one text a line, UTF-8; - is stdin")
+    parser.add_argument("--text-file", metavar="F", help="UTF-8 file with one text per line; - is stdin")
     parser.add_argument("--images", metavar="PATH", nargs="+", default=[], help="files, patterns or directories")
     parser.add_argument("--output", metavar="F", help="file to write (default: stdout)")
-    parser.add_argument("--format", choices=sorted(FORMATS.values()), help="(default: by the file's ending, or jsonl)")
-    parser.add_argument("--raw", action="store_true", help="do not divide vectors by their norm")
+    parser.add_argument("--format", choices=sorted(FORMATS.values()),
+                        help="output format (default: by the suffix of --output, or jsonl)")  # fmt: skip
+    parser.add_argument("--raw", action="store_true", help="do not normalise the vectors")
     parser.add_argument("--on-error", choices=("fail", "skip"), default="fail",
-                        help="what an unusable text or image does; skip records its error")  # fmt: skip
+                        help="what to do if a text or image cannot be used: stop, or record its error and "
+                             "continue")  # fmt: skip
     add_encoding_arguments(parser)
 
 
@@ -54,12 +56,12 @@ def run(args: argparse.Namespace) -> int:
         args.usage_error("nothing to encode: give texts, --text-file or --images")
     form = args.format or FORMATS.get(Path(args.output or "").suffix.lower(), "jsonl")
     if form == "npy" and args.on_error == "skip":
-        args.usage_error(".npy has no place for a skipped item's error: use --format jsonl or parquet")
+        args.usage_error(".npy cannot record the errors of --on-error skip; use --format jsonl or parquet")
     if form != "jsonl" and args.output is None and sys.stdout.isatty():
-        args.usage_error(f"--format {form} is binary: name a file with --output, or pipe it")
+        args.usage_error(f"--format {form} is binary; name a file with --output, or use a pipe")
     _check_output(args.output)
     if form == "parquet":
-        import_module("pyarrow.parquet")  # if it is missing, better said now than after hours of encoding
+        import_module("pyarrow.parquet")  # fails before encoding, not after it, if pyarrow is missing
     texts: list[str | InputError] = [*args.texts, *([] if args.text_file is None else read_texts(args.text_file))]
     images = find_images(args.images)
     wants_text = bool(texts) or args.text_file is not None
@@ -106,7 +108,7 @@ def _encode_texts(model: ClipModel, texts: Sequence[str | InputError], args: arg
 
 
 def _unencodable(text: str) -> InputError | None:
-    """A command-line word that was not valid UTF-8 arrives with lone surrogates."""
+    """The error for a text that is not valid UTF-8, or None. Python decodes such arguments to lone surrogates."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -144,7 +146,7 @@ def _serialise(records: Sequence[Record], form: str, dim: int) -> bytes:
         return _parquet(records)
     lines = []
     for record in records:
-        if "embedding" in record:  # nine digits bring every float32 back exactly
+        if "embedding" in record:  # nine significant digits represent every float32 exactly
             record = record | {"embedding": [float(f"{x:.9g}") for x in record["embedding"]]}
         lines.append(json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
     return b"".join(lines)
@@ -169,7 +171,7 @@ def _check_output(output: str | None) -> None:
     if output is None:
         return
     if not Path(output).parent.is_dir():
-        raise InputError(f"--output {output}: {Path(output).parent} is not a directory; make it first")
+        raise InputError(f"--output {output}: {Path(output).parent} is not a directory; create it first")
     if Path(output).is_dir():
         raise InputError(f"--output {output} is a directory; expected the name of a file")
 
@@ -177,9 +179,9 @@ def _check_output(output: str | None) -> None:
 def _write(content: bytes, output: str | None) -> None:
     if output is None:
         rest = memoryview(content)
-        while rest:  # with PYTHONUNBUFFERED one write need not take all of it
+        while rest:  # with PYTHONUNBUFFERED a write may be partial
             rest = rest[sys.stdout.buffer.write(rest) or 0 :]
-    elif Path(output).exists() and not Path(output).is_file():  # /dev/null, a pipe: nothing to put in its place
+    elif Path(output).exists() and not Path(output).is_file():  # /dev/null or a pipe, which cannot be replaced
         Path(output).write_bytes(content)
     else:
         write_atomically(Path(output), content)

@@ -1,4 +1,4 @@
-"""What a bundle holds, and which engines were built of it, without loading its weights."""
+"""Show what a bundle contains and which engines were built from it, without loading its weights."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from jinaclip.bundle.engines import all_engines
 from jinaclip.bundle.manifest import FORMAT_VERSION, Bundle
 
 EXTRA = None
-SHOWN = ("device", "operators", "onnxruntime", "policy", "targets", "gpu", "created")  # of an engine's sidecar
+SHOWN = ("device", "operators", "onnxruntime", "policy", "targets", "gpu", "created")  # fields of engine.json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", help="directory made by `jinaclip export`")
-    parser.add_argument("--cache", metavar="DIR", help="where the engines of a read-only bundle lie")
-    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument("--cache", metavar="DIR", help="directory with the engines of a read-only bundle")
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,7 +1,7 @@
-"""Rank texts and images by likeness: softmax of the model's logits.
+"""Rank texts for images, or images for texts, by similarity.
 
---over texts asks of every image which text fits it best (zero-shot classification); --over images asks of every
-text which image fits it best (search).
+--over texts ranks the texts for every image (zero-shot classification). --over images ranks the images for every text
+(search). The probabilities are the softmax of the model's logits.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--texts", metavar="TEXT", nargs="+", required=True, help="texts to compare")
     parser.add_argument("--images", metavar="PATH", nargs="+", required=True, help="files, patterns or directories")
     parser.add_argument(
-        "--over", choices=("texts", "images"), default="texts", help="what the probabilities add up over"
+        "--over", choices=("texts", "images"), default="texts", help="what is ranked; the probabilities of it sum to 1"
     )
     parser.add_argument("--top", type=int, metavar="K", help="show only the K best (default: all)")
-    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per line")
     add_encoding_arguments(parser)
 
 
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
 def rank(
     model: ClipModel, texts: list[str], images: list[str], args: argparse.Namespace
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Cosines and probabilities, both [texts, images]."""
+    """Cosine similarities and probabilities, both [texts, images]."""
     t = model.encode_text(
         texts, task=args.task, truncate_dim=args.truncate_dim, max_length=args.max_length, show_progress_bar=True
     )

@@ -1,4 +1,4 @@
-"""Check a bundle: the sha256 of every file, then the self-test of every graph, or of its engines on a GPU."""
+"""Check a bundle: the sha256 of every file, then the self-test of every graph or, on a GPU, of every engine."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ EXTRA = None
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", help="directory made by `jinaclip export`")
-    parser.add_argument("--backend", choices=BACKENDS, default="onnxruntime", help="what runs the graphs")
+    parser.add_argument("--backend", choices=BACKENDS, default="onnxruntime", help="library that runs the graphs")
     parser.add_argument("--device", default="auto", help="cpu, cuda or cuda:N; auto is cpu for onnxruntime, else cuda")
-    parser.add_argument("--threads", type=int, help="cores to use (default: those this process may use)")
-    parser.add_argument("--cache", metavar="DIR", help="for notes about a bundle that is read-only")
-    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument("--threads", type=int, help="number of cores (default: all that this process may use)")
+    parser.add_argument("--cache", metavar="DIR",
+                        help="directory for self-test results, certificates and engines when the bundle is "
+                             "read-only")  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -43,6 +45,6 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(f"ok  {len(bundle.files)} files match their sha256")
         for r in results:
-            print(f"ok  {r['tower']} {r['precision']} on {r['backend']}: goldens off by {r['error_ratio']:.1e} "
-                  "of the distance to the nearest other")  # fmt: skip
+            print(f"ok  {r['tower']} {r['precision']} on {r['backend']}: self-test passed, relative error "
+                  f"{r['error_ratio']:.1e}")  # fmt: skip
     return 0

@@ -1,4 +1,4 @@
-"""From texts and pictures to what the towers take: token ids, and uint8 pixels.
+"""Preprocessing: texts to token ids, and images to uint8 pixels.
 
-Imports only jinaclip.errors. Knows no bundle and no backend.
+Imports only jinaclip.errors. Independent of bundles and backends.
 """

@@ -1,20 +1,21 @@
-"""Images: from a path, bytes, address, PIL image or array to uint8 pixels [size, size, 3].
+"""Image preprocessing: from a path, bytes, URL, PIL image or array to uint8 pixels [size, size, 3].
 
-Converted to RGB first, then resized, as the publisher's encode_image. What a picture becomes:
+Images are converted to RGB and then resized, like the publisher's encode_image. The conversion by mode or format:
 
-    RGB                              itself
-    1, L                             the grey three times
-    P                                the colours of its palette
-    LA, PA, RGBA, RGBX, tRNS         alpha is dropped; the colours under it stay as they are stored
+    RGB                              unchanged
+    1, L                             the grey value in all three channels
+    P                                the colours of the palette
+    LA, PA, RGBA, RGBX, tRNS         the alpha channel is dropped; the stored colours are used as they are
     CMYK, YCbCr, HSV, LAB, RGBa      Pillow's convert("RGB"); embedded colour profiles are ignored
-    I;16 (16-bit grey, any order)    the high byte, as Pillow reads 16-bit colour; its convert() clips at 255
-    I, F, La                         refused: no 8-bit range is defined
-    animation, several pages         the first frame; of a PIL image, the frame where it stands
+    I;16 (16-bit grey, any order)    the high byte, as Pillow reads 16-bit colour; Pillow's convert() clips at 255
+    I, F, La                         refused, because no 8-bit range is defined
+    animation, several pages         the first frame; of a PIL image, its current frame
     orientation in EXIF              ignored, unless exif_transpose=True
-    orientation of a TIFF            applied always: Pillow does so while it loads one
+    orientation of a TIFF            always applied, because Pillow applies it on loading
 
-The resize is Pillow's antialiased bicubic, width first, then height. Pillow 13 begins with the height of some
-tall pictures, up to 23 levels off; two calls of one axis each give the same bits in every version.
+Images are resized with Pillow's antialiased bicubic filter, first the width and then the height. Pillow 13 resizes the
+height of some tall images first, which changes pixels by up to 23 levels. Two calls that resize one axis each give
+identical results in all versions.
 """
 
 from __future__ import annotations
@@ -45,13 +46,13 @@ _TURNS: dict[Any, Image.Transpose] = {  # by EXIF orientation
 
 @dataclass(frozen=True, kw_only=True)
 class ImagePreprocessing:
-    """What the image tower expects, as bundle.json states it.
+    """The preprocessing that the image tower expects, as recorded in bundle.json.
 
     Attributes:
-        size: side of the square picture, in pixels.
-        resize_mode: one of RESIZE_MODES, for a caller that names none.
-        fill_color: the level that "longest" pads with, 0 ... 255.
-        mean, std: of the channels red, green, blue scaled to 0 ... 1.
+        size: width and height of the tower's input, in pixels.
+        resize_mode: the default mode, one of RESIZE_MODES.
+        fill_color: grey level of the padding in mode "longest", 0 ... 255.
+        mean, std: mean and standard deviation of the red, green and blue channels, on a scale of 0 ... 1.
     """
 
     size: int
@@ -74,10 +75,10 @@ class ImagePreprocessing:
 
     @classmethod
     def from_manifest(cls, manifest: Mapping[str, Any]) -> ImagePreprocessing:
-        """Reads the object that `to_manifest` wrote.
+        """Read the object that `to_manifest` wrote.
 
         Raises:
-            BundleError: something is missing or is nothing that this version can do.
+            BundleError: a field is missing or has a value that this version does not support.
         """
         fields: dict[str, Any] = {name: manifest.get(name) for name in cls.__dataclass_fields__}
         if (interpolation := manifest.get("interpolation")) != "bicubic":
@@ -89,7 +90,7 @@ class ImagePreprocessing:
         return cls(**fields)
 
     def to_manifest(self) -> dict[str, Any]:
-        """Plain JSON: the attributes, and the interpolation."""
+        """The attributes and the interpolation, as JSON-compatible values."""
         return asdict(self) | {"mean": [*self.mean], "std": [*self.std], "interpolation": "bicubic"}
 
 
@@ -101,7 +102,17 @@ def preprocess(
     exif_transpose: bool = False,
     allow_urls: bool = False,
 ) -> Pixels:
-    """Opens, converts and resizes one image: uint8 [size, size, 3].
+    """Open, convert and resize one image.
+
+    Args:
+        source: as for `open_image`.
+        preprocessing: the bundle's.
+        resize_mode: one of RESIZE_MODES. None uses the bundle's mode.
+        exif_transpose: rotate the image according to its EXIF orientation.
+        allow_urls: fetch http:// and https:// URLs.
+
+    Returns:
+        Pixels, uint8 [size, size, 3].
 
     Raises:
         InputError: the image cannot be used, or resize_mode is unknown.
@@ -113,10 +124,10 @@ def preprocess(
 
 
 def to_rgb(image: Image.Image, *, exif_transpose: bool = False) -> Image.Image:
-    """The picture in mode RGB, by the table above; one that is RGB already is returned as it is.
+    """Convert an image to mode RGB, according to the table above. An RGB image is returned unchanged.
 
     Raises:
-        InputError: its mode has no defined RGB values.
+        InputError: the mode has no defined RGB values.
     """
     with reading(name_of(image)):
         turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation)) if exif_transpose else None
@@ -125,21 +136,24 @@ def to_rgb(image: Image.Image, *, exif_transpose: bool = False) -> Image.Image:
         if image.mode.startswith("I;16"):
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         if image.mode in ("I", "F", "La"):
-            raise InputError(f"mode {image.mode} has no defined 8-bit range; expected 8-bit: scale it to L")
-        if "transparency" in image.info:  # dropped anyway, and Pillow would warn that it is
+            raise InputError(f"mode {image.mode} has no defined 8-bit range; scale the image to mode L")
+        if "transparency" in image.info:  # avoids Pillow's warning that transparency is dropped
             image = image.copy()
             del image.info["transparency"]
         return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def resize(image_rgb: Image.Image, preprocessing: ImagePreprocessing, resize_mode: str | None = None) -> Pixels:
-    """Resizes a picture of mode RGB: uint8 [size, size, 3].
+    """Resize an image of mode RGB.
 
-    "shortest" scales the shortest side to `size` and cuts out the centre, "longest" scales the longest side
-    and pads the other with `fill_color`, "squash" scales each side by itself.
+    Mode "shortest" scales the shorter side to `size` and crops the centre. "longest" scales the longer side to `size`
+    and pads the other with `fill_color`. "squash" scales each side to `size` separately.
+
+    Returns:
+        Pixels, uint8 [size, size, 3].
 
     Raises:
-        InputError: resize_mode is unknown, or the picture is too narrow for it.
+        InputError: resize_mode is unknown, or the image is too narrow for it.
     """
     mode = _known(resize_mode, preprocessing)
     size, (width, height) = preprocessing.size, image_rgb.size
@@ -156,7 +170,7 @@ def resize(image_rgb: Image.Image, preprocessing: ImagePreprocessing, resize_mod
     left, top = round((to_width - size) / 2), round((to_height - size) / 2)  # half to even
     if to_width != width:
         image_rgb = image_rgb.resize((to_width, height), Image.Resampling.BICUBIC)
-    if left > 0:  # columns do not mix in the second pass: only those that stay take part
+    if left > 0:  # the second pass does not mix columns, so those outside the crop are dropped before it
         image_rgb = image_rgb.crop((left, 0, left + size, height))
     if to_height != height:
         image_rgb = image_rgb.resize((image_rgb.width, to_height), Image.Resampling.BICUBIC)
@@ -169,7 +183,7 @@ def resize(image_rgb: Image.Image, preprocessing: ImagePreprocessing, resize_mod
 
 
 def normalise(pixels: Pixels, preprocessing: ImagePreprocessing) -> npt.NDArray[np.float32]:
-    """uint8 [B, size, size, 3] to the publisher's float input, (x / 255 - mean) / std [B, 3, size, size]."""
+    """Convert pixels, uint8 [B, size, size, 3], to the publisher's input (x / 255 - mean) / std, [B, 3, size, size]."""
     mean, std = np.array((preprocessing.mean, preprocessing.std), np.float32)[:, :, None, None]
     scaled = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), dtype=np.float32)
     scaled /= 255

@@ -1,4 +1,4 @@
-"""A picture from a path, bytes, a data: URI, an address, a PIL image or an array, opened and decoded."""
+"""Opening and decoding of images: from a path, bytes, a data: URI, a URL, a PIL image or an array."""
 
 from __future__ import annotations
 
@@ -24,29 +24,30 @@ from jinaclip.errors import InputError
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 ImageInput: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | Pixels
-MAX_PIXELS = 89_478_485  # where Pillow begins to warn; 256 MiB of RGB
+MAX_PIXELS = 89_478_485  # Pillow warns above this number; 256 MiB of RGB
 URL_MAX_BYTES = 32 << 20
 URL_TIMEOUT_S = 30.0
-# Containers by their names in Pillow. It has more, and some of those start programs: EPS runs Ghostscript.
+# Accepted file formats, by their names in Pillow. Pillow supports more, but some start programs: EPS runs Ghostscript.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
 _PLUGINS = ("Png", "Jpeg", "WebP", "Gif", "Bmp", "Tiff", "Avif", "Jpeg2K", "Ppm")
 
 
-for _plugin in _PLUGINS:  # each enters its container in Image.OPEN
+for _plugin in _PLUGINS:  # each registers its format in Image.OPEN
     import_module(f"PIL.{_plugin}ImagePlugin")
 
 
-_LOADING = [Lock() for _ in range(61)]  # by id: two threads must not load one lazily opened PIL image at once
+_LOADING = [Lock() for _ in range(61)]  # by id; a lazily opened PIL image must not be loaded by two threads at once
 
 
 def open_image(source: ImageInput, *, allow_urls: bool = False, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Opens and decodes one image, in its own mode.
+    """Open and decode one image, without converting its mode.
 
     Args:
-        source: a path, data: URI or URL; the bytes of a file; a binary file object, read from where it stands
-            and left open; a PIL image, which is loaded and returned; a uint8 array [height, width, 3].
-        allow_urls: fetch http:// and https://, from wherever this machine can reach.
-        max_pixels: more are refused as soon as the header is read. Pillow's own global limit is not asked.
+        source: a path, data: URI or URL; the bytes of a file; a binary file object, which is read from its current
+            position and not closed; a PIL image, which is loaded and returned; a uint8 array [height, width, 3].
+        allow_urls: fetch http:// and https:// URLs, from any address that this machine can reach.
+        max_pixels: the largest number of pixels. Larger images are refused after reading the header. Pillow's own
+            limit is not used.
 
     Raises:
         InputError: the image cannot be used.
@@ -60,7 +61,7 @@ def open_image(source: ImageInput, *, allow_urls: bool = False, max_pixels: int 
             image = source if isinstance(source, Image.Image) else _identify(source, allow_urls)
         pixels = image.width * image.height
         if not 1 <= pixels <= max_pixels:
-            raise InputError(f"{image.width} x {image.height} pixels; expected 1 to {max_pixels} in all")
+            raise InputError(f"{image.width} x {image.height} pixels; expected 1 to {max_pixels} in total")
         with _LOADING[id(image) // 16 % len(_LOADING)] if image is source else nullcontext():
             image.load()
         return image
@@ -71,9 +72,9 @@ _reading_now = ContextVar("_reading_now", default=False)
 
 @contextmanager
 def reading(name: str) -> Iterator[None]:
-    """Around all use of Pillow: what it raises becomes an InputError that starts with name.
+    """Turn Pillow's exceptions into an InputError that starts with `name`. Used around all calls of Pillow.
 
-    Nested, the outermost speaks: it knows the image as the caller does.
+    Of nested uses the outermost applies, because its name is the one that the caller used.
     """
     if _reading_now.get():
         yield
@@ -83,7 +84,7 @@ def reading(name: str) -> Iterator[None]:
         yield
     except InputError as error:
         raise InputError(f"{name}: {error}") from error.__cause__
-    except Exception as error:  # hostile files: OSError, SyntaxError, struct.error, zlib.error, ...
+    except Exception as error:  # malformed files cause OSError, SyntaxError, struct.error, zlib.error, ...
         found = str(getattr(error, "strerror", None) or error) or type(error).__name__
         raise InputError(f"{name}: cannot be read as an image: {' '.join(found.split())}") from error
     finally:
@@ -91,15 +92,15 @@ def reading(name: str) -> Iterator[None]:
 
 
 def _identify(source: Any, allow_urls: bool) -> Image.Image:
-    """The image of a file, bytes or address; its header is read, its pixels are not.
+    """Open a path, bytes or URL and read the image's header, but not its pixels.
 
-    Image.open would hold it to a global limit and try every container that Pillow has.
+    Image.open is not used because it applies Pillow's global limit and tries every format that Pillow supports.
     """
     with _encoded(source, allow_urls) as file:
         head = file.read(16)
         for factory, accepts in (Image.OPEN[name] for name in FORMATS):
             accepted = accepts is None or accepts(head)
-            if isinstance(accepted, str):  # this Pillow was built without the codec
+            if isinstance(accepted, str):  # a message: this Pillow was built without the codec
                 raise InputError(accepted)
             if accepted:
                 return factory(BytesIO(head + file.read()), "")
@@ -123,15 +124,15 @@ def _encoded(source: Any, allow_urls: bool) -> BinaryIO:
         raise InputError("expected a path, data: URI, bytes, binary file, PIL image or uint8 array")
     content = source.read()
     if not isinstance(content, bytes):
-        raise InputError(f"read() gave {type(content).__name__}; expected bytes: open it with mode 'rb'")
+        raise InputError(f"read() returned {type(content).__name__}, expected bytes; open the file with mode 'rb'")
     return BytesIO(content)
 
 
 def split_data_uri(uri: str) -> tuple[str, bool]:
-    """The payload of a data: URI, percent-encoded as it is, and whether it is base64.
+    """The payload of a data: URI, still percent-encoded, and whether it is base64.
 
     Raises:
-        InputError: it has none.
+        InputError: the URI has no comma, and so no payload.
     """
     head, comma, payload = uri.partition(",")
     if not comma:
@@ -140,17 +141,17 @@ def split_data_uri(uri: str) -> tuple[str, bool]:
 
 
 def decode_base64(payload: str) -> bytes:
-    """Content of percent-encoded base64; white space and missing padding are accepted, as in browsers.
+    """Decode percent-encoded base64. White space and missing padding are accepted, as in browsers.
 
     Raises:
-        ValueError: it holds other characters.
+        ValueError: the payload has other characters.
     """
     content = b"".join(unquote_to_bytes(payload).split())
     return base64.b64decode(content + b"=" * (-len(content) % 4), validate=True)
 
 
 def _fetch(url: str) -> bytes:
-    opener = web.OpenerDirector()  # no handler for file:, ftp: or data:, wherever a redirect points
+    opener = web.OpenerDirector()  # without handlers for file:, ftp: and data:, so redirects cannot use them
     http = (web.ProxyHandler, web.HTTPHandler, web.HTTPSHandler, web.HTTPRedirectHandler)
     errors = (web.HTTPErrorProcessor, web.HTTPDefaultErrorHandler, web.UnknownHandler)
     for handler in http + errors:
@@ -170,7 +171,7 @@ def _fetch(url: str) -> bytes:
 
 
 def name_of(source: object) -> str:
-    """What messages call an image: its path or address, or what kind of object it is."""
+    """The name of an image in messages: its path or URL, or the kind of object."""
     if isinstance(source, Image.Image):
         return f"PIL image ({source.mode}, {source.width} x {source.height})"
     if isinstance(source, np.ndarray):

@@ -1,4 +1,6 @@
-"""Texts to token ids, as the published tokenizer.json says: `<s> … </s>`, literal special tokens included."""
+"""Text preprocessing: texts to token ids with the published tokenizer.json, as `<s> … </s>`. Special tokens that are
+written out in a text are recognised.
+"""
 
 from __future__ import annotations
 
@@ -18,20 +20,20 @@ SPECIAL_TOKENS = {"bos": "<s>", "pad": "<pad>", "eos": "</s>"}
 
 
 class TextTokenizer:
-    """A tokenizer.json, checked against the text tower it feeds.
+    """A tokenizer.json, checked for compatibility with the text tower.
 
     Args:
         path: the tokenizer.json.
-        vocab_size: rows of the embedding table.
+        vocab_size: number of rows in the tower's embedding table.
         special_ids: ids that the tower expects for bos, pad and eos.
 
     Raises:
-        BundleError: not a tokenizer file, or its ids do not fit the tower.
+        BundleError: the file is not a tokenizer, or its ids do not match the tower.
     """
 
     def __init__(self, path: Path, *, vocab_size: int, special_ids: Mapping[str, int]) -> None:
-        # Set before the import: one text at a time is quicker than the model, and a pool of threads that the
-        # host did not ask for prints a warning after a fork.
+        # Must be set before the import. Tokenizing in one thread is faster than the model, and the library's thread
+        # pool prints a warning after a fork.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         from tokenizers import Tokenizer
 
@@ -60,10 +62,10 @@ class TextTokenizer:
             raise BundleError(f"{path} turns an empty text into {empty}, expected {[self.bos, self.eos]}")
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text, special tokens included, at their full length.
+        """Token ids of each text, special tokens included, without truncation.
 
         Raises:
-            InputError: an item is not a str or holds half a character (a lone surrogate); names its index.
+            InputError: an item is not a str or contains a lone surrogate; `index` is its position.
         """
         result = []
         for index, text in enumerate(texts):
@@ -73,25 +75,27 @@ class TextTokenizer:
                 text.encode("utf-8")
             except UnicodeEncodeError as error:
                 raise InputError(
-                    f"text {index} holds the lone surrogate U+{ord(text[error.start]):04X} at character "
-                    f"{error.start}, which is no character; decode the text with errors='replace' first",
+                    f"text {index} has a lone surrogate U+{ord(text[error.start]):04X} at position {error.start}, "
+                    "which is not a valid character; decode the text with errors='replace' first",
                     index=index,
                 ) from None
             result.append(self._tokenizer.encode(text).ids)
         return result
 
     def truncated(self, ids: Sequence[list[int]], max_length: int) -> list[list[int]]:
-        """Each row cut to `max_length` ids and closed with `</s>`; one warning a call says how many were cut."""
+        """Truncate each row to `max_length` ids, the last of which is `</s>`. Logs one warning per call with the
+        number of truncated rows.
+        """
         over = [len(row) for row in ids if len(row) > max_length]
         if over:
             logger.warning(
-                "%d of %d texts were cut to max_length=%d tokens (the longest has %d)",
+                "%d of %d texts were truncated to max_length=%d tokens (the longest has %d)",
                 len(over), len(ids), max_length, max(over),
             )  # fmt: skip
         return [[*row[: max_length - 1], self.eos] if len(row) > max_length else row for row in ids]
 
     def padded(self, ids: Sequence[list[int]]) -> np.ndarray:
-        """Rows as int64 [B, T], padded on the right to the longest."""
+        """Pad rows on the right to the longest: int64 [B, T]."""
         batch = np.full((len(ids), max(map(len, ids))), self.pad, np.int64)
         for row, tokens in zip(batch, ids, strict=True):
             row[: len(tokens)] = tokens
@@ -99,14 +103,20 @@ class TextTokenizer:
 
 
 def instruction_of(task: str | None, tasks: Mapping[str, str], default: str | None) -> str:
-    """The sentence to put before every text; empty for none.
+    """The instruction to put before every text; empty if there is none.
+
+    Args:
+        task: name of the task. None uses the default.
+        tasks: instruction of each task.
+        default: name of the default task, or None.
 
     Raises:
-        InputError: the model has no such task; the message lists its own.
+        InputError: the model does not support the task; the message lists its tasks.
     """
     task = default if task is None else task
     if task is None:
         return ""
     if task not in tasks:
-        raise InputError(f"task {task!r} is not one of this model's; expected None or {', '.join(tasks) or 'no other'}")
+        others = f" or {', '.join(tasks)}" if tasks else ""
+        raise InputError(f"task {task!r} is not supported by this model; expected None{others}")
     return tasks[task]

@@ -114,7 +114,7 @@ def test_auto_takes_the_cpu_and_says_so_once(open_on: Open, name: str) -> None:
 
 def test_a_device_that_is_not_there(open_on: Open) -> None:
     (answer,), _ = open_on(Machine({}, ()), "cuda:3")
-    assert answer[0] == "BackendMissing" and "there is no device cuda:3; here are cuda:0" in str(answer[1])
+    assert answer[0] == "BackendMissing" and "there is no device cuda:3; available devices: cuda:0" in str(answer[1])
 
 
 def test_the_command_line_says_it_in_one_line(plain_bundle: Path) -> None:

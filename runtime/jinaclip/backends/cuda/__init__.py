@@ -1,4 +1,4 @@
-"""CUDA devices: which there are, their memory, streams and graphs, and the thread that a process uses each with.
+"""CUDA: detection of GPUs, memory, streams and graphs, and one thread per GPU for ONNX Runtime.
 
-Imports jinaclip.errors alone. Used by the sessions of ONNX Runtime and of TensorRT.
+Imports only jinaclip.errors. Used by the sessions of ONNX Runtime and TensorRT.
 """

@@ -1,7 +1,8 @@
-"""What a session needs of CUDA: memory, a stream, events, graphs. Over NVIDIA's cuda-bindings or a CudaRuntime.
+"""The part of CUDA that sessions use: memory, streams, events and graphs. It works with NVIDIA's cuda-bindings and with
+CudaRuntime (runtime.py).
 
-Every call is checked; an error is a BackendError with CUDA's own words. Memory is owned by Python objects and freed
-when they are closed.
+Every call is checked, and an error is raised as a BackendError with CUDA's message. Python objects own the memory and
+free it when they are closed.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from jinaclip.errors import BackendError, BackendMissing
 
 
 def import_cuda() -> Any:
-    """`cuda.bindings.runtime`.
+    """Import `cuda.bindings.runtime`.
 
     Raises:
-        BackendMissing: it is not installed.
+        BackendMissing: cuda-bindings is not installed.
     """
     try:
         from cuda.bindings import runtime
@@ -30,11 +31,11 @@ def import_cuda() -> Any:
 
 
 class Cuda:
-    """The CUDA runtime of one device.
+    """The CUDA runtime for one device.
 
     Args:
-        device: its number.
-        api: its functions: `cuda.bindings.runtime`, which is taken where None is given, or a CudaRuntime.
+        device: number of the device.
+        api: the runtime's functions: `cuda.bindings.runtime` or a CudaRuntime. None imports the former.
     """
 
     def __init__(self, device: int, api: Any = None) -> None:
@@ -43,34 +44,38 @@ class Cuda:
         self.enter()
 
     def enter(self) -> None:
-        """Make the device current in the calling thread; each thread must, once."""
+        """Make the device current in the calling thread. Every thread must do this once."""
         self(self.api.cudaSetDevice, self.device)
 
     def __call__(self, function: Callable[..., tuple[Any, ...]], *arguments: Any) -> Any:
-        """Call a function of the API: its value, a tuple of several, or None.
+        """Call a function of the API.
+
+        Returns:
+            The function's value, a tuple if it has several, None if it has none.
 
         Raises:
-            BackendError: it failed.
+            BackendError: the call failed.
         """
         error, *values = function(*arguments)
         if int(error):
-            self.api.cudaGetLastError()  # forgotten: the next who asks in this thread would take it for their own
+            self.api.cudaGetLastError()  # resets it, or a later call in this thread would report this error
             _, text = self.api.cudaGetErrorString(error)
             reason = text.decode() if isinstance(text, bytes) else str(text)
             raise BackendError(f"CUDA on device {self.device}: {getattr(function, '__name__', 'a call')}: {reason}")
         return values[0] if len(values) == 1 else tuple(values) or None
 
     def free_bytes(self) -> int:
-        """Memory of the device that nobody uses."""
+        """Free memory of the device, in bytes."""
         free, _ = self(self.api.cudaMemGetInfo)
         return int(free)
 
 
 class DeviceMemory:
-    """Memory of the device. Not for several threads at once.
+    """Memory of the device. Not safe to use from several threads at once.
 
     Attributes:
-        pointer: its address, aligned to 256 bytes.
+        pointer: the address, aligned to 256 bytes.
+        size: the size, in bytes.
     """
 
     def __init__(self, cuda: Cuda, size: int) -> None:
@@ -79,7 +84,7 @@ class DeviceMemory:
             self.pointer = int(cuda(cuda.api.cudaMalloc, max(size, 1)))
         except BackendError as error:
             free = cuda.free_bytes() >> 20
-            raise BackendError(f"{error}: {size >> 20} MiB were asked for, {free} MiB are free") from error
+            raise BackendError(f"{error}: {size >> 20} MiB were requested, {free} MiB are free") from error
 
     def close(self) -> None:
         if self.pointer:
@@ -89,10 +94,10 @@ class DeviceMemory:
 
 
 class PinnedArray:
-    """An array in memory of the host that the device reads and writes by itself.
+    """An array in pinned host memory, which the device can read and write directly.
 
     Attributes:
-        array: uint8, one-dimensional.
+        array: the memory, uint8 [size].
     """
 
     def __init__(self, cuda: Cuda, size: int) -> None:
@@ -101,7 +106,7 @@ class PinnedArray:
         self.array = np.ctypeslib.as_array((ctypes.c_uint8 * max(size, 1)).from_address(self.pointer))
 
     def view(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
-        """Its first bytes as an array."""
+        """The first bytes of the memory, as an array of this shape and dtype."""
         size = int(np.prod(shape)) * dtype.itemsize
         return self.array[:size].view(dtype).reshape(shape)
 
@@ -114,10 +119,10 @@ class PinnedArray:
 
 
 class Stream:
-    """Work of the device in order, beside other streams.
+    """A CUDA stream: its work runs in order, and concurrently with other streams.
 
     Attributes:
-        handle: cudaStream_t.
+        handle: the cudaStream_t.
     """
 
     def __init__(self, cuda: Cuda) -> None:
@@ -130,19 +135,20 @@ class Stream:
         self._cuda(self._cuda.api.cudaMemcpyAsync, target.pointer, source.pointer, size, kind, self.handle)
 
     def download(self, target: PinnedArray, source: DeviceMemory, size: int, offset: int = 0) -> None:
-        """Copy from the device to the same place on the host, without waiting."""
+        """Copy from the device to the host, at the same offset, without waiting."""
         kind, copy = self._cuda.api.cudaMemcpyKind.cudaMemcpyDeviceToHost, self._cuda.api.cudaMemcpyAsync
         self._cuda(copy, target.pointer + offset, source.pointer + offset, size, kind, self.handle)
 
     def wait(self) -> None:
-        """Until all of it is done; other Python threads go on."""
+        """Wait until all work in the stream is done. Other Python threads can run meanwhile."""
         self._cuda(self._cuda.api.cudaStreamSynchronize, self.handle)
 
     def capture(self, work: Callable[[], None], *, relaxed: bool = False) -> Graph:
-        """What `work` puts into the stream, as a graph; nothing of it runs.
+        """Capture the work that a function adds to the stream as a CUDA graph, without running it.
 
         Args:
-            relaxed: `work` may allocate memory. Calls in other threads are never affected.
+            work: the function.
+            relaxed: allow `work` to allocate memory. Other threads are not affected in either mode.
         """
         api = self._cuda.api
         modes = api.cudaStreamCaptureMode
@@ -151,7 +157,7 @@ class Stream:
         try:
             work()
         except BaseException:
-            with suppress(BackendError):  # the capture is broken off, and must still end
+            with suppress(BackendError):  # the capture must be ended even if it is invalid
                 self._cuda(api.cudaGraphDestroy, self._cuda(api.cudaStreamEndCapture, self.handle))
             raise
         return Graph(self._cuda, self._cuda(api.cudaStreamEndCapture, self.handle))
@@ -164,7 +170,7 @@ class Stream:
 
 
 class Graph:
-    """Captured work, to be launched again at the cost of one call."""
+    """A CUDA graph: captured work that one call launches."""
 
     def __init__(self, cuda: Cuda, captured: Any) -> None:
         self._cuda = cuda
@@ -185,18 +191,18 @@ class Graph:
 
 
 class Event:
-    """A mark in a stream that can be waited for."""
+    """A CUDA event: a position in a stream that can be waited for."""
 
     def __init__(self, cuda: Cuda) -> None:
         self._cuda = cuda
         self._event: Any = cuda(cuda.api.cudaEventCreateWithFlags, cuda.api.cudaEventDisableTiming)
 
     def record(self, stream: Stream) -> None:
-        """Set the mark behind all that is in the stream now."""
+        """Record the event after all work that is now in the stream."""
         self._cuda(self._cuda.api.cudaEventRecord, self._event, stream.handle)
 
     def wait(self) -> None:
-        """Until the stream has passed the mark; other Python threads go on."""
+        """Wait until the stream has reached the event. Other Python threads can run meanwhile."""
         self._cuda(self._cuda.api.cudaEventSynchronize, self._event)
 
     def close(self) -> None:

@@ -1,6 +1,6 @@
-"""Which NVIDIA GPUs this process may use, asked of the driver itself: needs no library but libcuda.
+"""Detection of the NVIDIA GPUs that this process can use, through the driver's libcuda only.
 
-Asked before anything of CUDA or TensorRT is touched: constructing TensorRT's objects without a driver can end the
+This happens before any use of CUDA or TensorRT, because constructing TensorRT's objects without a driver can end the
 process.
 """
 
@@ -21,15 +21,15 @@ _MULTIPROCESSORS, _MAJOR, _MINOR = 16, 75, 76
 
 @dataclass(frozen=True)
 class Gpu:
-    """One device.
+    """A GPU.
 
     Attributes:
-        index: as CUDA numbers them, CUDA_VISIBLE_DEVICES considered.
-        name: "NVIDIA H200".
-        capability: "9.0".
-        sm_count: multiprocessors; a MIG slice has fewer than the whole.
-        memory_mib: its memory, in MiB.
-        driver: the CUDA version that the driver serves: "13.0".
+        index: CUDA's number of the device, which depends on CUDA_VISIBLE_DEVICES.
+        name: name of the model, such as "NVIDIA H200".
+        capability: compute capability, such as "9.0".
+        sm_count: number of multiprocessors. A MIG instance has fewer than the whole GPU.
+        memory_mib: memory, in MiB.
+        driver: newest CUDA version that the driver supports, such as "13.0".
     """
 
     index: int
@@ -41,11 +41,11 @@ class Gpu:
 
     @property
     def sm(self) -> str:
-        """ "sm90" of capability 9.0."""
+        """The architecture, such as "sm90" for capability 9.0."""
         return "sm" + self.capability.replace(".", "")
 
     def facts(self) -> dict[str, Any]:
-        """What an engine is tied to: all but the index and the driver."""
+        """The facts that an engine depends on: all attributes except the index and the driver."""
         return {name: value for name, value in asdict(self).items() if name not in ("index", "driver")}
 
     def __str__(self) -> str:
@@ -53,10 +53,10 @@ class Gpu:
 
 
 def device_index(device: str) -> int:
-    """0 of "cuda", 1 of "cuda:1".
+    """The number in a device name: 0 for "cuda", 1 for "cuda:1".
 
     Raises:
-        InputError: it is neither.
+        InputError: the name has another form.
     """
     found = re.fullmatch(r"cuda(?::(\d{1,3}))?", device)
     if found is None:
@@ -65,22 +65,22 @@ def device_index(device: str) -> int:
 
 
 def gpu(index: int = 0) -> Gpu:
-    """The device with this number.
+    """The GPU with this number.
 
     Raises:
-        BackendMissing: there is no driver, or no such device; says which there are.
+        BackendMissing: there is no driver, or no GPU with this number; the message lists the GPUs.
     """
     found, problem = _ask_driver()
     if problem:
         raise BackendMissing(problem)
     if index >= len(found):
         names = ", ".join(f"cuda:{device.index} {device.name}" for device in found)
-        raise BackendMissing(f"there is no device cuda:{index}; here are {names}")
+        raise BackendMissing(f"there is no device cuda:{index}; available devices: {names}")
     return found[index]
 
 
 def driver_problem() -> str | None:
-    """Why no GPU can be used here, in words; None if one can."""
+    """Why no GPU can be used on this machine, as a message; None if one can."""
     return _ask_driver()[1]
 
 
@@ -89,15 +89,15 @@ def _ask_driver() -> tuple[tuple[Gpu, ...], str | None]:
     try:
         cuda = ctypes.CDLL("libcuda.so.1")
     except OSError:
-        return (), "there is no NVIDIA driver here (libcuda.so.1 is not found)"
+        return (), "no NVIDIA driver was found (libcuda.so.1 is missing)"
     error = cuda.cuInit(0)
     if error and error != _NO_DEVICE:
-        return (), f"the NVIDIA driver finds no usable GPU (cuInit says {error})"
+        return (), f"the NVIDIA driver finds no usable GPU (cuInit returned {error})"
     version, count = ctypes.c_int(), ctypes.c_int()
     cuda.cuDriverGetVersion(ctypes.byref(version))
     cuda.cuDeviceGetCount(ctypes.byref(count))
     if error == _NO_DEVICE or count.value == 0:
-        return (), "the NVIDIA driver shows no GPU to this process; see CUDA_VISIBLE_DEVICES"
+        return (), "the NVIDIA driver shows no GPU to this process; check CUDA_VISIBLE_DEVICES"
     driver = f"{version.value // 1000}.{version.value % 1000 // 10}"
     return tuple(_device(cuda, index, driver) for index in range(count.value)), None
 

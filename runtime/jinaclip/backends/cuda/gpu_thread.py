@@ -1,10 +1,10 @@
-"""One thread for each GPU, in which all of the process's sessions on it are opened, run and closed by ONNX Runtime.
+"""One thread per GPU, in which all ONNX Runtime sessions of the process on that GPU are opened, run and closed.
 
-ONNX Runtime keeps library handles and their memory for every thread that runs a session. With one thread they are there
-once, and an allocation or a wait of one session never meets the capture of another.
+ONNX Runtime keeps library handles and memory for every thread that runs a session. With a single thread they exist only
+once, and allocations and waits of one session cannot interfere with a graph capture of another.
 
-There is no threading.Condition, and so no ThreadPoolExecutor, here: where a handler of a signal raises while one is
-entered, as Ctrl-C does, its lock stays locked, and the thread would wait for it for ever.
+threading.Condition is not used, and therefore no ThreadPoolExecutor: if a signal handler raises while a condition is
+being entered, as Ctrl-C does, its lock stays locked and the thread would wait forever.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 class Answer(Generic[T]):
-    """What work returns or raises, once it is done."""
+    """The future result of submitted work."""
 
     def __init__(self) -> None:
         self._undone = threading.Lock()
@@ -31,32 +31,33 @@ class Answer(Generic[T]):
         self._error: BaseException | None = None
 
     def result(self) -> T:
-        """Waits for it."""
+        """Wait for the work; return its result or raise its exception."""
         with self._undone:
             pass
         if self._error is not None:
             try:
                 raise self._error
             finally:
-                del self  # the error's traceback has this frame
-        return self._value  # type: ignore[return-value]  # None where T is
+                del self  # the error's traceback refers to this frame
+        return self._value  # type: ignore[return-value]  # None only if T is
 
     def work_out(self, work: Callable[..., T], arguments: tuple[Any, ...]) -> None:
-        """Done in the GPU's thread."""
+        """Do the work. Called in the GPU's thread."""
         try:
             self._value = work(*arguments)
         except BaseException as error:
-            # Without this frame, which refers to the answer: a circle would keep what the error's frames refer to.
+            # This frame is dropped from the traceback, because it refers to this object. The reference cycle would keep
+            # everything alive that the traceback's frames refer to.
             self._error = error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)
         finally:
             self._undone.release()
 
 
 class GpuThread:
-    """A thread that works through what it is given, in order.
+    """A thread that does submitted work in order.
 
     Args:
-        index: the device's number, for the thread's name.
+        index: number of the device, for the thread's name.
     """
 
     def __init__(self, index: int) -> None:
@@ -67,23 +68,23 @@ class GpuThread:
         self._thread.start()
 
     def submit(self, work: Callable[..., T], *arguments: Any) -> Answer[T]:
-        """Run `work` after everything that was submitted before.
+        """Run `work` after all earlier submissions, without waiting for it.
 
         Raises:
             BackendError: Python is shutting down.
         """
         if self._ended:
-            raise BackendError("nothing can be run on a GPU any more: Python is shutting down")
+            raise BackendError("the GPU cannot be used any more, because Python is shutting down")
         answer: Answer[T] = Answer()
         self._queue.put((answer, work, arguments))
         return answer
 
     def call(self, work: Callable[..., T], *arguments: Any) -> T:
-        """Run `work` after everything that was submitted before, and wait for what it returns or raises."""
+        """Run `work` after all earlier submissions, and wait for its result or exception."""
         return self.submit(work, *arguments).result()
 
     def end(self) -> None:
-        """Finish what was submitted, and nothing more."""
+        """Finish the submitted work, and end the thread."""
         self._ended = True
         self._queue.put(None)
         self._thread.join()
@@ -92,7 +93,7 @@ class GpuThread:
         while (given := self._queue.get()) is not None:
             answer, work, arguments = given
             answer.work_out(work, arguments)
-            del given, answer, work, arguments  # or they would live until the next
+            del given, answer, work, arguments  # otherwise they would stay alive until the next work arrives
 
 
 _threads: dict[int, GpuThread] = {}
@@ -100,7 +101,7 @@ _lock = threading.Lock()
 
 
 def gpu_thread(index: int) -> GpuThread:
-    """The thread of a device; started when it is first asked for."""
+    """The thread of a device. The first call starts it."""
     with _lock:
         if index not in _threads:
             _threads[index] = GpuThread(index)
@@ -120,4 +121,4 @@ def _forget() -> None:
 
 atexit.register(_end_all)
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)  # the child has none of these threads
+    os.register_at_fork(after_in_child=_forget)  # a forked child does not have these threads

@@ -1,8 +1,8 @@
-"""CUDA's shared libraries: found wherever their packages lie, and loaded before ONNX Runtime asks for them.
+"""Finding CUDA's shared libraries and loading them before ONNX Runtime needs them.
 
-ONNX Runtime's CUDA provider names its libraries without a path, so the loader finds only those on LD_LIBRARY_PATH, in
-ld.so's cache, or already in the process. pip installs them elsewhere: in `nvidia` packages, in one folder for each
-library or one for all, in any directory of sys.path.
+ONNX Runtime's CUDA provider refers to its libraries without a path. The loader therefore finds only libraries on
+LD_LIBRARY_PATH, in ld.so's cache, or already loaded in the process. pip installs them elsewhere: in the `nvidia`
+packages, in one folder per library or a common one, in any directory of sys.path.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ CUDNN = "libcudnn.so.9"
 
 
 def required_libraries(cuda_major: int) -> tuple[str, ...]:
-    """Names of what the provider of a CUDA version is linked with, in the order in which they can be loaded."""
+    """Names of the libraries that the provider for a CUDA version is linked with, dependencies first."""
     return (
         f"libcudart.so.{cuda_major}",
         f"libcublasLt.so.{cuda_major}",
@@ -31,20 +31,20 @@ def required_libraries(cuda_major: int) -> tuple[str, ...]:
 
 
 def load_libraries(cuda_major: int) -> ctypes.CDLL:
-    """Load what the provider is linked with.
+    """Load the libraries that the provider is linked with.
 
     Returns:
         The CUDA runtime, libcudart.
 
     Raises:
-        BackendMissing: one is not found; names it.
+        BackendMissing: a library is not found; the message names it.
     """
     loaded = []
     for name in required_libraries(cuda_major):
         library = load(name)
         if library is None:
             raise BackendMissing(
-                f"{name} is not found; run: pip install 'jinaclip[cuda]', or put the folder that holds it on "
+                f"{name} is not found; run: pip install 'jinaclip[cuda]', or add the folder that contains it to "
                 "LD_LIBRARY_PATH"
             )
         loaded.append(library)
@@ -53,7 +53,7 @@ def load_libraries(cuda_major: int) -> ctypes.CDLL:
 
 @cache
 def load(name: str) -> ctypes.CDLL | None:
-    """A shared library by its soname, from where the loader looks or from `folders`; None if it is nowhere."""
+    """Load a shared library by its soname, from the loader's paths or from `folders`; None if it is not found."""
     for path in (name, *(str(folder / name) for folder in folders())):
         if path == name or os.path.isfile(path):
             try:
@@ -64,7 +64,7 @@ def load(name: str) -> ctypes.CDLL | None:
 
 
 def folders() -> Iterator[Path]:
-    """Where CUDA's libraries may lie besides the loader's own places: pip's packages, torch's, a toolkit."""
+    """Folders outside the loader's paths that can contain CUDA's libraries: pip packages, torch, CUDA toolkits."""
     for package, pattern in (("nvidia", "*/lib"), ("torch", "lib")):
         spec = importlib.util.find_spec(package)  # finds it without importing it
         for root in (spec.submodule_search_locations or ()) if spec is not None else ():

@@ -1,8 +1,9 @@
-"""The functions of the CUDA runtime that a session calls, from the libcudart that ONNX Runtime itself is linked with.
+"""The functions of the CUDA runtime that sessions use, from the same libcudart that ONNX Runtime is linked with.
 
-The names and the form of the answers are those of NVIDIA's cuda-bindings, (error, values...), so that api.py works over
-either. Calls that may wait release Python's lock; those that only queue work keep it, for they take microseconds, and a
-thread that gives the lock up so briefly can wait milliseconds to have it back.
+Names and results, (error, values...), are the same as in NVIDIA's cuda-bindings, so that api.py works with both.
+
+Calls that can block release the GIL. Calls that only queue work hold it: they take microseconds, while getting the GIL
+back after releasing it can take milliseconds.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ from typing import Any
 
 
 class CudaRuntime:
-    """libcudart, called from any thread.
+    """Functions of libcudart. Safe to call from any thread.
 
     Args:
-        library: libcudart, loaded.
+        library: the loaded libcudart.
     """
 
-    # Values of enumerations in driver_types.h.
+    # Values of the enumerations in driver_types.h.
     cudaStreamNonBlocking = 1
     cudaEventDisableTiming = 2
 
@@ -33,7 +34,7 @@ class CudaRuntime:
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library
-        self._queueing = ctypes.PyDLL(library._name, handle=library._handle)  # keeps Python's lock
+        self._queueing = ctypes.PyDLL(library._name, handle=library._handle)  # holds the GIL during calls
         for name, arguments in _ARGUMENTS.items():
             getattr(library, name).argtypes = getattr(self._queueing, name).argtypes = arguments
         library.cudaGetErrorString.restype = c_char_p
@@ -108,7 +109,7 @@ class CudaRuntime:
         return 0, self._library.cudaGetErrorString(error) or b"unknown error"
 
     def cudaGetLastError(self) -> tuple[int, int]:
-        """Also forgets it: without this, an error that was dealt with would be reported by the next launch."""
+        """Return and reset the last error. Otherwise the next launch would report an error that was already handled."""
         return 0, self._library.cudaGetLastError()
 
     def _pointer(self, function: Any, argument: int) -> tuple[int, int]:

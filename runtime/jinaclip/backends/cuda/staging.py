@@ -1,4 +1,4 @@
-"""Memory on both sides of a run: arrays in one pinned block, copied to and from blocks of the device."""
+"""Staging memory of runs: several arrays share one pinned block, which is copied to and from a block of the device."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import numpy as np
 
 from jinaclip.backends.cuda.api import Cuda, DeviceMemory, Event, PinnedArray
 
-_ALIGNMENT = 256  # bytes, of every array in a block
-_LEAST = 4 << 20  # bytes of a block of the device
+_ALIGNMENT = 256  # alignment of each array in a block, in bytes
+_LEAST = 4 << 20  # minimum size of a block of the device, in bytes
 
 
 class Layout:
-    """Arrays in one block of memory, so that one copy moves them all.
+    """The layout of several arrays in one block of memory, which one operation copies.
 
     Args:
-        arrays: shape and dtype of each.
-        unset: the one whose contents do not matter; it comes last and is not copied.
+        arrays: shape and dtype of each array, by name.
+        unset: name of an array whose contents do not matter. It is placed last and not copied.
 
     Attributes:
-        parts: of each, its offset in bytes, shape and dtype.
-        copied: bytes of the arrays that are copied.
-        size: bytes of the block.
+        parts: offset in bytes, shape and dtype of each array, by name.
+        copied: number of bytes that are copied.
+        size: size of the block, in bytes.
     """
 
     def __init__(self, arrays: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]], unset: str | None = None) -> None:
@@ -38,7 +38,11 @@ class Layout:
                 self.copied = self.size
 
     def views(self, block: np.ndarray) -> dict[str, np.ndarray]:
-        """The arrays that are copied, in a block uint8 [copied or more]."""
+        """Views of the arrays that are copied, by name.
+
+        Args:
+            block: the memory, uint8 with at least `copied` elements.
+        """
         return {
             name: block[offset : offset + prod(shape) * dtype.itemsize].view(dtype).reshape(shape)
             for name, (offset, shape, dtype) in self.parts.items()
@@ -47,7 +51,7 @@ class Layout:
 
 
 class Block:
-    """Memory of the device that is replaced by a larger piece when more is asked for."""
+    """Memory of the device that is replaced by a larger piece on demand."""
 
     def __init__(self, cuda: Cuda) -> None:
         self._cuda = cuda
@@ -59,13 +63,13 @@ class Block:
 
     @property
     def reserved(self) -> DeviceMemory:
-        """What `reserve` made."""
+        """The memory that `reserve` allocated."""
         assert self.memory is not None
         return self.memory
 
     def reserve(self, size: int) -> None:
-        """At least so many bytes, and so many more that it is seldom asked for. Nothing may be running on the memory
-        that is there.
+        """Make sure that the block has at least `size` bytes. Sizes are rounded up to powers of two, so that
+        replacements are rare. No run may be using the current memory.
         """
         if self.size < size:
             self.close()
@@ -78,10 +82,12 @@ class Block:
 
 
 class Slot:
-    """Pinned memory of one run, and the mark of its end in the stream.
+    """Pinned memory for one run at a time, and the event that marks the run's end in the stream.
 
     Attributes:
-        in_flight: whether copies from or to it may still be in the stream.
+        input, output: the pinned memory.
+        done: the event.
+        in_flight: whether copies from or to the memory may still be in the stream.
     """
 
     def __init__(self, cuda: Cuda) -> None:
@@ -91,7 +97,7 @@ class Slot:
         self.in_flight = False
 
     def reserve(self, inputs: int, outputs: int) -> None:
-        """Memory for at least so many bytes. Nothing may be running on the slot."""
+        """Make sure that the memory has at least this many bytes for inputs and outputs. No run may be using it."""
         if self.input.size < inputs:
             old, self.input = self.input, _NOTHING
             old.close()
@@ -108,7 +114,7 @@ class Slot:
 
 
 class _NoMemory:
-    """Stands for memory that was not asked for yet."""
+    """Placeholder for memory that is not allocated yet."""
 
     size = 0
     array = np.empty(0, np.uint8)

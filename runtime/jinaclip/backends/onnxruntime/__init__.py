@@ -1,5 +1,5 @@
-"""Sessions of ONNX Runtime, on the CPU and on NVIDIA GPUs, and the graphs that `jinaclip build` prepared for them.
+"""ONNX Runtime sessions on CPUs and NVIDIA GPUs, and the prepared graphs that `jinaclip build` makes for them.
 
-The one folder that imports the onnxruntime module. Imports jinaclip.bundle, the files of backends that describe
-sessions and machines, and backends.cuda; nothing of TensorRT.
+Only this folder imports the onnxruntime module. It imports jinaclip.bundle, the shared files of backends, and
+backends.cuda, but nothing of TensorRT.
 """

@@ -1,4 +1,4 @@
-"""ONNX Runtime as a backend: on the CPU, and on an NVIDIA GPU."""
+"""The ONNX Runtime backends, for the CPU and for NVIDIA GPUs."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ NAME = "onnxruntime"
 
 @dataclass(frozen=True)
 class OnnxRuntimeCpu:
-    """On the CPU; see jinaclip.backends.base.Backend."""
+    """ONNX Runtime on the CPU. See jinaclip.backends.base.Backend."""
 
-    reason: str = "asked for"
+    reason: str = "requested"
     name: ClassVar[str] = NAME
     device: ClassVar[str] = "cpu"
     gpu: ClassVar[Gpu | None] = None
@@ -43,10 +43,10 @@ class OnnxRuntimeCpu:
 
 @dataclass(frozen=True)
 class OnnxRuntimeCuda:
-    """On an NVIDIA GPU; see jinaclip.backends.base.Backend."""
+    """ONNX Runtime on an NVIDIA GPU. See jinaclip.backends.base.Backend."""
 
     gpu: Gpu
-    reason: str = "asked for"
+    reason: str = "requested"
     name: ClassVar[str] = NAME
     device: ClassVar[str] = "cuda"
 
@@ -60,7 +60,7 @@ class OnnxRuntimeCuda:
     def fitting(
         cls, name: str, gpu: Gpu, bundle: Bundle, towers: Sequence[str], precision: Mapping[str, str]
     ) -> OnnxRuntimeCuda | str | None:
-        return cuda_problem(gpu) or cls(gpu, f"there is {gpu}")
+        return cuda_problem(gpu) or cls(gpu, f"found {gpu}")
 
     def facts(self) -> dict[str, Any]:
         return onnxruntime_cuda_facts(self.gpu)

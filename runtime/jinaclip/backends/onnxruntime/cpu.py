@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU."""
+"""ONNX Runtime sessions on the CPU."""
 
 from __future__ import annotations
 
@@ -25,18 +25,19 @@ from jinaclip.errors import BackendError, BundleError
 
 
 class OnnxRuntimeSession:
-    """ONNX Runtime on the CPU.
+    """An ONNX Runtime session on the CPU.
 
     Args:
-        path: the .onnx file; its weights lie beside it.
-        threads: cores for one run; None takes `available_threads()`.
-        prepared: key of a prepared graph, which is opened as it is; None for a bundle's own, which is optimised now.
-        tiled_above: of a prepared graph.
-        cost: of a run of this graph.
+        path: the .onnx file. Its weights are in the same directory.
+        threads: cores for one run. None uses `available_threads()`.
+        prepared: key of the prepared graph, which is already optimised. None for the bundle's graph, which
+            onnxruntime optimises when it is opened.
+        tiled_above: the prepared graph's value, see `Session`.
+        cost: cost of a run of this graph.
 
     Raises:
         BackendMissing: onnxruntime is not installed.
-        BundleError: the file is not a graph that onnxruntime accepts.
+        BundleError: onnxruntime cannot open the file.
     """
 
     backend = "onnxruntime"
@@ -56,7 +57,7 @@ class OnnxRuntimeSession:
             self._session, self.threads = open_onnxruntime(ort, path, options, threads)
         except BackendError:
             raise
-        except Exception as error:  # onnxruntime's exceptions have no common class of their own
+        except Exception as error:  # onnxruntime's exceptions have no common base class
             raise BundleError(
                 f"onnxruntime {ort.__version__} cannot open {path}: {first_line(error)}; "
                 "check the bundle with `jinaclip verify`, or export it again"
@@ -71,7 +72,7 @@ class OnnxRuntimeSession:
     ) -> dict[str, np.ndarray]:  # fmt: skip
         session = self._checked()
         options = self._ort.RunOptions()
-        if release_memory:  # otherwise the arena stays at the size of the largest run ever seen
+        if release_memory:  # otherwise the arena stays as large as the largest run so far
             options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         names = list(outputs or (output.name for output in session.get_outputs()))
         try:
@@ -79,7 +80,7 @@ class OnnxRuntimeSession:
                 values = _run_interruptibly(session, names, inputs, options)
             else:
                 values = session.run(names, dict(inputs), options)
-        except Exception as error:  # as above: no common class
+        except Exception as error:  # no common base class, as above
             raise BackendError(f"onnxruntime failed to run the graph: {first_line(error)}") from error
         return dict(zip(names, values, strict=True))
 
@@ -101,7 +102,7 @@ class OnnxRuntimeSession:
 
 
 def onnxruntime_facts() -> dict[str, str]:
-    """What decides a graph's numbers on this machine, known before one is opened: part of every `describe()`."""
+    """The facts that determine a graph's numerical results on this CPU. See `Backend.facts`."""
     return {
         "backend": OnnxRuntimeSession.backend,
         "version": onnxruntime_version(),
@@ -112,7 +113,7 @@ def onnxruntime_facts() -> dict[str, str]:
 
 
 def _run_interruptibly(session: Any, names: list[str], inputs: Arrays, options: Any) -> Any:
-    """Run in a helper thread, so that Ctrl-C reaches this one and ends the run between two nodes."""
+    """Run in a helper thread. The main thread can then receive Ctrl-C, and the run ends after its current node."""
     with ThreadPoolExecutor(1, thread_name_prefix="jinaclip-run") as pool:
         future = pool.submit(session.run, names, dict(inputs), options)
         try:

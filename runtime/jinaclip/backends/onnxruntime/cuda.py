@@ -1,14 +1,15 @@
-"""A session of ONNX Runtime on a GPU: its CUDA provider and no other.
+"""ONNX Runtime sessions on a GPU, with the CUDA provider only.
 
-A run copies its inputs from pinned memory in one copy, launches the graph and copies the outputs back, all in one
-stream; it waits once, for its end. Two runs may be in that stream at the same time, so that the GPU does not wait for
-the host between them.
+A run copies its inputs from pinned memory to the GPU, launches the graph and copies the outputs back, in one stream. It
+waits only for the end. Two runs can be in the stream at the same time, so that the GPU does not wait for the host
+between them.
 
-Batches are padded to one of few shapes. A shape that comes a second time is captured as a CUDA graph, which costs one
-launch instead of hundreds and is launched by the calling thread; shapes that come when a session holds all the graphs
-that it may are run without.
-Whatever is not a captured graph runs in one thread for all sessions of the GPU (backends/cuda/gpu_thread.py), for ONNX
-Runtime keeps memory and library handles for every thread that runs it.
+Batches are padded to a small set of shapes. When a shape is used a second time, it is captured as a CUDA graph. A CUDA
+graph needs one launch instead of hundreds, and the calling thread launches it. Once a session has its maximum number of
+graphs, other shapes run without one.
+
+Everything except captured graphs runs in one thread per GPU (backends/cuda/gpu_thread.py), because ONNX Runtime keeps
+memory and library handles for every thread that uses it.
 """
 
 from __future__ import annotations
@@ -40,31 +41,31 @@ from jinaclip.errors import BackendError, BackendMissing, BundleError
 
 logger = logging.getLogger("jinaclip")
 
-# Graphs of a session: of shapes up to those sizes, and of larger ones.
+# CUDA graphs of a session: of small shapes (see cuda_runs.py), and of larger ones.
 MOST_SMALL_GRAPHS, MOST_LARGE_GRAPHS = 64, 32
-MOST_SHAPES_SEEN = 4096  # shapes that come first after so many are never captured
+MOST_SHAPES_SEEN = 4096  # number of shapes that are remembered; further shapes are not captured
 RUNS_AT_ONCE = 2
 
 
 class OnnxRuntimeCudaSession:
-    """ONNX Runtime on one GPU. Safe to call from several threads at once.
+    """An ONNX Runtime session on one GPU. Safe to call from several threads at once.
 
     Args:
-        path: the .onnx file; its weights lie beside it.
-        gpu: that is there (`gpu()`).
-        prepared: key of a prepared graph; None for a bundle's own.
+        path: the .onnx file. Its weights are in the same directory.
+        gpu: the GPU, from `gpu()`.
+        prepared: key of the prepared graph. None for the bundle's graph.
         pad: token id that fills the rest of a row.
-        graphs: run small batches as CUDA graphs.
-        operators: the library of jinaclip's own operators, for a graph that has them.
+        graphs: capture CUDA graphs.
+        operators: the library of jinaclip's own operators, if the graph uses them.
 
     Raises:
-        BackendMissing: onnxruntime has no CUDA provider, it does not start here, or the graph needs cuDNN.
-        BundleError: the file is not a graph that onnxruntime accepts.
-        BackendError: part of the graph would run on the host; the GPU has too little memory.
+        BackendMissing: onnxruntime has no usable CUDA provider, or the graph needs cuDNN and it is not found.
+        BundleError: onnxruntime cannot open the file.
+        BackendError: onnxruntime would run part of the graph on the CPU, or the GPU has too little memory.
     """
 
     backend = "onnxruntime"
-    tiled_above: int | None = 0  # flash attention never writes its scores
+    tiled_above: int | None = 0  # flash attention does not store its scores
     concurrency = RUNS_AT_ONCE
 
     def __init__(
@@ -84,11 +85,11 @@ class OnnxRuntimeCudaSession:
         self._slots: list[Slot] = []
         self._captures = graphs
         self._graphs: dict[Key, Graph] = {}
-        self._seen: set[Key] = set()  # shapes that ran, captured or not
+        self._seen: set[Key] = set()  # shapes that have run, captured or not
         self._plain: set[Key] = set()  # shapes whose capture failed
-        self._held = {True: 0, False: 0}  # graphs of small shapes and of larger ones, those that failed included
-        self._bindings: list[Any] = []  # of the graphs
-        self._in_stream = threading.Lock()  # one thread at a time puts work into the stream
+        self._held = {True: 0, False: 0}  # captures of small shapes (True) and of larger ones, failed ones included
+        self._bindings: list[Any] = []  # those of the captured graphs
+        self._in_stream = threading.Lock()  # held by the thread that adds work to the stream
         self._thread.call(self._open)
 
     def run(
@@ -105,7 +106,7 @@ class OnnxRuntimeCudaSession:
         work = planner.plan(batch, tuple(outputs or planner.outputs))
         with self._pool.borrow() as loan:
             slot = loan.item
-            require_open(self._process, slot)  # another thread may have closed it meanwhile
+            require_open(self._process, slot)  # another thread may have closed the session meanwhile
             assert slot is not None
             try:
                 self._make_ready(slot, work)
@@ -115,7 +116,7 @@ class OnnxRuntimeCudaSession:
                 raise self._failed(error) from error
             if found is not None:
                 return found
-            # The GPU's thread takes the loan over; where this one is interrupted before, there is nothing to run.
+            # The GPU's thread takes over the loan. If this thread is interrupted before that, nothing is run.
             return self._thread.call(self._start, loan, work, release_memory).result()
 
     def describe(self) -> dict[str, Any]:
@@ -131,10 +132,10 @@ class OnnxRuntimeCudaSession:
         }
 
     def close(self) -> None:
-        """Free the session once its current runs have ended. Runs that wait for one raise "this model is closed".
+        """Wait for current runs to end and free the session. Runs that have not started raise "this model is closed".
 
         Raises:
-            BackendError: this thread is in a run itself, which a signal handler interrupted.
+            BackendError: the calling thread is in a run itself, which a signal handler interrupted.
         """
         if os.getpid() != self._process:
             return
@@ -143,32 +144,32 @@ class OnnxRuntimeCudaSession:
                 return
             self._pool.close()
             self._closed = True
-            with suppress(BackendError):  # while Python shuts down: all of it ends with the process
+            with suppress(BackendError):  # raised while Python shuts down; the process then frees everything
                 self._thread.call(self._free)
 
     def __del__(self) -> None:
-        with suppress(Exception):  # also where __init__ failed
+        with suppress(Exception):  # __init__ may have failed
             if os.getpid() == self._process and not self._closed:
-                self._thread.submit(self._free)  # not waited for: this may be the GPU's thread
+                self._thread.submit(self._free)  # without waiting, because this can be the GPU's thread
 
     def graphs(self) -> int:
-        """CUDA graphs that are held now."""
+        """Current number of captured CUDA graphs."""
         return len(self._graphs)
 
     def _require_open(self) -> None:
         require_open(self._process, None if self._closed else self._session)
 
     def _make_ready(self, slot: Slot, work: Run) -> None:
-        """Room for a run in a slot that nothing uses."""
+        """Reserve memory for a run in an idle slot."""
         self._cuda.enter()
-        if slot.in_flight:  # the run before failed, or was interrupted
-            with self._in_stream:  # a stream that is being captured may not be waited for
+        if slot.in_flight:  # the previous run failed or was interrupted
+            with self._in_stream:  # waiting for a stream during a capture is an error
                 self._stream.wait()
             slot.in_flight = False
         slot.reserve(work.inputs.copied, work.outputs.size)
 
     def _replay(self, slot: Slot, work: Run) -> dict[str, np.ndarray] | None:
-        """Run a captured graph from the calling thread; None if it was dropped meanwhile."""
+        """Launch a captured graph from the calling thread. None if the graph was dropped meanwhile."""
         with self._in_stream:
             graph = self._graphs.get(work.key)
             if graph is None:
@@ -177,7 +178,7 @@ class OnnxRuntimeCudaSession:
         return self._results(slot, work)
 
     def _put(self, slot: Slot, work: Run, launch: Callable[[], object]) -> None:
-        """Copy in, launch, copy out and the mark behind them, all without waiting."""
+        """Copy the inputs, launch, copy the outputs and record the slot's event, without waiting."""
         slot.in_flight = True
         self._stream.upload(self._input_block.reserved, slot.input, work.inputs.copied)
         launch()
@@ -191,17 +192,18 @@ class OnnxRuntimeCudaSession:
         views = work.outputs.views(slot.output.array)
         return {name: views[name][: work.rows].copy() for name in work.wanted}
 
-    # What follows runs in the GPU's thread.
+    # The methods below run in the GPU's thread.
 
     def _open(self) -> None:
         ort = self._ort = import_onnxruntime()
         self._cuda = Cuda(self._gpu.index, CudaRuntime(load_libraries(cuda_major(ort))))
         self._stream = Stream(self._cuda)
-        # What runs read and write, graphs too: one piece for all, for the stream runs them one after the other.
+        # Inputs and outputs of all runs, graphs included. The stream executes them one after the other, so they share
+        # these two blocks.
         self._input_block, self._output_block = Block(self._cuda), Block(self._cuda)
         try:
-            # At its default level the library's own logger writes to stderr what is also raised, and a warning at each
-            # session (no level of the session's own reaches it).
+            # At its default level, the library's global logger writes errors to stderr that are also raised, and a
+            # warning for each session. The session's own log level does not affect this logger.
             ort.set_default_logger_severity(4)
             self._session = self._inference_session(ort)
             require_on_device(self._session)
@@ -220,13 +222,13 @@ class OnnxRuntimeCudaSession:
     def _inference_session(self, ort: Any) -> Any:
         options = session_options(ort)
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-        # Weights outside the arena, and an arena that grows by what is asked for: it would double otherwise.
+        # Weights are allocated outside the arena, and the arena grows by the requested size instead of doubling.
         options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
         if self._operators is not None:
             options.register_custom_ops_library(str(self._operators))
         provider = {
             "device_id": self._gpu.index,
-            "use_tf32": 0,  # rounds float32 operands to 10 bits, on by default
+            "use_tf32": 0,  # on by default; it rounds float32 operands to 10 bits
             "user_compute_stream": str(int(self._stream.handle)),
             "arena_extend_strategy": "kSameAsRequested",
         }
@@ -244,16 +246,18 @@ class OnnxRuntimeCudaSession:
         if session.get_providers()[0] != PROVIDER:
             raise BackendMissing(
                 f"onnxruntime {ort.__version__} opened the graph on {session.get_providers()[0]} instead of "
-                f"{PROVIDER}: its CUDA libraries do not load here; run: pip install 'jinaclip[cuda]'"
+                f"{PROVIDER}, because its CUDA libraries cannot be loaded; run: pip install 'jinaclip[cuda]'"
             )
         return session
 
     def _start(self, asked: Loan[Slot], work: Run, release_memory: bool) -> Answer[dict[str, np.ndarray]]:
-        """Put a run into the stream. What it returns waits for its end, after what was submitted meanwhile."""
+        """Add a run to the stream. The returned Answer waits for the end of the run, and is processed after other work
+        that was submitted meanwhile.
+        """
         loan = asked.take_over()
         slot = loan.item
         if slot is None:
-            raise BackendError("the thread that asked for this run was interrupted")
+            raise BackendError("the thread that requested this run was interrupted")
         try:
             with self._in_stream:
                 self._reserve(work)
@@ -286,11 +290,11 @@ class OnnxRuntimeCudaSession:
         return self._captures and work.key not in self._graphs and work.key not in self._plain and self._has_room(work)
 
     def _has_room(self, work: Run) -> bool:
-        """Whether a shape's graph can be held; those that were captured stay."""
+        """Whether another graph of this size class may be captured. Captured graphs are not replaced."""
         return self._held[work.small] < (MOST_SMALL_GRAPHS if work.small else MOST_LARGE_GRAPHS)
 
     def _capture(self, work: Run) -> None:
-        """Capture a shape that has just run, so that all of its memory is there. Nothing runs."""
+        """Capture a shape as a CUDA graph, without running it. It must have run before, which allocates its memory."""
         if self._closed or not self._wants_graph(work) or not self._fits(work):
             return
         self._held[work.small] += 1
@@ -304,16 +308,16 @@ class OnnxRuntimeCudaSession:
             self._plain.add(work.key)
             self._cuda(self._cuda.api.cudaGetLastError)
             logger.warning(
-                "%s: shape %s is run without a CUDA graph: %s", self.device, list(work.key), first_line(error)
+                "%s: shape %s runs without a CUDA graph: %s", self.device, list(work.key), first_line(error)
             )
 
     def _fits(self, work: Run) -> bool:
-        """Whether its inputs and outputs have room in the memory that is there."""
+        """Whether the current blocks are large enough for a run's inputs and outputs."""
         return self._input_block.size >= work.inputs.size and self._output_block.size >= work.outputs.size
 
     def _reserve(self, work: Run) -> None:
-        """Memory for a run's inputs and outputs. Graphs read and write where the memory was: it is not moved under
-        them, but they are dropped, and captured again.
+        """Reserve memory for a run's inputs and outputs. If the blocks must be replaced, all graphs are dropped first,
+        because they use the addresses of the old blocks. They are captured again later.
         """
         if self._fits(work):
             return
@@ -370,13 +374,13 @@ class OnnxRuntimeCudaSession:
         with suppress(BackendError):
             free = f", {self._cuda.free_bytes() >> 20} MiB are free"
         return BackendError(
-            f"{self._gpu} has too little memory{free}; give a smaller batch_size, load one tower, or end what else "
-            f"uses the GPU ({first_line(error)})"
+            f"{self._gpu} has too little memory{free}; use a smaller batch_size, load one tower, or end other "
+            f"processes on the GPU ({first_line(error)})"
         )
 
 
 def onnxruntime_cuda_facts(gpu: Gpu) -> dict[str, Any]:
-    """What decides a graph's numbers on this GPU, known before one is opened: part of every `describe()`."""
+    """The facts that determine a graph's numerical results on this GPU. See `Backend.facts`."""
     return {
         "backend": OnnxRuntimeCudaSession.backend,
         "version": onnxruntime_version(),

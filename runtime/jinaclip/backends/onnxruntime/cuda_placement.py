@@ -1,4 +1,6 @@
-"""On which device ONNX Runtime placed the operators of a graph: none that matters may be on the host, or need cuDNN."""
+"""Checks of the devices on which ONNX Runtime placed the operators of a graph. Only shape arithmetic may be on the CPU,
+and no operator may need cuDNN if it is not installed.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +12,13 @@ from jinaclip.backends.cuda.libraries import CUDNN, load
 from jinaclip.backends.onnxruntime.cuda_provider import PROVIDER
 from jinaclip.errors import BackendError, BackendMissing
 
-# Operators that compute shapes; ONNX Runtime keeps those on the host on purpose. Any other one there would copy
-# activations to the host and back.
+# Operators that compute shapes, which ONNX Runtime places on the CPU intentionally. Any other operator on the CPU would
+# copy activations to the host and back.
 ON_HOST = {
     "Shape", "Size", "Gather", "Concat", "Squeeze", "Unsqueeze", "Slice", "Cast", "Range", "Constant", "Reshape",
     "ConstantOfShape", "Add", "Sub", "Mul", "Div", "Identity", "MemcpyFromHost", "MemcpyToHost",
 }  # fmt: skip
-# Operators whose CUDA kernels call cuDNN, which jinaclip does not ask for.
+# Operators whose CUDA kernels call cuDNN, which is not a dependency of jinaclip.
 NEEDS_CUDNN = {
     "Conv", "ConvTranspose", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMin",
     "ReduceProd", "ReduceSumSquare", "ArgMax", "ArgMin", "BatchNormalization", "InstanceNormalization", "AveragePool",
@@ -25,8 +27,8 @@ NEEDS_CUDNN = {
 
 
 def host_operators(session: Any) -> dict[str, int]:
-    """Counts operators of an onnxruntime session that are placed on the host, shape arithmetic excluded. The session
-    was opened with `session.record_ep_graph_assignment_info`.
+    """Count the operators placed on the CPU, shape arithmetic excluded. The onnxruntime session must have been opened
+    with `session.record_ep_graph_assignment_info`.
     """
     return _count(session, lambda provider, op_type: provider != PROVIDER and op_type not in ON_HOST)
 
@@ -41,6 +43,7 @@ def _count(session: Any, wanted: Callable[[str, str], bool]) -> dict[str, int]:
 
 
 def require_on_device(session: Any) -> None:
+    """Raises BackendError if operators other than shape arithmetic are placed on the CPU."""
     if found := host_operators(session):
         raise BackendError(
             f"onnxruntime would run part of this graph on the host ({_listed(found)}), copying activations there and "
@@ -49,11 +52,12 @@ def require_on_device(session: Any) -> None:
 
 
 def require_no_cudnn(session: Any, path: Path) -> None:
+    """Raises BackendMissing if operators need cuDNN and it is not found."""
     found = _count(session, lambda provider, op_type: provider == PROVIDER and op_type in NEEDS_CUDNN)
     if found and load(CUDNN) is None:
         raise BackendMissing(
-            f"{path.name} has operators that run on a GPU only with cuDNN ({_listed(found)}), and {CUDNN} is not "
-            "found; run `jinaclip build BUNDLE --device cuda`, which replaces them in fp16, or export the bundle again"
+            f"{path.name} has operators that need cuDNN on a GPU ({_listed(found)}), and {CUDNN} is not found; run "
+            "`jinaclip build BUNDLE --device cuda`, which replaces them in fp16, or export the bundle again"
         )
 
 

@@ -1,4 +1,4 @@
-"""Whether ONNX Runtime's CUDA provider can be used here, and why not."""
+"""Checks whether ONNX Runtime's CUDA provider can be used on this machine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LEAST_CAPABILITY = (7, 5)
 
 
 def has_cuda_provider() -> bool:
-    """Whether the installed onnxruntime is one for CUDA; False also where none is installed."""
+    """Whether the installed onnxruntime has the CUDA provider. False if onnxruntime is not installed."""
     try:
         return PROVIDER in import_onnxruntime().get_available_providers()
     except BackendMissing:
@@ -26,17 +26,17 @@ def has_cuda_provider() -> bool:
 
 
 def cuda_problem(gpu: Gpu | None = None) -> str | None:
-    """Why ONNX Runtime cannot use CUDA here, in words; None if it can.
+    """Why ONNX Runtime cannot use CUDA on this machine, as a message; None if it can.
 
     Args:
-        gpu: also look whether its driver is new enough and whether the device lets this process in.
+        gpu: the GPU whose driver version, capability and availability are checked. None checks the libraries only.
     """
     ort = import_onnxruntime()
     if not has_cuda_provider():
         return f"the installed onnxruntime {ort.__version__} has no CUDA provider; run: pip install 'jinaclip[cuda]'"
     if gpu is not None and _version(gpu.driver) < (cuda_major(ort), 0):
         return (
-            f"the NVIDIA driver serves CUDA {gpu.driver}, onnxruntime {ort.__version__} needs CUDA "
+            f"the NVIDIA driver supports CUDA {gpu.driver}, onnxruntime {ort.__version__} needs CUDA "
             f"{cuda_major(ort)}.0 or newer; update the driver"
         )
     if gpu is not None and _version(gpu.capability) < LEAST_CAPABILITY:
@@ -53,19 +53,19 @@ def cuda_problem(gpu: Gpu | None = None) -> str | None:
 
 
 def _enter(library: Any, gpu: Gpu) -> None:
-    """Raises BackendError: the device does not let this process in."""
+    """Raises BackendError if this process cannot use the device."""
     api = CudaRuntime(library)
     try:
         cuda = Cuda(gpu.index, api)
         cuda.free_bytes()
     except BackendError as error:
-        held = "; another process may hold it in exclusive mode (nvidia-smi shows both)"
+        held = "; another process may use it in exclusive mode (see nvidia-smi)"
         raise BackendError(f"{gpu} cannot be used: {error}{held if 'unavailable' in str(error) else ''}") from error
 
 
 @cache
 def cuda_major(ort: Any) -> int:
-    """Of the CUDA that the installed onnxruntime was built for."""
+    """Major version of the CUDA that the installed onnxruntime was built for."""
     return _version(str(getattr(ort, "cuda_version", "") or "13.0"))[0]
 
 

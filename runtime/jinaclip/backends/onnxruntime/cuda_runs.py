@@ -1,4 +1,4 @@
-"""How batches are run on a GPU: the shape that each is padded to, and the arrays of it."""
+"""Planning of runs on a GPU: the shape that a batch is padded to, and the layout of its arrays."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from jinaclip.backends.onnxruntime import packed_texts
 from jinaclip.backends.shapes import Profile, bucket_for, pad_into
 from jinaclip.errors import InputError
 
-# Up to so many tokens, or images, launching kernels takes about as long as running them: there a graph is worth its
-# padding.
+# Up to this many tokens or images, launching kernels takes about as long as running them. Padding to a shape that has a
+# CUDA graph is then faster.
 GRAPH_TOKENS, GRAPH_IMAGES = 2048, 4
 
 Key = tuple[int, ...]
@@ -23,14 +23,15 @@ Key = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Run:
-    """A batch as it is run: the shapes of its arrays, and where they lie.
+    """The plan of a run.
 
     Attributes:
-        key: its shape.
-        small: whether it is one of those that are padded for the sake of a CUDA graph.
-        rows: of the batch; the outputs may have more.
+        key: the padded shape, which identifies its CUDA graph.
+        small: whether the shape is one of the small ones that batches are padded to.
+        inputs, outputs: layout of the input and output arrays.
+        rows: number of rows in the batch. The outputs may have more.
         wanted: names of the outputs that are copied back.
-        write: fills the inputs.
+        write: function that fills the input arrays.
     """
 
     key: Key
@@ -42,7 +43,7 @@ class Run:
     write: Callable[[Mapping[str, np.ndarray]], None]
 
     def copied_back(self) -> tuple[int, int]:
-        """The bytes of the outputs' block in which the wanted ones lie: first, and behind the last."""
+        """The range of bytes in the block of outputs that has the wanted ones: start, and end (exclusive)."""
         parts = [self.outputs.parts[name] for name in self.wanted]
         ends = [offset + self.rows * width * dtype.itemsize for offset, (_, width), dtype in parts]
         return min(offset for offset, _, _ in parts), max(ends)
@@ -52,14 +53,14 @@ class RunPlanner:
     """Plans the runs of one graph.
 
     Args:
-        session: onnxruntime's, for the graph's inputs and outputs.
+        session: the onnxruntime session, from which the graph's inputs and outputs are read.
         pad: token id that fills the rest of a row.
 
     Attributes:
-        input: name of the input that a caller gives.
-        outputs: by name, the width of its rows.
-        packed: texts lie one after the other, without padding.
-        cost: of a run.
+        input: name of the input that callers pass.
+        outputs: width of the rows of each output, by name.
+        packed: texts are concatenated without padding.
+        cost: cost of a run.
     """
 
     def __init__(self, session: Any, pad: int) -> None:
@@ -76,10 +77,10 @@ class RunPlanner:
         self._most = GRAPH_TOKENS if is_text else GRAPH_IMAGES
         most = (1, 1, self._most)
         self._buckets = (Profile("graphs", most, most if is_text else None),)
-        self._largest = 0  # tokens of a packed run so far
+        self._largest = 0  # tokens of the largest packed run so far
 
     def checked(self, batch: np.ndarray) -> np.ndarray:
-        """Raises InputError: it has another number of dimensions, another row, or another kind of numbers."""
+        """The batch as an array. Raises InputError if its shape or dtype does not match the graph's input."""
         batch, wanted, row = np.asarray(batch), self._inputs[self.input], self._input_row
         if batch.ndim != (1 + len(row) if row else 2) or (row and batch.shape[1:] != row):
             expected = ", ".join(map(str, row)) if row else "T"
@@ -89,7 +90,12 @@ class RunPlanner:
         return batch
 
     def plan(self, batch: np.ndarray, wanted: tuple[str, ...]) -> Run:
-        """How a batch is run: its shape, and whether it is a small one."""
+        """Plan the run of a batch.
+
+        Args:
+            batch: the batch, as `checked` returns it.
+            wanted: names of the outputs to copy back.
+        """
         if self.packed:
             texts = packed_texts.Texts(batch, self._pad)
             shape = packed_texts.shape_of(texts.lengths, self._largest)
@@ -112,7 +118,7 @@ class RunPlanner:
         self, key: Key, small: bool, shapes: Mapping[str, tuple[int, ...]], places: int, rows: int,
         wanted: tuple[str, ...], write: Callable[[Mapping[str, np.ndarray]], None], unset: str | None = None,
     ) -> Run:  # fmt: skip
-        """A run of inputs of these shapes, whose outputs have `places` rows."""
+        """A plan for inputs of these shapes, with outputs of `places` rows."""
         return Run(
             key=key,
             small=small,

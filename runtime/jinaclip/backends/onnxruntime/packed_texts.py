@@ -1,6 +1,6 @@
-"""Texts one after the other without padding, as prepared graphs for GPUs take them.
+"""Packed texts: a batch whose texts are concatenated without padding, the input of prepared text graphs for GPUs.
 
-Symbols: B texts, T tokens of the longest, N tokens of all texts together.
+Symbols in shapes: B texts, T tokens in the longest text.
 """
 
 from __future__ import annotations
@@ -9,27 +9,27 @@ from collections.abc import Mapping
 
 import numpy as np
 
-# Inputs of such a graph.
+# Inputs of a graph for packed texts.
 IDS, POSITIONS, OFFSETS, TOKEN_OFFSET = "input_ids", "positions", "offsets", "token_offset"
 INPUTS = frozenset({IDS, POSITIONS, OFFSETS, TOKEN_OFFSET})
-_SHORTEST = 16  # tokens: a matrix unit works on 16 rows at once
-_FEW, _TILE = 2048, 128  # tokens: more than so many are rounded up to tiles of a product, no further
-_MOST_TEXTS, _MOST_PLACES = 256, 1 << 18  # of a shape that is small
+_SHORTEST = 16  # tokens; matrix units process 16 rows at once
+_FEW, _TILE = 2048, 128  # batches of more than _FEW tokens are rounded up to a multiple of _TILE only
+_MOST_TEXTS, _MOST_PLACES = 256, 1 << 18  # limits of a small shape
 
 Shape = tuple[int, int, int]  # tokens, texts, longest text
 
 
 def shape_of(lengths: np.ndarray, held: int = 0) -> Shape:
-    """The shape that texts of these lengths [B] are run with: a little larger, so that few shapes come up.
+    """The padded shape of a batch. Rounding the sizes up keeps the number of different shapes small.
+
+    Up to 2048 tokens are rounded up by at most one eighth. Sizes above `held` are rounded in the same way, so that the
+    memory arena, which allocates for every new largest size, grows in few steps. All other sizes are rounded up to a
+    multiple of 128. The number of texts and the length of the longest text are rounded up to powers of two. The longest
+    text determines which attention kernels are launched; their blocks without tokens end immediately.
 
     Args:
-        lengths: of the texts, in tokens.
-        held: tokens of the largest run so far.
-
-    Up to 2048 tokens are rounded up by at most an eighth. So are more than `held`: the arena, which keeps memory for
-    every size that is larger than those before it, then grows in few steps. Others are rounded up to a multiple of 128.
-    The numbers of texts and of tokens of the longest become powers of two. The longest decides which attention
-    kernels are launched; blocks without tokens end at once.
+        lengths: number of tokens of each text, [B].
+        held: number of tokens in the largest run so far.
     """
     tokens = int(lengths.sum())
     fine = -(-tokens // _TILE) * _TILE
@@ -39,27 +39,28 @@ def shape_of(lengths: np.ndarray, held: int = 0) -> Shape:
 
 
 def input_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
-    """Shape of every input of the graph. Of `token_offset` only the shape matters (number of texts, longest text): no
-    CUDA kernel reads its contents.
+    """Shape of every input of the graph. Only the shape of `token_offset` matters (number of texts, longest text),
+    because no CUDA kernel reads its contents.
     """
     tokens, texts, longest = shape
     return {IDS: (tokens,), POSITIONS: (tokens,), OFFSETS: (texts + 1,), TOKEN_OFFSET: (texts, longest)}
 
 
 def is_small(shape: Shape, most_tokens: int) -> bool:
-    """Whether a shape has at most so many tokens, and not many more texts than such texts usually are."""
+    """Whether a shape has at most `most_tokens` tokens, and its number of texts and its positions are limited, too."""
     tokens, texts, longest = shape
     return tokens <= most_tokens and texts <= _MOST_TEXTS and texts * longest <= _MOST_PLACES
 
 
 class Texts:
-    """Texts to be run.
+    """A batch of texts.
 
     Args:
-        ids: [B, T], padded at the right with `pad`.
+        ids: token ids [B, T], padded on the right with `pad`.
+        pad: the token id of padding.
 
     Attributes:
-        lengths: int32 [B], tokens of each.
+        lengths: number of tokens of each text, int32 [B].
     """
 
     def __init__(self, ids: np.ndarray, pad: int) -> None:
@@ -68,12 +69,12 @@ class Texts:
         self.lengths = self._kept.sum(1, dtype=np.int32)
 
     def write(self, inputs: Mapping[str, np.ndarray]) -> None:
-        """Fill arrays of `input_shapes`.
+        """Fill input arrays with the shapes of `input_shapes`.
+
+        Tokens after the last text are padding that belongs to no text. Additional texts are empty.
 
         Args:
             inputs: IDS int64 [tokens], POSITIONS int32 [tokens], OFFSETS int32 [texts + 1].
-
-        Tokens beyond the texts are padding that belongs to no text; texts beyond those that are there are empty.
         """
         texts, count = len(self._ids), int(self.lengths.sum())
         columns = np.broadcast_to(np.arange(self._ids.shape[1], dtype=np.int32), self._ids.shape)

@@ -1,8 +1,8 @@
-"""Graphs prepared for ONNX Runtime by `jinaclip build`: found and opened, or left aside with the reason.
+"""Prepared graphs, which `jinaclip build` makes for ONNX Runtime: finding the one for this machine, and opening it.
 
-A prepared graph is the bundle's own graph, rewritten: for a CPU with its weights packed as this CPU's kernels read
-them, for CUDA with the attention that its flash kernel takes. Where none fits, the bundle's graph is opened: the
-vectors are the same.
+A prepared graph is a rewritten copy of a bundle's graph. For CPUs its weights are packed in the layout that the CPU's
+kernels read. For CUDA its attention is in the form that the flash attention kernel needs. Without a matching prepared
+graph, the bundle's graph is opened; the vectors are the same.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from jinaclip.bundle.engines import SIDECAR_VERSION, damage, difference, engines
 from jinaclip.bundle.manifest import Bundle
 
 GRAPH = "graph.onnx"
-# How graphs are prepared, by device; one that was prepared otherwise is made again.
+# Version of the preparation, by device. Graphs of another version are not used and are built again.
 RECIPE = {"cpu": 2, "cuda": 2}
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A prepared graph that fits this machine.
+    """A prepared graph for this machine.
 
     Attributes:
-        key: its directory's name.
+        key: name of its directory.
         path: the .onnx file.
-        tiled_above: attention without padding runs in tiles from this many tokens on; None: never.
-        unpadded: padding is computed by attention alone.
-        operators: it has jinaclip's own CUDA operators.
+        tiled_above: attention runs in tiles for unpadded texts with more tokens than this; None: never.
+        unpadded: only attention computes padding.
+        operators: the graph uses jinaclip's own CUDA operators.
     """
 
     key: str
@@ -52,11 +52,17 @@ class Prepared:
 def open_graph(
     bundle: Bundle, tower: str, precision: str, *, gpu: Gpu | None = None, threads: int | None = None
 ) -> tuple[Session, str]:
-    """A session of the prepared graph where one fits, else of the bundle's own; and, in words, which and why.
+    """Open the prepared graph for this machine or, without one, the bundle's graph.
 
     Args:
-        gpu: to run it on; None for the CPU.
+        bundle: the bundle.
+        tower: name of the tower.
+        precision: precision of the graph.
+        gpu: the GPU. None for the CPU.
         threads: cores for one run on the CPU.
+
+    Returns:
+        The session, and a message that says which graph was chosen and why.
     """
     library = operators_for(gpu)
     device = "cpu" if gpu is None else "cuda"
@@ -76,10 +82,17 @@ def open_graph(
 def find_prepared(
     bundle: Bundle, tower: str, precision: str, device: str = "cpu", *, operators: bool = False
 ) -> tuple[Prepared | None, str]:
-    """The prepared graph of a tower that fits this machine, or None; and the reason in words.
+    """Find the prepared graph of a tower for this machine.
 
     Args:
-        operators: jinaclip's own CUDA operators can be used. A graph that has them is then taken before one without.
+        bundle: the bundle.
+        tower: name of the tower.
+        precision: precision of the graph.
+        device: "cpu" or "cuda".
+        operators: whether jinaclip's own CUDA operators can be used. Graphs with them are then preferred.
+
+    Returns:
+        The prepared graph or None, and a message with the reason.
     """
     command = "jinaclip build" if device == "cpu" else "jinaclip build --device cuda"
     reasons = []
@@ -88,7 +101,7 @@ def find_prepared(
         for directory, sidecar in engines_of(bundle, tower, precision, "onnxruntime"):
             if sidecar.get("device", "cpu") != device or (sidecar.get("operators") is not None) != wanted:
                 continue
-            missing = "jinaclip's CUDA operators are not here" if wanted and not operators else None
+            missing = "jinaclip's CUDA operators are not available" if wanted and not operators else None
             reason = missing or _misfit(sidecar, expected) or damage(directory, sidecar, GRAPH)
             if reason is None:
                 tiled = sidecar.get("tiled_above")
@@ -99,12 +112,14 @@ def find_prepared(
                 return found, f"prepared graph {directory.name}"
             reasons.append(f"{directory.name} is not used: {reason}")
     if reasons:
-        return None, f"the bundle's graph; {reasons[0]}; run `{command}` here"
+        return None, f"the bundle's graph; {reasons[0]}; run `{command}` on this machine"
     return None, f"the bundle's graph; `{command}` prepares one for this machine"
 
 
 def running_graph(bundle: Bundle, tower: str, precision: str, gpu: Gpu | None = None) -> str:
-    """Identity of the graph that would be opened here: the bundle's own, and what it was prepared as."""
+    """Identity of the graph that `open_graph` would open: the identity of the bundle's graph, and the key of the
+    prepared graph if there is one.
+    """
     device, operators = "cpu" if gpu is None else "cuda", operators_for(gpu) is not None
     prepared, _ = find_prepared(bundle, tower, precision, device, operators=operators)
     identity = bundle.graph_identity(tower, precision)
@@ -114,8 +129,8 @@ def running_graph(bundle: Bundle, tower: str, precision: str, gpu: Gpu | None = 
 def required_facts(
     bundle: Bundle, tower: str, precision: str, device: str = "cpu", *, operators: bool = False
 ) -> dict[str, Any]:
-    """What a prepared graph is tied to, as it is here and now. One for CUDA is only rewritten, and fits every GPU that
-    its operators run on.
+    """The facts that a prepared graph's sidecar must have to be used on this machine. Graphs for CUDA do not depend on
+    the machine, apart from the operators that they use.
     """
     facts: dict[str, Any] = {
         "format_version": SIDECAR_VERSION,
@@ -142,5 +157,5 @@ def _misfit(sidecar: Mapping[str, Any], expected: Mapping[str, Any]) -> str | No
         if not isinstance(found, list) or not isinstance(here, list):
             return difference(sidecar, expected)
         more, less = sorted(set(found) - set(here)), sorted(set(here) - set(found))
-        return f"it was made for a CPU with {more} and without {less}, unlike this one"
+        return f"it was built for a CPU with {more} and without {less}, unlike this CPU"
     return reason

@@ -1,5 +1,5 @@
-"""Sessions of engines that `jinaclip build` made with TensorRT or TensorRT-RTX.
+"""Sessions for engines that `jinaclip build` made with TensorRT or TensorRT-RTX.
 
-The one folder that imports these libraries. Imports jinaclip.bundle, the files of backends that describe sessions and
-machines, and backends.cuda; nothing of ONNX Runtime.
+Only this folder imports these libraries. It imports jinaclip.bundle, the shared files of backends, and backends.cuda,
+but nothing of ONNX Runtime.
 """

@@ -1,4 +1,4 @@
-"""TensorRT and TensorRT-RTX as backends."""
+"""The TensorRT and TensorRT-RTX backends."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from jinaclip.errors import BackendError
 
 @dataclass(frozen=True)
 class TensorRtBackend:
-    """TensorRT or TensorRT-RTX on an NVIDIA GPU; see jinaclip.backends.base.Backend.
+    """TensorRT or TensorRT-RTX on an NVIDIA GPU. See jinaclip.backends.base.Backend.
 
     Attributes:
         name: "tensorrt" or "tensorrt-rtx".
-        gpu: the device.
-        library: that runs the engines.
-        reason: why it was chosen.
+        gpu: the GPU.
+        library: the library that runs the engines.
+        reason: why this backend was chosen.
     """
 
     name: str
     gpu: Gpu
     library: Library
-    reason: str = "asked for"
+    reason: str = "requested"
     device: ClassVar[str] = "cuda"
 
     @classmethod

@@ -1,5 +1,5 @@
-"""A plan that TensorRT or TensorRT-RTX has loaded: its tensors, its execution contexts, and the compiled kernels that
-TensorRT-RTX keeps between processes.
+"""A loaded TensorRT or TensorRT-RTX plan: its tensors, its execution contexts, and the cache of kernels that
+TensorRT-RTX compiles.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ class Tensor:
     """An input or output of an engine.
 
     Attributes:
-        row: shape without the batch; (-1,) for the ids of a text.
+        name: name of the tensor.
+        dtype: its dtype.
+        row: its shape without the batch dimension; (-1,) for token ids.
     """
 
     name: str
@@ -33,35 +35,37 @@ class Tensor:
 
     @property
     def has_tokens(self) -> bool:
-        """Whether a row is a text, of any length."""
+        """Whether rows are token ids, with variable length."""
         return self.row == (-1,)
 
     def shape(self, bucket: Bucket) -> tuple[int, ...]:
-        """Of a batch."""
+        """Shape for a batch of this bucket."""
         return (bucket.rows, *((bucket.tokens or 1,) if self.has_tokens else self.row))
 
     def bytes(self, bucket: Bucket) -> int:
-        """Of a batch."""
+        """Size for a batch of this bucket, in bytes."""
         return int(np.prod(self.shape(bucket), dtype=np.int64)) * self.dtype.itemsize
 
 
 class Engine:
-    """A loaded plan. Contexts that were made of it must be gone before it is closed.
+    """A loaded plan. Its contexts must be freed before it is closed.
 
     Args:
-        plan: the file.
-        gpu: that the plan was built for, and that is there.
-        profiles: of the plan, in its order.
-        kernels: file for what TensorRT-RTX compiles on this GPU; None for nowhere. TensorRT compiles nothing here.
+        plan: the plan file.
+        gpu: the GPU that the plan was built for.
+        library: the library that built it.
+        profiles: the plan's profiles, in order.
+        kernels: file for the kernels that TensorRT-RTX compiles for this GPU. None does not store them. TensorRT
+            compiles no kernels at run time.
 
     Attributes:
-        source: the input; there is one.
-        outputs: in the engine's order.
-        context_bytes: memory for activations that every context is given: enough for the largest profile.
-        captures: whether CUDA graphs are left to us. TensorRT-RTX captures and replays by itself.
+        source: the engine's only input.
+        outputs: its outputs, in order.
+        context_bytes: memory for activations that each context needs: enough for the largest profile.
+        captures: whether jinaclip captures CUDA graphs. TensorRT-RTX does this itself.
 
     Raises:
-        EngineMismatch: the library refuses the plan, or the plan has another number of profiles.
+        EngineMismatch: the library cannot load the plan, or the plan has another number of profiles.
     """
 
     def __init__(
@@ -78,12 +82,12 @@ class Engine:
             self._engine: Any = self._runtime.deserialize_cuda_engine(np.memmap(plan, np.uint8, "r"))
         if self._engine is None:
             raise EngineMismatch(
-                f"{library.backend} {library.version} on {gpu} refuses {plan.parent.name}: {messages.errors()}; "
-                f"build it again here: jinaclip build BUNDLE --backend {library.backend} --force"
+                f"{library.backend} {library.version} on {gpu} cannot load {plan.parent.name}: {messages.errors()}; "
+                f"build it again on this machine: jinaclip build BUNDLE --backend {library.backend} --force"
             )
         if self._engine.num_optimization_profiles != len(self.profiles):
             raise EngineMismatch(
-                f"{plan.parent.name} has {self._engine.num_optimization_profiles} profiles, its sidecar says "
+                f"{plan.parent.name} has {self._engine.num_optimization_profiles} profiles, its sidecar lists "
                 f"{len(self.profiles)}; build it again"
             )
         self.context_bytes = int(self._engine.device_memory_size_v2)
@@ -98,27 +102,30 @@ class Engine:
         (self.source,) = inputs
 
     def context(self, profile: int, memory: int, stream: int) -> Any:
-        """An execution context for one profile.
+        """Create an execution context for one profile.
 
         Args:
-            memory: address of `context_bytes` on the device, for contexts that never run at the same time.
-            stream: cudaStream_t that the profile is set in; wait for it before the context runs in another.
+            profile: number of the profile.
+            memory: address of `context_bytes` on the device. Contexts can share it if they never run at the same time.
+            stream: the cudaStream_t in which the profile is set. Wait for it before the context runs in another stream.
 
         Raises:
-            BackendError: the library makes none, or does not take the profile.
+            BackendError: the library does not create the context or does not accept the profile.
         """
         name = self.profiles[profile].name
         with Messages(self.library) as messages:
             context = self._engine.create_execution_context(self._context_settings())
             if context is None:
-                raise BackendError(f"{self.library.backend} makes no context for profile {name}: {messages.errors()}")
+                raise BackendError(
+                    f"{self.library.backend} cannot create a context for profile {name}: {messages.errors()}"
+                )
             if not context.set_optimization_profile_async(profile, stream):
-                raise BackendError(f"{self.library.backend} does not take profile {name}: {messages.errors()}")
+                raise BackendError(f"{self.library.backend} does not accept profile {name}: {messages.errors()}")
         context.set_device_memory(memory, self.context_bytes)
         return context
 
     def save_kernels(self) -> None:
-        """Keep what TensorRT-RTX has compiled since it was saved last, where that can be written."""
+        """Save the kernels that TensorRT-RTX has compiled since the last save, if the file can be written."""
         if self._kernels is None or self._runtime_cache is None:
             return
         content = bytes(memoryview(self._runtime_cache.serialize()))
@@ -128,7 +135,7 @@ class Engine:
                 self._kernels_saved = content
 
     def close(self) -> None:
-        """Free it."""
+        """Free the engine."""
         self._runtime_cache = None
         self._engine = None
         self._runtime = None
@@ -140,7 +147,7 @@ class Engine:
             return strategy
         config = self._engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(strategy)
-        # Kernels for the exact shape, compiled at its first run; the library captures and replays it by itself.
+        # Kernels are compiled for the exact shape at its first run. The library captures and replays graphs itself.
         config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
         config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
         if self._runtime_cache is None:
@@ -148,7 +155,7 @@ class Engine:
             if self._kernels is not None:
                 with suppress(OSError):
                     content = self._kernels.read_bytes()
-                    if self._runtime_cache.deserialize(content):  # refuses another GPU's by itself
+                    if self._runtime_cache.deserialize(content):  # False for the cache of another GPU
                         self._kernels_saved = content
         config.set_runtime_cache(self._runtime_cache)
         return config

@@ -1,4 +1,4 @@
-"""TensorRT and TensorRT-RTX: one interface, two packages. Loaded here, by the names that both have."""
+"""Loading of TensorRT and TensorRT-RTX, two packages with the same interface, and their log messages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from jinaclip.errors import BackendMissing
 
 BACKENDS = ("tensorrt", "tensorrt-rtx")
-# Module, extra, first version that is served and first that is not.
+# Module, pip extra, first supported version, first unsupported version.
 _PACKAGES = {
     "tensorrt": ("tensorrt", "tensorrt", (10, 12), (12, 0)),
     "tensorrt-rtx": ("tensorrt_rtx", "tensorrt-rtx", (1, 7), (2, 0)),
@@ -23,9 +23,9 @@ class Library:
     """An imported package.
 
     Attributes:
-        backend: of BACKENDS.
+        backend: one of BACKENDS.
         module: `tensorrt` or `tensorrt_rtx`.
-        version: in full, "11.4.0.106": engines are tied to it.
+        version: full version, such as "11.4.0.106". Engines are valid for one version only.
     """
 
     backend: str
@@ -34,8 +34,8 @@ class Library:
 
     @property
     def sums_attention_in_float32(self) -> bool:
-        """Whether the operator `Attention` between casts is one kernel with float32 sums: TensorRT-RTX, and TensorRT
-        from 11.3 on (its release notes).
+        """Whether the operator `Attention` between casts is compiled to one kernel with float32 sums. This applies to
+        TensorRT-RTX, and to TensorRT since 11.3 (see its release notes).
         """
         return self.backend == "tensorrt-rtx" or version_of(self.version) >= (11, 3)
 
@@ -44,36 +44,39 @@ def load_library(backend: str) -> Library:
     """Import the package of a backend.
 
     Raises:
-        BackendMissing: it is not installed, does not load, or is of another version than is served.
+        BackendMissing: it is not installed, cannot be loaded, or has an unsupported version.
     """
     name, extra, first, end = _PACKAGES[backend]
     try:
         module = importlib.import_module(name)
-    except Exception as error:  # also what its loader says of libraries that are not there
+    except Exception as error:  # includes errors of its loader about missing libraries
         raise BackendMissing(
-            f"backend {backend!r} needs the package {name}, which does not load ({type(error).__name__}: "
+            f"backend {backend!r} needs the package {name}, which cannot be loaded ({type(error).__name__}: "
             f"{str(error).strip().splitlines()[0] if str(error).strip() else ''}); "
             f"run: pip install 'jinaclip[{extra}]'"
         ) from error
     version = str(module.__version__)
     if not first <= version_of(version) < end:
         raise BackendMissing(
-            f"{name} {version} is installed, jinaclip works with {'.'.join(map(str, first))} and newer, before "
-            f"{end[0]}; run: pip install 'jinaclip[{extra}]'"
+            f"{name} {version} is installed, expected {'.'.join(map(str, first))} or newer, but older than {end[0]}; "
+            f"run: pip install 'jinaclip[{extra}]'"
         )
     return Library(backend, module, version)
 
 
 def version_of(text: str) -> tuple[int, int]:
-    """(11, 4) of "11.4.0.106"."""
+    """Major and minor version: (11, 4) for "11.4.0.106"."""
     major, minor, *_ = [*(int(number) for number in re.findall(r"\d+", text)), 0, 0]
     return major, minor
 
 
 class Messages:
-    """What a library said while a block ran, by severity.
+    """Collects the library's log messages during a `with` block.
 
     with Messages(library) as messages: …
+
+    Attributes:
+        lines: severity and text of each message.
     """
 
     def __init__(self, library: Library) -> None:
@@ -89,17 +92,17 @@ class Messages:
 
     @property
     def text(self) -> str:
-        """All of it."""
+        """All messages, one per line."""
         return "\n".join(line for _, line in self.lines)
 
     def errors(self) -> str:
-        """The errors, in one line."""
+        """The error messages, on one line."""
         found = [line for severity, line in self.lines if severity in ("ERROR", "INTERNAL_ERROR")]
         return "; ".join(line.strip().splitlines()[0] for line in found if line.strip())[:600]
 
 
 def logger_of(library: Library) -> Any:
-    """The library's ILogger: the first that a process gives it serves for good, so there is one."""
+    """The ILogger for the library. There is one per process, because the library uses the first one permanently."""
     return _logger(library.backend)
 
 
@@ -108,7 +111,7 @@ _making = threading.Lock()
 
 
 def _logger(backend: str) -> Any:
-    with _making:  # two threads may open models at the same time
+    with _making:  # several threads can open models at the same time
         if backend not in _loggers:
             _loggers[backend] = _new_logger(load_library(backend).module)
         return _loggers[backend]

@@ -1,7 +1,8 @@
-"""TensorRT plans of a bundle: found in the engine store and held to what is here, or refused with the way to rebuild.
+"""Finding a bundle's TensorRT plans in the engine store, and checking that they are valid for this machine.
 
-A plan belongs to one version of one library and to one GPU model; TensorRT-RTX's to the GPU generations it was
-compiled for. Nothing is built when a model is opened, and nothing is taken in place of what was asked.
+A plan is valid for one version of one library and for one GPU model. Plans of TensorRT-RTX are valid for the GPU
+generations that they were compiled for. If no plan is valid, the error message has the command that builds one; there
+is no fallback, and opening a model never builds a plan.
 """
 
 from __future__ import annotations
@@ -21,17 +22,17 @@ from jinaclip.bundle.manifest import Bundle
 from jinaclip.errors import BackendMissing, EngineMismatch
 
 PLAN = "plan.engine"
-PRECISION = "fp16"  # of every plan
+PRECISION = "fp16"  # precision of all plans
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A plan that fits.
+    """A plan that is valid for this machine.
 
     Attributes:
-        key: of the engine.
-        path: the file.
-        profiles: in the plan's order.
+        key: the engine's key.
+        path: the plan file.
+        profiles: the plan's profiles, in order.
     """
 
     key: str
@@ -40,7 +41,7 @@ class Plan:
 
 
 def required_facts(bundle: Bundle, tower: str, library: Library) -> dict[str, Any]:
-    """What a plan is tied to, as it is here and now, but for the GPU (`fits_gpu`)."""
+    """The facts that a plan's sidecar must have to be used, apart from the GPU (see `gpu_difference`)."""
     return {
         "format_version": SIDECAR_VERSION,
         "backend": library.backend,
@@ -52,14 +53,18 @@ def required_facts(bundle: Bundle, tower: str, library: Library) -> dict[str, An
 
 
 def find_plan(bundle: Bundle, tower: str, library: Library, gpu: Gpu, *, hashes: bool = True) -> Plan:
-    """The plan of a tower that fits this library and GPU; of several the one that was built last.
+    """Find the plan of a tower for this library and GPU. If there are several, the one that was built last is used.
 
     Args:
-        hashes: read the plan and compare its sha256, as must be done before it is used.
+        bundle: the bundle.
+        tower: name of the tower.
+        library: the library that will run the plan.
+        gpu: the GPU.
+        hashes: also read the plan and compare its sha256. This is required before the plan is used.
 
     Raises:
-        BackendMissing: the bundle has no plan for this backend; says how to build one.
-        EngineMismatch: it has some, and none fits; says which field differs, and how to build it again.
+        BackendMissing: the bundle has no plan for this backend; the message says how to build one.
+        EngineMismatch: the bundle has plans, but none is valid; the message says what differs and how to build one.
     """
     expected = required_facts(bundle, tower, library)
     fitting: list[tuple[Path, dict[str, Any]]] = []
@@ -74,33 +79,38 @@ def find_plan(bundle: Bundle, tower: str, library: Library, gpu: Gpu, *, hashes:
         if reason is None:
             fitting.append((directory, sidecar))
         else:
-            misfits.append(f"{directory.name} does not fit: {reason}; build it again here: {_command(bundle, sidecar)}")
+            misfits.append(
+                f"{directory.name} cannot be used: {reason}; build it again on this machine: "
+                f"{_command(bundle, sidecar)}"
+            )
     for directory, sidecar in sorted(fitting, key=lambda entry: str(entry[1].get("created")), reverse=True):
         reason = damage(directory, sidecar, PLAN, hashes=hashes)
         if reason is None:
             return Plan(directory.name, directory / PLAN, _profiles(sidecar))
-        misfits.append(f"{directory.name} is damaged: {reason}; build it again here: {_command(bundle, sidecar)}")
+        misfits.append(
+            f"{directory.name} is damaged: {reason}; build it again on this machine: {_command(bundle, sidecar)}"
+        )
     if misfits:
         raise EngineMismatch(misfits[0])
     wanted = {"backend": library.backend, "tower": tower}
     raise BackendMissing(
-        f"{bundle.directory} has no {library.backend} engine of its {tower} tower; build one on this machine: "
+        f"{bundle.directory} has no {library.backend} engine for its {tower} tower; build one on this machine: "
         f"{_command(bundle, wanted)}"
     )
 
 
 def gpu_difference(sidecar: Mapping[str, Any], gpu: Gpu) -> str | None:
-    """Why a plan is not for this GPU, in words; None if it is."""
+    """Why a plan is not valid for this GPU, as a message; None if it is valid."""
     targets = sidecar.get("targets")
     if isinstance(targets, list):
         if gpu.sm in targets:
             return None
-        return f"it was compiled for {', '.join(map(str, targets))}, this is {gpu} ({gpu.sm})"
+        return f"it was compiled for {', '.join(map(str, targets))}, this GPU is {gpu} ({gpu.sm})"
     return difference({"gpu": sidecar.get("gpu")}, {"gpu": gpu.facts()})
 
 
 def open_plan(bundle: Bundle, tower: str, library: Library, gpu: Gpu) -> TensorRTSession:
-    """A session of the plan that fits; raises as `find_plan` and `TensorRTSession`."""
+    """Find the plan for this library and GPU, and open it. Raises the errors of `find_plan` and `TensorRTSession`."""
     plan = find_plan(bundle, tower, library, gpu)
     return session_of(bundle, tower, plan, library, gpu)
 
@@ -108,10 +118,16 @@ def open_plan(bundle: Bundle, tower: str, library: Library, gpu: Gpu) -> TensorR
 def session_of(
     bundle: Bundle, tower: str, plan: Plan, library: Library, gpu: Gpu, *, keeps_kernels: bool = True
 ) -> TensorRTSession:
-    """A session of a plan.
+    """Open a plan.
 
     Args:
-        keeps_kernels: what TensorRT-RTX compiles for this GPU is kept beside the plan, where that can be written to.
+        bundle: the bundle.
+        tower: name of the tower.
+        plan: the plan.
+        library: the library that built it.
+        gpu: the GPU.
+        keeps_kernels: store the kernels that TensorRT-RTX compiles for this GPU in the plan's directory, if it is
+            writable.
     """
     return TensorRTSession(
         plan.path, gpu=gpu, library=library, profiles=plan.profiles, key=plan.key,

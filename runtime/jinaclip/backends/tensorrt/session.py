@@ -1,7 +1,7 @@
-"""A session over a TensorRT or TensorRT-RTX plan that `jinaclip build` made for this GPU (plans.py).
+"""Sessions for TensorRT and TensorRT-RTX plans that `jinaclip build` made for this GPU (plans.py).
 
-Batches are padded to a bucket (backends/shapes.py). Each worker has a stream and memory of its own, so that the copies
-of one overlap with the work of another.
+Batches are padded to a bucket (backends/shapes.py). Each worker has its own stream and memory, so that the copies of
+one worker overlap with the computation of another.
 """
 
 from __future__ import annotations
@@ -27,30 +27,30 @@ from jinaclip.backends.tensorrt.library import Library
 from jinaclip.backends.tensorrt.worker import PlainBuckets, Worker
 from jinaclip.errors import BackendError, InputError
 
-FINITE = "all_finite"  # output of the graph: whether a row's vector has no NaN or infinity
+FINITE = "all_finite"  # output of the graph: whether all components of a row's vector are finite
 WORKERS = 2
 
 
 class TensorRTSession:
-    """A plan on one GPU. Safe to call from several threads at once.
+    """A session for a plan on one GPU. Safe to call from several threads at once.
 
     Args:
-        plan: the file. It is code: only one that `jinaclip build` wrote, with its sha256 checked.
-        gpu: that it was built for, and that is there (`gpu()`): without a driver TensorRT must not be touched.
-        library: that built it.
-        profiles: of the plan, in its order.
-        key: of the engine, for `describe`.
+        plan: the plan file. Plans contain code: pass only files that `jinaclip build` wrote, after checking the sha256.
+        gpu: the GPU that the plan was built for, from `gpu()`. TensorRT must not be used without a driver.
+        library: the library that built the plan.
+        profiles: the plan's profiles, in order.
+        key: the engine's key, for `describe`.
         pad: token id that fills the rest of a row.
-        workers: runs at the same time; each takes memory for activations.
-        cache: where TensorRT-RTX keeps the kernels that it compiles for this GPU. With one, the common shapes are run
-            now, so that their kernels are there before the first request; None for neither.
+        workers: number of runs at the same time. Each worker needs memory for activations.
+        cache: file for the kernels that TensorRT-RTX compiles for this GPU. The constructor then runs the common
+            shapes once, so that their kernels exist before the first request. None stores no kernels and runs nothing.
 
     Raises:
-        EngineMismatch: the library refuses the plan.
-        BackendError: CUDA or TensorRT fail; there is too little memory.
+        EngineMismatch: the library cannot load the plan.
+        BackendError: CUDA or TensorRT failed, or there is too little memory.
     """
 
-    tiled_above: int | None = 0  # attention never writes its scores
+    tiled_above: int | None = 0  # attention does not store its scores
     cost = GPU_COST
 
     def __init__(
@@ -83,7 +83,9 @@ class TensorRTSession:
         self, inputs: Arrays, *, outputs: Sequence[str] | None = None, interruptible: bool = False,
         release_memory: bool = False,
     ) -> dict[str, np.ndarray]:  # fmt: skip
-        """All outputs by name; a batch that is larger than a profile's runs in parts, an empty one gives empty ones."""
+        """Run a batch; see `Session.run`. A batch larger than the profiles runs in parts. The outputs of an empty batch
+        are empty.
+        """
         engine = self._engine
         require_open(self._process, engine)
         assert engine is not None
@@ -98,14 +100,14 @@ class TensorRTSession:
         if most == 0:
             longest = max(profile.tokens[2] for profile in self.profiles if profile.tokens)
             raise InputError(
-                f"a text has {tokens} tokens, this engine was built for at most {longest}; give max_length={longest}, "
-                "or build one with a longer profile (jinaclip build --profile)"
+                f"a text has {tokens} tokens, this engine was built for at most {longest}; pass max_length={longest}, "
+                "or build an engine with a longer profile (jinaclip build --profile)"
             )
         parts = [{tensor.name: np.empty((0, *tensor.row), tensor.dtype) for tensor in engine.outputs}]
         for start in range(0, len(batch), most):
             with self._pool.borrow() as loan:
                 worker = loan.item
-                require_open(self._process, worker)  # another thread may have closed it meanwhile
+                require_open(self._process, worker)  # another thread may have closed the session meanwhile
                 assert worker is not None
                 parts.append(worker.run(np.ascontiguousarray(batch[start : start + most])))
         found = {tensor.name: np.concatenate([part[tensor.name] for part in parts]) for tensor in engine.outputs}
@@ -113,8 +115,8 @@ class TensorRTSession:
         if finite is not None and not finite.all():
             row = int(np.flatnonzero(~finite.astype(bool))[0])
             raise BackendError(
-                f"row {row} of the batch came out as NaN or infinity from {self.key} on {self._gpu.name}; "
-                "the engine is not to be trusted with this checkpoint: certify it, or use another precision"
+                f"{self.key} on {self._gpu.name} returned NaN or infinity for row {row} of the batch; run `jinaclip "
+                "certify` for this engine, or use another precision"
             )
         return {name: found[name] for name in outputs or found}
 
@@ -128,10 +130,10 @@ class TensorRTSession:
         }
 
     def close(self) -> None:
-        """Free the engine once the runs that are on a worker have ended; runs that wait for one are refused."""
+        """Wait for current runs to end and free the engine. Runs that have not started raise "this model is closed"."""
         if os.getpid() != self._process:
             return
-        with self._closing:  # a second thread returns when all is freed
+        with self._closing:  # a second thread that closes the session waits until it is freed
             engine = self._engine
             if engine is None:
                 return
@@ -142,15 +144,15 @@ class TensorRTSession:
                 self._free()
 
     def __del__(self) -> None:
-        with suppress(Exception):  # also where __init__ failed
+        with suppress(Exception):  # __init__ may have failed
             self.close()
 
     def graphs(self) -> int:
-        """CUDA graphs that are held now."""
+        """Current number of captured CUDA graphs."""
         return sum(len(worker.graphs) for worker in self._workers)
 
     def _compile_kernels(self, engine: Engine) -> None:
-        """Run the common shapes once on every worker: TensorRT-RTX compiles kernels at the first run of each shape."""
+        """Run the common shapes once on every worker. TensorRT-RTX compiles kernels at the first run of each shape."""
         for worker in self._workers:
             for bucket in common_buckets(self.profiles):
                 worker.run(np.zeros(engine.source.shape(bucket), engine.source.dtype))
@@ -166,7 +168,7 @@ class TensorRTSession:
 
 
 def tensorrt_facts(library: Library, gpu: Gpu) -> dict[str, Any]:
-    """What decides an engine's numbers, known before one is opened: part of every `describe()`."""
+    """The facts that determine an engine's numerical results. See `Backend.facts`."""
     return {
         "backend": library.backend,
         "version": library.version,

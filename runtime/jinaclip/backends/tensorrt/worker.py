@@ -1,9 +1,9 @@
-"""One lane of a TensorRT session: a CUDA stream, staging, execution contexts, and the CUDA graphs captured so far.
+"""A worker of a TensorRT session: a CUDA stream, staging memory, execution contexts and captured CUDA graphs.
 
-A small bucket (backends/shapes.py) is captured as a CUDA graph right after its first run, copies included, and from
-then on costs one launch. A graph has a context of its own, because a context that has since run another shape may hold
-other values where the graph reads. All contexts of a worker share one piece of memory for activations: they never run
-at the same time.
+After the first run of a small bucket (backends/shapes.py), the run and its copies are captured as a CUDA graph. Later
+runs of this bucket need one launch. Every graph has its own context, because a context that runs another shape can
+overwrite values that the graph reads. All contexts of a worker share one block of memory for activations, because they
+never run at the same time.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from jinaclip.errors import BackendError
 
 logger = logging.getLogger("jinaclip")
 
-# Runs of more tokens or images keep the device busy for longer than their launches take (docs/decisions/021).
+# Largest bucket with a CUDA graph. In larger runs the kernels take longer than their launches (docs/decisions/021).
 GRAPH_TOKENS, GRAPH_IMAGES = 2048, 4
-MOST_GRAPHS = 128  # of a worker: all small buckets of the profile sets that come with jinaclip; none is ever replaced
+MOST_GRAPHS = 128  # per worker; enough for all small buckets of jinaclip's profile sets. Graphs are not replaced.
 
 
 class PlainBuckets:
-    """Buckets whose capture failed, for all workers of a session: they run without a graph from then on."""
+    """Buckets whose capture failed. All workers of a session share them and run them without a graph."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -40,7 +40,7 @@ class PlainBuckets:
         return bucket in self._found
 
     def add(self, bucket: Bucket, reason: str) -> None:
-        """Logged once for each bucket."""
+        """Add a bucket, and log the reason once per bucket."""
         with self._lock:
             is_new = bucket not in self._found
             self._found.add(bucket)
@@ -51,24 +51,26 @@ class PlainBuckets:
 
 @dataclass(frozen=True)
 class _Captured:
-    """A bucket's graph, and the context that it was captured with, which must outlive it."""
+    """A bucket's graph, and the context that it was captured with. The context must outlive the graph."""
 
     context: Any
     graph: Graph
 
 
 class Worker:
-    """Not for several threads at once.
+    """A worker, which does one run at a time. Not safe to use from several threads at once.
 
     Args:
+        cuda: the CUDA runtime.
+        engine: the loaded plan.
         pad: token id that fills the rest of a row.
         plain: buckets that are not captured.
 
     Attributes:
-        graphs: by bucket, at most MOST_GRAPHS.
+        graphs: captured graphs by bucket, at most MOST_GRAPHS.
 
     Raises:
-        BackendError: CUDA or TensorRT fail; there is too little memory.
+        BackendError: CUDA or TensorRT failed, or there is too little memory.
     """
 
     def __init__(self, cuda: Cuda, engine: Engine, *, pad: int, plain: PlainBuckets) -> None:
@@ -84,8 +86,8 @@ class Worker:
             raise
 
     def run(self, batch: np.ndarray) -> dict[str, np.ndarray]:
-        """All outputs by name, of a batch that a profile holds: at least one row."""
-        self._cuda.enter()  # this may be another thread than the last time
+        """Run a batch that is within a profile and has at least one row. Returns all outputs by name."""
+        self._cuda.enter()  # the previous run may have been in another thread
         source = self._engine.source
         bucket = bucket_for(len(batch), batch.shape[1] if source.has_tokens else None, self._engine.profiles)
         assert bucket is not None
@@ -99,7 +101,7 @@ class Worker:
                 self._set_shape(context, bucket)
                 self._enqueue(context, bucket)
         finally:
-            self._stream.wait()  # also after an error: the next run writes where this one reads
+            self._stream.wait()  # also after an error, because the next run writes to the memory that this one reads
         outputs = {
             tensor.name: self._output_host[tensor.name].view(tensor.shape(bucket), tensor.dtype)[: len(batch)].copy()
             for tensor in self._engine.outputs
@@ -109,7 +111,7 @@ class Worker:
         return outputs
 
     def close(self) -> None:
-        """Free all of it, after what still runs."""
+        """Wait for the current run, then free everything."""
         with suppress(BackendError):
             self._cuda.enter()
             self._stream.wait()
@@ -141,22 +143,22 @@ class Worker:
         ]
 
     def _context(self, profile: int) -> Any:
-        """A context for one profile, on this worker's memory."""
+        """Create a context for one profile that uses this worker's memory."""
         context = self._engine.context(profile, self._activations.pointer, int(self._stream.handle))
         addresses = {self._engine.source.name: self._input} | self._output
         for name, memory in addresses.items():
             if not context.set_tensor_address(name, memory.pointer):
-                raise BackendError(f"the engine does not take an address for its tensor {name}")
+                raise BackendError(f"the engine does not accept an address for its tensor {name}")
         self._stream.wait()
         return context
 
     def _set_shape(self, context: Any, bucket: Bucket) -> None:
         source = self._engine.source
         if not context.set_input_shape(source.name, source.shape(bucket)):
-            raise BackendError(f"the engine does not take the shape {list(source.shape(bucket))}")
+            raise BackendError(f"the engine does not accept the shape {list(source.shape(bucket))}")
 
     def _enqueue(self, context: Any, bucket: Bucket) -> None:
-        """Copy in, run, copy out, without waiting."""
+        """Copy the inputs, run, and copy the outputs, without waiting."""
         self._stream.upload(self._input, self._input_host, self._engine.source.bytes(bucket))
         with Messages(self._engine.library) as messages:
             if not context.execute_async_v3(int(self._stream.handle)):
@@ -169,19 +171,19 @@ class Worker:
         return self._engine.captures and is_small and bucket not in self._plain and len(self.graphs) < MOST_GRAPHS
 
     def _capture(self, bucket: Bucket) -> None:
-        """A graph for a bucket that has just run; where that fails, the bucket goes on without one."""
+        """Capture a graph for a bucket that has just run. If that fails, the bucket runs without a graph."""
         context = None
         try:
             context = self._context(bucket.profile)
             self._set_shape(context, bucket)
-            self._enqueue(context, bucket)  # a context settles in its first run, which may not be captured
+            self._enqueue(context, bucket)  # a context's first run initialises it and must not be captured
             self._stream.wait()
             graph = self._stream.capture(lambda: self._enqueue(context, bucket))
             self.graphs[bucket] = _Captured(context, graph)
-        except Exception as error:  # the bindings raise exceptions of their own too
-            self._plain.add(bucket, str(error))  # the error itself would keep the context in log records
+        except Exception as error:  # the bindings also raise their own exceptions
+            self._plain.add(bucket, str(error))  # as text, because log records would keep the error's context alive
         finally:
-            with suppress(BackendError):  # the context may go once nothing of it runs
+            with suppress(BackendError):  # the context may be freed once it is not running
                 self._stream.wait()
 
     def _hold(self, thing: Any) -> Any:
