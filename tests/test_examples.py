@@ -267,7 +267,7 @@ def test_weaviate_text2vec(server: Running, model: ClipModel) -> None:
     refused = server.post(passage, headers=WEAVIATE_HEADERS)
     assert refused.status_code == 422 and refused.json()["error"]["code"] == "unknown_task"
     assert (
-        "this model has retrieval.query; leave it out, or start the server with --unknown-task ignore"
+        "supported tasks: retrieval.query. Remove task, or start the server with --unknown-task ignore."
         in refused.json()["detail"]
     )  # Weaviate shows the detail
 

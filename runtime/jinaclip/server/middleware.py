@@ -49,7 +49,7 @@ class Handling:
         self._metrics, self._provenance = metrics, provenance
         self._keys = [key.encode() for key in keys]
         self._max_body_bytes, self._body_timeout_s = max_body_bytes, body_timeout_s
-        self._bodies = Room("bytes of requests", max_bodies_bytes)
+        self._bodies = Room("bytes of request bodies", max_bodies_bytes)
 
     def __call__(self, handler: Handler, *, open_to_all: bool = False) -> Handler:
         """Add authentication, error handling, metrics and logging to a handler.

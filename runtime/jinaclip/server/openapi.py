@@ -60,7 +60,7 @@ def description(rules: Rules, max_tokens: int, *, keyed: bool) -> Schema:
         "paths": {
             "/v1/embeddings": {"post": _operation(vectors, "EmbeddingAnswer", ERRORS, body="EmbeddingRequest")},
             "/v1/rank": {
-                "post": _operation("Rank texts and images by similarity: softmax of the model's logits", "RankAnswer", ERRORS,
+                "post": _operation("Rank texts or images, by a softmax of the model's logits", "RankAnswer", ERRORS,
                                    body="RankRequest")
             },
             "/v1/models": {"get": _operation("The model, its licence and its capabilities", "Models", (401,))},
