@@ -179,7 +179,7 @@ def test_qdrant_refuses_to_mix(
         words = [*PHOTOS, "--url", f"{second.url}/v1", "--directory", tmp_path / "index"]
         done = execute(CLIENTS / "with_qdrant.py", *words, server=second)
     assert done.returncode == 1 and done.stdout == ""
-    assert f"the index holds vectors of {model.provenance}, the server gives those of jc1-" in done.stderr
+    assert f"the index has embeddings of {model.provenance}, the server returns those of jc1-" in done.stderr
 
 
 def test_chroma(find: Callable[..., Found], execute: Execute, model: ClipModel, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--model-name", action="append", default=[], metavar="NAME",
                       help="another model name for clients, besides the bundle's id and its last part")  # fmt: skip
     what.add_argument("--unknown-task", choices=("refuse", "ignore"), default="refuse",
-                      help="reject an unknown task, or ignore it with a header X-Jinaclip-Warning")  # fmt: skip
+                      help="reject an unknown task, or ignore it and return a header X-Jinaclip-Warning")  # fmt: skip
     what.add_argument("--accept-token-ids", action="store_true",
                       help="accept token ids of this bundle's tokenizer, including <s> and </s>, as texts")  # fmt: skip
     what.add_argument("--marketplace", choices=MARKETPLACES,
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     where = parser.add_argument_group("network and access")
     where.add_argument("--host", help="address to listen on (default: 127.0.0.1, with --marketplace 0.0.0.0)")
     where.add_argument(
-        "--port", type=int, help="port to listen on; 0 picks a free port (default: 8000, or the marketplace's port)"
+        "--port", type=int, help="port; 0 selects a free port and prints it (default: 8000, or the marketplace's port)"
     )
     where.add_argument("--api-key", action="append", default=[], metavar="KEY",
                        help="API key that clients must send; repeatable (without one: this machine only)")  # fmt: skip
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     fetching = parser.add_argument_group("images from URLs")
     fetching.add_argument("--fetch-urls", action="store_true", help="download images from public http(s): URLs")
     fetching.add_argument("--fetch-allow", action="append", default=[], type=_network, metavar="CIDR",
-                          help="also connect to this network, although it is not public")  # fmt: skip
+                          help="also connect to this network, although it is not public; repeatable")  # fmt: skip
     fetching.add_argument("--fetch-timeout", type=float, default=10.0, metavar="S", help="seconds per image")
     limits = parser.add_argument_group("limits")
     limits.add_argument("--max-queue", type=int, default=4096, metavar="N", help="most texts not yet answered")
