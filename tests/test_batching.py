@@ -138,7 +138,7 @@ def test_room_refuses_all_or_nothing() -> None:
     room = Room("texts", 3)
     room.take(2)
     with pytest.raises(
-        Overloaded, match="2 texts are in work or wait, and 2 more would pass the limit of 3; try again"
+        Overloaded, match="2 texts are queued or being processed, and 2 more would exceed the limit of 3; retry later"
     ):
         room.take(2)
     with pytest.raises(BackendError), room.taken(1):
@@ -193,7 +193,7 @@ def test_vectors_that_are_missing_are_an_error_and_not_a_wait() -> None:
     batcher = Batcher("item", lambda items, alone: np.zeros((len(items) - 1, 1), np.float32), everything)
     for _ in range(2):  # and the thread goes on
         (future,) = batcher.submit([1])
-        with pytest.raises(BackendError, match="1 items gave 0 vectors"):
+        with pytest.raises(BackendError, match="a batch of 1 items returned 0 vectors"):
             future.result(5)
     batcher.close(1)
 
@@ -218,7 +218,7 @@ def test_what_is_not_finished_in_time_is_told() -> None:
     start = time.monotonic()
     assert batcher.close(0.2) == 2 and time.monotonic() - start < 5
     for future in futures[1:]:
-        with pytest.raises(BackendError, match="ended before"):
+        with pytest.raises(BackendError, match="shut down before"):
             future.result(0)
     gate.go.set()
     assert futures[0].result(5) == [1]

@@ -179,7 +179,7 @@ def test_qdrant_refuses_to_mix(
         words = [*PHOTOS, "--url", f"{second.url}/v1", "--directory", tmp_path / "index"]
         done = execute(CLIENTS / "with_qdrant.py", *words, server=second)
     assert done.returncode == 1 and done.stdout == ""
-    assert f"the index holds vectors of {model.provenance}, the server gives those of jc1-" in done.stderr
+    assert f"the index has embeddings of {model.provenance}, the server returns those of jc1-" in done.stderr
 
 
 def test_chroma(find: Callable[..., Found], execute: Execute, model: ClipModel, tmp_path: Path) -> None:
@@ -267,7 +267,7 @@ def test_weaviate_text2vec(server: Running, model: ClipModel) -> None:
     refused = server.post(passage, headers=WEAVIATE_HEADERS)
     assert refused.status_code == 422 and refused.json()["error"]["code"] == "unknown_task"
     assert (
-        "this model has retrieval.query; leave it out, or start the server with --unknown-task ignore"
+        "supported tasks: retrieval.query. Remove task, or start the server with --unknown-task ignore."
         in refused.json()["detail"]
     )  # Weaviate shows the detail
 

@@ -122,7 +122,7 @@ def test_long_texts_are_refused_or_cut(small_bundle: Path, model: ClipModel) -> 
         count = len(model.text_encoder.prepare([long])[0])
         refused = short.post({"input": ["a", long]})
         assert refused.status_code == 422 and refused.json()["error"]["index"] == 1
-        assert f"input[1] has {count} tokens, at most 8 are taken" in refused.json()["detail"]
+        assert f"input[1] has {count} tokens, the limit is 8" in refused.json()["detail"]
         response = short.post({"input": long, "truncate": True})
         assert np.abs(vectors_of(response)[0] - model.encode_text(long, max_length=8)).max() <= 1e-6
         assert response.json()["usage"]["total_tokens"] == 8
@@ -160,7 +160,7 @@ def test_vectors_that_are_not_finite_are_an_error(small_bundle: Path, model: Cli
     with running(copy, "--towers", "text") as server:
         response = server.post({"input": ["cat", "\U0001f600"]})
         assert response.status_code == 500 and response.json()["error"]["code"] == "not_finite"
-        assert response.json()["detail"] == "input[1] came out as NaN or infinity"
+        assert response.json()["detail"] == "input[1] has an embedding with NaN or infinite values"
         assert server.post({"input": ["cat"]}).status_code == 200
 
 
@@ -170,38 +170,38 @@ def test_vectors_that_are_not_finite_are_an_error(small_bundle: Path, model: Cli
 @pytest.mark.parametrize(
     ("body", "status", "param", "words"),
     [
-        (b"{", 400, None, "the body is no JSON"),
-        (b"[]", 422, "body", "the body is a list, expected a JSON object"),
-        (b'"text"', 422, "body", "the body is a string"),
+        (b"{", 400, None, "The request body is not valid JSON"),
+        (b"[]", 422, "body", "The request body is a list, expected a JSON object"),
+        (b'"text"', 422, "body", "The request body is a string"),
         ({}, 422, "input", "input is missing"),
         ({"input": []}, 422, "input", "an empty list"),
         ({"input": 5}, 422, "input", "token ids"),
         ({"input": [1, 2]}, 422, "input", "token ids"),
         ({"input": ["a", [1]]}, 422, "input", "token ids"),
         ({"input": ["a", None]}, 422, "input", r"input\[1\] is null"),
-        ({"input": [{}]}, 422, "input", r"input\[0\] has nothing, expected an object with one of"),
+        ({"input": [{}]}, 422, "input", r"input\[0\] has no value, expected an object with one of"),
         ({"input": [{"text": "a", "image": "b"}]}, 422, "input", "has text and image"),
-        ({"input": [{"text": "a", "lang": "en"}]}, 422, "input", "has 'lang', expected an object with one of"),
-        ({"input": [{"image": "https://example.org/a.png"}]}, 422, "input", "this server fetches none.*--fetch-urls"),
-        ({"input": [{"url": "/etc/passwd"}]}, 422, "input", "has no http: or https: address as url"),
-        ({"input": [{"image": "/etc/passwd"}]}, 422, "input", "no picture in base64"),
+        ({"input": [{"text": "a", "lang": "en"}]}, 422, "input", "unsupported field 'lang', expected an object"),
+        ({"input": [{"image": "https://example.org/a.png"}]}, 422, "input", "does not fetch URLs.*--fetch-urls"),
+        ({"input": [{"url": "/etc/passwd"}]}, 422, "input", "has a url that is not an http:, https: or data: URL"),
+        ({"input": [{"image": "/etc/passwd"}]}, 422, "input", "is not valid base64"),
         ({"input": [{"image": "data:image/png;base64"}]}, 422, "input", "without a comma"),
         ({"input": "a", "dimensions": 100}, 422, "dimensions", "dimensions is 100, expected one of 32, 64, 128"),
         ({"input": "a", "dimensions": "x"}, 422, "dimensions", "expected one of"),
         ({"input": "a", "dimensions": True}, 422, "dimensions", "expected one of"),
-        ({"input": "a", "task": "separation"}, 422, "task", "this model has retrieval.query; .*--unknown-task ignore"),
+        ({"input": "a", "task": "separation"}, 422, "task", "supported tasks: retrieval.query.*--unknown-task ignore"),
         ({"input": "a", "task": []}, 422, "task", "expected a string"),
         ({"input": "a", "dimension": 64}, 422, "dimension", "did you mean dimensions"),
         ({"input": "a", "return_multivector": True}, 422, "return_multivector", "expected false"),
         ({"input": "a", "normalized": "yes"}, 422, "normalized", "expected true or false"),
         ({"input": "a", "late_chunking": True}, 422, "late_chunking", "expected false"),
-        ({"input": "a", "embedding_type": "int8"}, 422, "embedding_type", "expected one or a list of float"),
-        ({"input": "a", "embedding_type": []}, 422, "embedding_type", "expected one or a list"),
+        ({"input": "a", "embedding_type": "int8"}, 422, "embedding_type", "expected float, base64"),
+        ({"input": "a", "embedding_type": []}, 422, "embedding_type", "expected float, base64"),
         ({"input": "a", "embedding_type": "float", "encoding_format": "base64"}, 422, "encoding_format", "differ"),
-        ({"input": "a", "temperature": 1}, 422, "temperature", "is no field of this request"),
+        ({"input": "a", "temperature": 1}, 422, "temperature", "is not a field of this request"),
         ({"input": "a", "model": 3}, 422, "model", "expected a string"),
         ({"input": "a", "model": "other"}, 404, "model", "is not served here"),
-        ({"input": "\ud800"}, 422, "input", r"input\[0\]|no JSON"),
+        ({"input": "\ud800"}, 422, "input", r"input\[0\]|not valid JSON"),
     ],
     ids=lambda value: json.dumps(value)[:40] if isinstance(value, dict) else None,
 )
@@ -243,10 +243,10 @@ def test_bombs_and_sizes(small_bundle: Path) -> None:
         bomb = small.post({"input": [picture(5000, 5000)]})
         assert bomb.status_code == 422 and "5000 x 5000 pixels; expected 1 to 1000000" in bomb.json()["detail"]
         many = small.post({"input": ["a"] * 4})
-        assert many.status_code == 422 and "at most 3 are taken at once" in many.json()["detail"]
+        assert many.status_code == 422 and "the limit is 3 per request" in many.json()["detail"]
         assert small.post({"input": "a" * (2 << 20)}).status_code == 413
     for value in ("A" * 100, "data:,AAAA", "data:;base64,AAAAAAAA"):
-        with pytest.raises(Problem, match="at most 3 are taken"):
+        with pytest.raises(Problem, match="the limit is 3 bytes"):
             picture_of(value, 3)
     assert picture_of("AAAA", 3) == bytes(3)
 
@@ -313,11 +313,12 @@ def test_a_full_queue_says_when_to_come_again(small_bundle: Path) -> None:
         refused = small.post({"input": "a"})
         assert refused.status_code == 429 and int(refused.headers["retry-after"]) >= 1
         assert refused.json()["error"]["type"] == "rate_limit_error"
-        assert "8 texts are in work or wait, and 1 more would pass the limit of 8" in refused.json()["detail"]
+        expected = "8 texts are queued or being processed, and 1 more would exceed the limit of 8"
+        assert expected in refused.json()["detail"]
         assert taken.result().status_code == 200
         assert small.post({"input": ["a"] * 8}).status_code == 200
         never = small.post({"input": ["a"] * 9})
-        assert never.status_code == 422 and "9 texts are more than the 8" in never.json()["detail"]
+        assert never.status_code == 422 and "9 texts exceed this server's limit of 8" in never.json()["detail"]
         assert small.metric('jinaclip_refused_items_total{tower="text"}') == 1
         assert small.metric('jinaclip_accepted_items{tower="text"}') == 0
 
@@ -330,7 +331,8 @@ def test_bodies_together_are_bounded(small_bundle: Path) -> None:
         taken = pool.submit(small.post, {"input": ["word " * 2000] * 6})
         until(lambda: small.metric('jinaclip_accepted_items{tower="text"}') == 6)
         refused = small.post({"input": "word " * 200_000})
-        assert refused.status_code == 429 and "bytes of requests are in work or wait" in refused.json()["detail"]
+        expected = "bytes of request bodies are queued or being processed"
+        assert refused.status_code == 429 and expected in refused.json()["detail"]
         assert taken.result().status_code == 200
 
 
@@ -387,7 +389,7 @@ def test_sigkill_and_again(small_bundle: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--max-queue", "0"], "--max-queue is 0, expected a whole number from 1"),
+        (["--max-queue", "0"], "--max-queue is 0, expected a whole number of at least 1"),
         (["--grace", "-1"], "--grace is -1.0"),
         (["--api-key", " "], "an --api-key is empty"),
         (["--port", "70000"], "cannot listen on 127.0.0.1 port 70000"),

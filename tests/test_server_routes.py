@@ -70,14 +70,14 @@ def test_ranks_are_the_softmax_of_the_models_logits(server: Running, model: Clip
         ({"texts": ["a"]}, "images is missing"),
         ({"texts": [], "images": PICTURES[0]}, "texts is an empty list"),
         ({"texts": ["a", 3], "images": PICTURES[0]}, "texts[1] is a number"),
-        ({"texts": [{"image": PICTURES[0]}], "images": PICTURES[0]}, "texts[0] has 'image'"),
-        ({"texts": "a", "images": [PICTURES[0], "no picture"]}, "images[1] is no picture in base64"),
-        ({"texts": "a", "images": [{"text": "a"}]}, "images[0] has 'text'"),
+        ({"texts": [{"image": PICTURES[0]}], "images": PICTURES[0]}, "texts[0] has the unsupported field 'image'"),
+        ({"texts": "a", "images": [PICTURES[0], "no picture"]}, "images[1] is not valid base64"),
+        ({"texts": "a", "images": [{"text": "a"}]}, "images[0] has the unsupported field 'text'"),
         ({"texts": "a", "images": PICTURES[0], "over": "both"}, "over is 'both', expected texts or images"),
-        ({"texts": "a", "images": PICTURES[0], "top_n": 0}, "top_n is 0, expected a whole number from 1"),
-        ({"texts": ["a"] * 2000, "images": ["AAAA"] * 100}, "are 2100 items, at most 2048"),
-        ({"texts": "a", "images": "http://127.0.0.1/a.png"}, "this server fetches none"),
-        ({"texts": "a", "images": PICTURES[0], "input": "a"}, "'input' is no field"),
+        ({"texts": "a", "images": PICTURES[0], "top_n": 0}, "top_n is 0, expected a whole number of at least 1"),
+        ({"texts": ["a"] * 2000, "images": ["AAAA"] * 100}, "have 2100 items together, the limit is 2048"),
+        ({"texts": "a", "images": "http://127.0.0.1/a.png"}, "this server does not fetch URLs"),
+        ({"texts": "a", "images": PICTURES[0], "input": "a"}, "'input' is not a field"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -99,27 +99,27 @@ def test_token_ids_of_this_tokenizer(server: Running, model: ClipModel) -> None:
     assert response.json()["usage"]["total_tokens"] == len(ids[0]) + 2 * len(ids[1])
     size, bos, eos = model.bundle.vocab_size, ids[0][0], ids[0][-1]
     for wrong, words in (
-        ([5, 6, 7], "input[0] is not of this tokenizer: expected ids from"),
-        ([bos, size, eos], f"holds the token id {size}, expected 0 to {size - 1}"),
-        ([bos, -1, eos], "holds the token id -1"),
-        ([bos, 1 << 62, eos], f"holds the token id {1 << 62}"),
-        ([bos, model.bundle.special_ids["pad"], eos], "holds the id of padding"),
-        ([[bos], "a"], "is not of this tokenizer"),
-        ([[], "a"], "is not of this tokenizer"),
-        ([[bos, "5", eos]], "expected token ids: whole numbers"),
-        ([[bos, 5.5, eos]], "expected token ids: whole numbers"),
-        ([bos, *[5] * 9000, eos], "has 9002 tokens, at most 8192"),
+        ([5, 6, 7], "input[0] does not match this tokenizer: token ids must begin with"),
+        ([bos, size, eos], f"contains the token id {size}, expected 0 to {size - 1}"),
+        ([bos, -1, eos], "contains the token id -1"),
+        ([bos, 1 << 62, eos], f"contains the token id {1 << 62}"),
+        ([bos, model.bundle.special_ids["pad"], eos], "contains the padding token id"),
+        ([[bos], "a"], "does not match this tokenizer"),
+        ([[], "a"], "does not match this tokenizer"),
+        ([[bos, "5", eos]], "not a whole number; expected a list of token ids"),
+        ([[bos, 5.5, eos]], "not a whole number; expected a list of token ids"),
+        ([bos, *[5] * 9000, eos], "has 9002 tokens, the limit is 8192"),
     ):
         refused = server.post({"input": wrong})
         assert refused.status_code == 422 and words in refused.json()["detail"], words
     task = server.post({"input": ids, "task": "retrieval.query"})
-    assert task.status_code == 422 and "leave task out" in task.json()["detail"]
+    assert task.status_code == 422 and "remove task or send text" in task.json()["detail"]
 
 
 def test_unknown_tasks_are_ignored_where_asked_for(server: Running, model: ClipModel) -> None:
     response = server.post({"input": "cat", "task": "text-matching\r\nX-Other: 1"})
     assert np.abs(vectors_of(response)[0] - model.encode_text("cat")).max() <= 1e-6
-    assert "it was ignored; it has retrieval.query" in response.headers["x-jinaclip-warning"]
+    assert "was ignored. Supported tasks: retrieval.query" in response.headers["x-jinaclip-warning"]
     known = server.post({"input": "cat", "task": "retrieval.query"})
     assert np.abs(vectors_of(known)[0] - model.encode_text("cat", task="retrieval.query")).max() <= 1e-6
     assert "x-jinaclip-warning" not in known.headers
@@ -272,8 +272,8 @@ def test_workers_give_the_same_vectors(small_bundle: Path, model: ClipModel, tmp
 
 def test_workers_want_prepared_graphs(small_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for words, message in (
-        (["--workers", "2"], "--workers 2 needs graphs that are prepared for this CPU, and not all are; run `jinaclip"),
-        (["--workers", "0"], "--workers is 0, expected a whole number from 1"),
+        (["--workers", "2"], "--workers 2 requires graphs prepared for this CPU for every tower; run `jinaclip"),
+        (["--workers", "0"], "--workers is 0, expected a whole number of at least 1"),
     ):  # fmt: skip
         assert main(["serve", str(small_bundle), "--towers", "text", *words]) == 1
         assert message in capsys.readouterr().err
@@ -299,10 +299,10 @@ def test_sagemaker(small_bundle: Path, model: ClipModel) -> None:
         for path in ("/v1/models", "/metrics", "/docs", "/v1/embeddings"):
             assert httpx.get(f"{market.url}{path}").status_code == 404
         for wrong, word in (
-            ({}, "data is missing"), ({"data": ["a"], "task": "b"}, "'task' is no field"),
+            ({}, "data is missing"), ({"data": ["a"], "task": "b"}, "'task' is not a field"),
             ({"data": ["a"], "parameters": []}, "parameters is a list"),
-            ({"data": ["a"], "parameters": {"input": "b"}}, "parameters has input"),
-            ([], "the body is a list"), ({"data": ["a"], "parameters": {"x": 1}}, "'x' is no field"),
+            ({"data": ["a"], "parameters": {"input": "b"}}, "parameters contains input"),
+            ([], "The request body is a list"), ({"data": ["a"], "parameters": {"x": 1}}, "'x' is not a field"),
         ):  # fmt: skip
             refused = httpx.post(f"{market.url}/invocations", json=wrong, timeout=60)
             assert refused.status_code == 422 and word in refused.json()["detail"], word
@@ -317,7 +317,7 @@ def test_vertex(small_bundle: Path, model: ClipModel) -> None:
         assert httpx.get(f"{market.url}/v1/endpoints/1/deployedModels/2").status_code == 200
         body = {"instances": ["cat", {"image": PICTURES[1]}, {"image": "%"}], "parameters": {"dimensions": 64}}
         refused = httpx.post(f"{market.url}/v1/endpoints/1:predict", json=body, timeout=60)
-        assert refused.status_code == 422 and "instances[2] is no picture" in refused.json()["detail"]
+        assert refused.status_code == 422 and "instances[2] is not valid base64" in refused.json()["detail"]
         body["parameters"] = {"dimensions": 64, "partial": True}
         answer = httpx.post(f"{market.url}/v1/endpoints/1:predict", json=body, timeout=60).json()
         assert list(answer) == ["predictions"]
@@ -359,9 +359,9 @@ def test_the_licence_and_the_name_are_said(small_bundle: Path, tmp_path: Path) -
         ({"FETCH_URLS": "perhaps"}, 2, "JINACLIP_SERVE_FETCH_URLS is 'perhaps', expected 1 or 0"),
         ({"UNKNOWN_TASK": "guess"}, 2, "JINACLIP_SERVE_UNKNOWN_TASK: invalid choice"),
         ({"FETCH_ALLOW": "10.0.0.1/8"}, 2, "JINACLIP_SERVE_FETCH_ALLOW: '10.0.0.1/8' is not a network"),
-        ({"FETCH_ALLOW": "10.0.0.0/8"}, 1, "--fetch-allow is given and --fetch-urls is not"),
+        ({"FETCH_ALLOW": "10.0.0.0/8"}, 1, "--fetch-allow has no effect without --fetch-urls"),
         ({"BUNDLE": "nowhere"}, 1, "nowhere"),
-        ({}, 2, "no BUNDLE is given"),
+        ({}, 2, "a BUNDLE is required"),
         ({"MARKETPLACE": "sagemaker"}, 1, "/opt/ml/model"),
     ],
 )

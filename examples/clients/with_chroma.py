@@ -1,7 +1,7 @@
-"""Chroma: its own function for the hosted API, asked of a server instead; notes and photos in two collections.
+"""Chroma: use its embedding function for the hosted API with a server. Notes and photos are in two collections.
 
 python examples/clients/with_chroma.py photos/*.jpg                      in memory
-python examples/clients/with_chroma.py photos/*.jpg --directory index/   kept; a later run adds to it
+python examples/clients/with_chroma.py photos/*.jpg --directory index/   stored on disk; later runs add to it
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ CAPTIONS = ["a cup of coffee", "eine Rakete beim Start", "一只猫的照片"]
 
 @register_embedding_function
 class ServedEmbeddings(JinaEmbeddingFunction):
-    """JinaEmbeddingFunction with another address, under a name of its own, so that a collection keeps the address.
+    """JinaEmbeddingFunction with another URL, registered under its own name so that a collection stores the URL.
 
-    A collection of the plain class keeps none: opened again without embedding_function=, it asks the hosted API.
+    A collection of the original class stores no URL. If it is opened again without embedding_function=, it uses the
+    hosted API.
     """
 
     def __init__(self, url: str, model_name: str) -> None:
@@ -45,12 +46,12 @@ class ServedEmbeddings(JinaEmbeddingFunction):
 
     @staticmethod
     def validate_config(config: dict[str, Any]) -> None:
-        """Of the plain class it allows no address."""
+        """Accepts any fields. The original method rejects "url"."""
 
 
 def main() -> None:
     args = arguments()
-    os.environ["JINA_API_KEY"] = args.api_key  # a key that is given to the class would be warned of
+    os.environ["JINA_API_KEY"] = args.api_key  # the class warns about a key given as an argument
     function = ServedEmbeddings(args.url, args.model)
     settings = Settings(anonymized_telemetry=False)
     client = (
@@ -60,7 +61,7 @@ def main() -> None:
     notes.upsert(ids=NOTES, documents=NOTES)
     search(notes, "Kaffee mit Milch")
     photos = client.get_or_create_collection("photos", embedding_function=function)
-    pixels = [np.asarray(Image.open(path).convert("RGB")) for path in args.photos]  # they are sent as PNG
+    pixels = [np.asarray(Image.open(path).convert("RGB")) for path in args.photos]  # Chroma sends them as PNG
     photos.upsert(ids=[path.name for path in args.photos], images=pixels)
     for caption in CAPTIONS:
         search(photos, caption)
@@ -76,10 +77,10 @@ def search(collection: chromadb.Collection, query: str) -> None:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", nargs="+", type=Path, metavar="PHOTO")
-    parser.add_argument("--url", default="http://127.0.0.1:8000/v1", help="of jinaclip serve")
-    parser.add_argument("--model", default="jina-clip-v2", help="a name that the server knows")
+    parser.add_argument("--url", default="http://127.0.0.1:8000/v1", help="API URL of jinaclip serve")
+    parser.add_argument("--model", default="jina-clip-v2", help="model name that the server accepts")
     parser.add_argument("--api-key", default=os.environ.get("JINA_API_KEY", "none"), help="default: $JINA_API_KEY")
-    parser.add_argument("--directory", type=Path, help="of the index; in memory by default")
+    parser.add_argument("--directory", type=Path, help="directory of the index (default: in memory)")
     return parser.parse_args()
 
 

@@ -1,7 +1,7 @@
-"""LanceDB: its own function for the hosted API, asked of a server instead; notes, photos, and photos like a photo.
+"""LanceDB: use its embedding function for the hosted API with a server. Search notes and photos by text or photo.
 
 python examples/clients/with_lancedb.py photos/*.jpg                      in a temporary directory
-python examples/clients/with_lancedb.py photos/*.jpg --directory index/   kept; a later run makes the tables anew
+python examples/clients/with_lancedb.py photos/*.jpg --directory index/   stored on disk; later runs replace the tables
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ CAPTIONS = ["a cup of coffee", "eine Rakete beim Start", "一只猫的照片"]
 
 @register("jinaclip")  # type: ignore[no-untyped-call]
 class ServedEmbeddings(jinaai.JinaEmbeddings):
-    """LanceDB's "jina" with another address and the true size of the vectors, both kept with a table.
+    """LanceDB's "jina" function with another URL and the correct embedding size. A table stores both.
 
-    The plain class says 768 of every model, asks the hosted API whatever a table held before, and has no dimensions:
-    `size` must be what the server answers when it is asked for none.
+    The original class assumes 768 dimensions for every model and always uses the hosted API. It does not send
+    `dimensions`, so `size` must be the server's default.
     """
 
     url: str
     size: int
-    max_retries: int = 0  # by default it waits and tries again seven times, also after a request that was refused
+    max_retries: int = 0  # the default is seven retries with delays, even for rejected requests
 
     def model_post_init(self, context: Any, /) -> None:
         super().model_post_init(context)
-        jinaai.API_URL = f"{self.url}/embeddings"  # of the module: one server a process
+        jinaai.API_URL = f"{self.url}/embeddings"  # a module variable: one server per process
 
     def ndims(self) -> int:
         return self.size
@@ -43,7 +43,7 @@ class ServedEmbeddings(jinaai.JinaEmbeddings):
 
 def main() -> None:
     args = arguments()
-    os.environ["JINA_API_KEY"] = args.api_key  # a key that is given to the class would be refused
+    os.environ["JINA_API_KEY"] = args.api_key  # the class rejects a key given as an argument
     facts = httpx.get(f"{args.url}/models", headers={"Authorization": f"Bearer {args.api_key}"}).raise_for_status()
     size = max(facts.json()["data"][0]["dimensions"])
     function = ServedEmbeddings.create(name=args.model, url=args.url, size=size)  # type: ignore[no-untyped-call]
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def table(database: Any, name: str, kind: pa.DataType, function: ServedEmbeddings) -> Any:
-    """An empty table of names and contents, which makes a vector of each content that is added."""
+    """Create an empty table of names and contents. LanceDB computes the embedding of each content that is added."""
     vector = pa.list_(pa.float32(), function.ndims())
     schema = pa.schema({"name": pa.string(), "content": kind, "vector": vector})
     embedded = EmbeddingFunctionConfig(source_column="content", vector_column="vector", function=function)
@@ -76,10 +76,10 @@ def show(title: str, found_in: Any, query: str | Path) -> None:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", nargs="+", type=Path, metavar="PHOTO")
-    parser.add_argument("--url", default="http://127.0.0.1:8000/v1", help="of jinaclip serve")
-    parser.add_argument("--model", default="jina-clip-v2", help="a name that the server knows")
+    parser.add_argument("--url", default="http://127.0.0.1:8000/v1", help="API URL of jinaclip serve")
+    parser.add_argument("--model", default="jina-clip-v2", help="model name that the server accepts")
     parser.add_argument("--api-key", default=os.environ.get("JINA_API_KEY", "none"), help="default: $JINA_API_KEY")
-    parser.add_argument("--directory", type=Path, help="of the tables")
+    parser.add_argument("--directory", type=Path, help="directory of the tables (default: temporary)")
     return parser.parse_args()
 
 

@@ -1,4 +1,4 @@
-"""LlamaIndex: notes and photos in one multi-modal index in memory, and texts as bits.
+"""LlamaIndex: notes and photos in one in-memory multi-modal index, and binary embeddings of texts.
 
 python examples/clients/with_llama_index.py photos/*.jpg
 """
@@ -33,17 +33,17 @@ def main() -> None:
 
 
 def embedding(args: argparse.Namespace, **options: str) -> JinaEmbedding:
-    """The model of the server.
+    """The embedding model of the server.
 
-    Neither task= nor dimensions= is given: the class sends both with texts, and dimensions never with photos.
+    task= and dimensions= are not set. The class sends both with texts, but never sends dimensions with photos.
     """
     model = JinaEmbedding(model=args.model, api_key=args.api_key, **options)
-    model._api.api_url = f"{args.url}/embeddings"  # base_url= is taken and forgotten
+    model._api.api_url = f"{args.url}/embeddings"  # the class ignores base_url=
     return model
 
 
 def bits(model: JinaEmbedding) -> None:
-    """Texts as one bit a number: what they have in common, of all bits."""
+    """Compare binary embeddings of texts: the score is the fraction of equal bits."""
     query = np.array(model.get_query_embedding("Kaffee mit Milch"))
     notes = np.array(model.get_text_embedding_batch(NOTES))
     show("Kaffee mit Milch, in bits", list(zip(NOTES, (notes == query).mean(1), strict=True)))
@@ -58,8 +58,8 @@ def show(query: str, found: list[tuple[str, float]]) -> None:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", nargs="+", type=Path, metavar="PHOTO")
-    parser.add_argument("--url", default="http://127.0.0.1:8000/v1", help="of jinaclip serve")
-    parser.add_argument("--model", default="jina-clip-v2", help="a name that the server knows")
+    parser.add_argument("--url", default="http://127.0.0.1:8000/v1", help="API URL of jinaclip serve")
+    parser.add_argument("--model", default="jina-clip-v2", help="model name that the server accepts")
     parser.add_argument("--api-key", default=os.environ.get("JINA_API_KEY", "none"), help="default: $JINA_API_KEY")
     return parser.parse_args()
 

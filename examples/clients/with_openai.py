@@ -1,4 +1,4 @@
-"""OpenAI's client: texts, `dimensions=`, a task, photos as data: URIs.
+"""OpenAI's client: texts, `dimensions=`, a task, and photos as data: URIs.
 
 python examples/clients/with_openai.py photos/*.jpg --dimensions 256
 """
@@ -25,7 +25,11 @@ def main() -> None:
     client = OpenAI(base_url=args.url, api_key=args.api_key)
 
     def vectors(items: Any, **fields: Any) -> np.ndarray:
-        """Of texts and {"image": …}, which the client sends as they are; `fields` are those it has no name for."""
+        """Embed texts and {"image": …} objects, which the client sends unchanged.
+
+        Args:
+            fields: request fields for which the client has no parameter.
+        """
         answer = client.embeddings.create(
             model=args.model, input=items, dimensions=args.dimensions or omit, extra_body=fields
         )
@@ -52,10 +56,10 @@ def show(query: str, names: list[str], cosines: np.ndarray) -> None:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", nargs="+", type=Path, metavar="PHOTO")
-    parser.add_argument("--url", default="http://127.0.0.1:8000/v1", help="of jinaclip serve")
-    parser.add_argument("--model", default="jina-clip-v2", help="a name that the server knows")
+    parser.add_argument("--url", default="http://127.0.0.1:8000/v1", help="API URL of jinaclip serve")
+    parser.add_argument("--model", default="jina-clip-v2", help="model name that the server accepts")
     parser.add_argument("--api-key", default=os.environ.get("JINA_API_KEY", "none"), help="default: $JINA_API_KEY")
-    parser.add_argument("--dimensions", type=int, help="of the vectors; all by default")
+    parser.add_argument("--dimensions", type=int, help="embedding dimensions (default: all)")
     return parser.parse_args()
 
 

@@ -1,10 +1,11 @@
-"""Qdrant in this process: photos and notes are indexed with their provenance id, and texts search them.
+"""Qdrant in this process: index photos and notes with their provenance id, and search them by text.
 
 python examples/clients/with_qdrant.py photos/*.jpg                      in memory
-python examples/clients/with_qdrant.py photos/*.jpg --directory index/   kept; a later run adds to it
+python examples/clients/with_qdrant.py photos/*.jpg --directory index/   stored on disk; later runs add to it
 
-The server says with every answer whose vectors it gives (X-Jinaclip-Provenance). The collection keeps that id, and
-refuses vectors of another checkpoint, preprocessing or precision class, which would find the wrong things in silence.
+Every response of the server has a provenance id (X-Jinaclip-Provenance). The collection stores this id, and the program
+rejects embeddings of another checkpoint, preprocessing or precision class. They are not comparable, and searches would
+return wrong results without an error.
 """
 
 from __future__ import annotations
@@ -26,19 +27,19 @@ CAPTIONS = ["a cup of coffee", "eine Rakete beim Start", "一只猫的照片"]
 
 
 class Index:
-    """A collection that holds the vectors of one provenance.
+    """A collection of embeddings with the same provenance id.
 
     Args:
-        client: of Qdrant.
-        http: to the server; base_url is that of the API.
-        model: a name that the server knows.
+        client: the Qdrant client.
+        http: an HTTP client whose base_url is the API URL of the server.
+        model: a model name that the server accepts.
     """
 
     def __init__(self, client: QdrantClient, http: httpx.Client, model: str) -> None:
         self._client, self._http, self._model = client, http, model
 
     def add(self, kind: str, names: list[str], items: list[dict[str, str]]) -> None:
-        """A name again replaces what it stood for."""
+        """Add items. An item with the same kind and name is replaced."""
         vectors = self._vectors(items)
         ids = [str(uuid5(NAMESPACE_URL, f"{kind}:{name}")) for name in names]
         points = [
@@ -48,7 +49,11 @@ class Index:
         self._client.upsert(COLLECTION, points)
 
     def search(self, text: str, kind: str) -> list[tuple[str, float]]:
-        """Names of one kind with their cosines, the best first. Photos and texts are not ranked against each other."""
+        """Search items of one kind; photos and texts are not ranked together.
+
+        Returns:
+            Names and cosines, best first.
+        """
         (vector,) = self._vectors([{"text": text}])
         only = Filter(must=[FieldCondition(key="kind", match=MatchValue(value=kind))])
         found = self._client.query_points(COLLECTION, query=vector, query_filter=only, limit=100).points
@@ -72,8 +77,8 @@ class Index:
         stored: dict[str, Any] = self._client.get_collection(COLLECTION).config.metadata or {}
         if stored.get("provenance") != provenance:
             raise SystemExit(
-                f"the index holds vectors of {stored.get('provenance')}, the server gives those of {provenance}; "
-                "index again, or ask the server of that bundle"
+                f"the index has embeddings of {stored.get('provenance')}, the server returns those of {provenance}; "
+                "create a new index, or use a server of the first bundle"
             )
 
 
@@ -101,10 +106,10 @@ def show(query: str, found: list[tuple[str, float]]) -> None:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", nargs="+", type=Path, metavar="PHOTO")
-    parser.add_argument("--url", default="http://127.0.0.1:8000/v1", help="of jinaclip serve")
-    parser.add_argument("--model", default="jina-clip-v2", help="a name that the server knows")
+    parser.add_argument("--url", default="http://127.0.0.1:8000/v1", help="API URL of jinaclip serve")
+    parser.add_argument("--model", default="jina-clip-v2", help="model name that the server accepts")
     parser.add_argument("--api-key", default=os.environ.get("JINA_API_KEY", "none"), help="default: $JINA_API_KEY")
-    parser.add_argument("--directory", type=Path, help="of the index; in memory by default")
+    parser.add_argument("--directory", type=Path, help="directory of the index (default: in memory)")
     return parser.parse_args()
 
 

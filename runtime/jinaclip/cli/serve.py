@@ -1,9 +1,9 @@
-"""Serve a bundle over HTTP, with the API of the hosted embeddings service at /v1/embeddings.
+"""Serve a bundle over HTTP, with the hosted embeddings API at /v1/embeddings.
 
-Clients of that service and OpenAI's client work with this server's base URL; /docs describes the requests.
-Every option can also be set by an environment variable, JINACLIP_SERVE_ and the option's name:
-JINACLIP_SERVE_PORT=8080, JINACLIP_SERVE_API_KEY=one,two, JINACLIP_SERVE_FETCH_URLS=1. JINACLIP_SERVE_BUNDLE is the
-bundle. After SIGTERM the server finishes accepted requests within --grace and answers new ones with 503.
+Code written for the hosted API or for OpenAI's client works if its base URL is changed. The page /docs of a running
+server describes the API. Every option can also be set with an environment variable: JINACLIP_SERVE_PORT=8080,
+JINACLIP_SERVE_API_KEY=one,two, JINACLIP_SERVE_FETCH_URLS=1; JINACLIP_SERVE_BUNDLE sets the bundle. After SIGTERM the
+server answers accepted requests for up to --grace seconds and rejects new ones with status 503.
 """
 
 from __future__ import annotations
@@ -23,61 +23,53 @@ from jinaclip.server.apis.marketplaces import MARKETPLACES
 
 EXTRA = "server"
 PREFIX = "JINACLIP_SERVE_"
-MOST_WORKERS = 4  # default limit: every run reads all weights, so memory bandwidth limits the number of useful runs
+MOST_WORKERS = 4  # the default limit: every run reads all weights, so more workers compete for memory bandwidth
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser, bundle_may_lack=True)
-    what = parser.add_argument_group("what is served")
+    what = parser.add_argument_group("model")
     what.add_argument("--towers", type=words_of(TOWERS), metavar="T,…", help="text, image or both")
     what.add_argument("--model-name", action="append", default=[], metavar="NAME",
-                      help="another model name that requests may use, besides the bundle's id and its last "
-                           "part")  # fmt: skip
+                      help="another model name for clients, besides the bundle's id and its last part")  # fmt: skip
     what.add_argument("--unknown-task", choices=("refuse", "ignore"), default="refuse",
-                      help="answer to a task that the model does not have: an error, or vectors without an instruction "
-                           "and a header X-Jinaclip-Warning")  # fmt: skip
+                      help="reject an unknown task, or ignore it and return a header X-Jinaclip-Warning")  # fmt: skip
     what.add_argument("--accept-token-ids", action="store_true",
-                      help="accept texts as token ids of this bundle's tokenizer, <s> and </s> included")  # fmt: skip
+                      help="accept token ids of this bundle's tokenizer, including <s> and </s>, as texts")  # fmt: skip
     what.add_argument("--marketplace", choices=MARKETPLACES,
-                      help="add the endpoints of SageMaker or Vertex AI; without --api-key, serve only "
-                           "those")  # fmt: skip
+                      help="serve as a SageMaker or Vertex AI endpoint; without a key no other API path")  # fmt: skip
     where = parser.add_argument_group("network and access")
-    where.add_argument("--host", help="address to listen on (default: 127.0.0.1; 0.0.0.0 with --marketplace)")
+    where.add_argument("--host", help="address to listen on (default: 127.0.0.1, with --marketplace 0.0.0.0)")
     where.add_argument(
-        "--port", type=int, help="0 selects a free port and prints it (default: 8000, or the marketplace's port)"
+        "--port", type=int, help="port; 0 selects a free port and prints it (default: 8000, or the marketplace's port)"
     )
     where.add_argument("--api-key", action="append", default=[], metavar="KEY",
-                       help="key that clients must send; may be repeated (default: none, allowed on loopback "
-                            "addresses only)")  # fmt: skip
-    where.add_argument("--log-requests", action="store_true",
-                       help="log one line per request on stderr, without its input")  # fmt: skip
-    fetching = parser.add_argument_group("images by URL")
-    fetching.add_argument("--fetch-urls", action="store_true", help="fetch http: and https: URLs of public addresses")
+                       help="API key that clients must send; repeatable (without one: this machine only)")  # fmt: skip
+    where.add_argument("--log-requests", action="store_true", help="log one line per request to stderr, without input")
+    fetching = parser.add_argument_group("images from URLs")
+    fetching.add_argument("--fetch-urls", action="store_true", help="download images from public http(s): URLs")
     fetching.add_argument("--fetch-allow", action="append", default=[], type=_network, metavar="CIDR",
-                          help="also fetch from this private network; may be repeated")  # fmt: skip
-    fetching.add_argument("--fetch-timeout", type=float, default=10.0, metavar="S",
-                          help="timeout for one image, in seconds")  # fmt: skip
+                          help="also connect to this network, although it is not public; repeatable")  # fmt: skip
+    fetching.add_argument("--fetch-timeout", type=float, default=10.0, metavar="S", help="seconds per image")
     limits = parser.add_argument_group("limits")
-    limits.add_argument("--max-queue", type=int, default=4096, metavar="N", help="texts accepted but not yet answered")
-    limits.add_argument("--max-queue-images", type=int, default=256, metavar="N",
-                        help="images accepted but not yet answered")  # fmt: skip
-    limits.add_argument("--max-items", type=int, default=2048, metavar="N", help="texts and images in a request")
-    limits.add_argument("--max-body", type=int, default=64, metavar="MIB", help="size of a request body")
-    limits.add_argument("--max-bodies", type=int, default=256, metavar="MIB",
-                        help="total size of the request bodies in memory")  # fmt: skip
-    limits.add_argument("--max-image", type=int, default=32, metavar="MIB", help="size of an image file")
-    limits.add_argument("--max-pixels", type=int, default=89_478_485, metavar="N", help="pixels in an image")
-    limits.add_argument("--max-tokens", type=int, metavar="N", help="tokens in a text (default: the model's limit)")
-    limits.add_argument("--body-timeout", type=float, default=60.0, metavar="S",
-                        help="seconds for a request body to arrive")  # fmt: skip
+    limits.add_argument("--max-queue", type=int, default=4096, metavar="N", help="most texts not yet answered")
+    limits.add_argument("--max-queue-images", type=int, default=256, metavar="N", help="most images not yet answered")
+    limits.add_argument("--max-items", type=int, default=2048, metavar="N", help="most items per request")
+    limits.add_argument("--max-body", type=int, default=64, metavar="MIB", help="largest request body")
+    limits.add_argument(
+        "--max-bodies", type=int, default=256, metavar="MIB", help="largest total of all request bodies"
+    )
+    limits.add_argument("--max-image", type=int, default=32, metavar="MIB", help="largest image file")
+    limits.add_argument("--max-pixels", type=int, default=89_478_485, metavar="N", help="most pixels per image")
+    limits.add_argument("--max-tokens", type=int, metavar="N", help="most tokens per text (default: the model's limit)")
+    limits.add_argument("--body-timeout", type=float, default=60.0, metavar="S", help="seconds to receive a body")
     limits.add_argument("--workers", type=int, metavar="N",
-                        help="batches that run at the same time under load; more than 1 needs graphs prepared for this "
-                             "CPU (default: the number of cores, at most 4)")  # fmt: skip
+                        help="batches that run at the same time under load; more than 1 needs graphs prepared for "
+                             "this CPU (default: the number of cores, at most 4)")  # fmt: skip
     limits.add_argument("--batch-wait", type=float, default=0.0, metavar="MS",
-                        help="milliseconds that an item waits for others to join its batch when the model is "
-                             "idle")  # fmt: skip
+                        help="milliseconds that an idle queue waits for more items before it runs a batch")  # fmt: skip
     limits.add_argument("--grace", type=float, default=30.0, metavar="S",
-                        help="seconds to finish accepted requests at shutdown")  # fmt: skip
+                        help="seconds to answer accepted requests at shutdown")  # fmt: skip
     _take_environment(parser)
 
 
@@ -95,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
     args.port = args.port if args.port is not None else market.port if market else 8000
     args.bundle = args.bundle or (SAGEMAKER_BUNDLE if args.marketplace == "sagemaker" else None)
     if args.bundle is None:
-        args.usage_error(f"no BUNDLE is given; name a directory made by `jinaclip export`, or set {PREFIX}BUNDLE")
+        args.usage_error(f"a BUNDLE is required: give a directory made by `jinaclip export`, or set {PREFIX}BUNDLE")
     _check(args)
     if args.log_requests:
         logging.getLogger("jinaclip.server").setLevel(logging.INFO)
@@ -147,16 +139,17 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _workers(model: ClipModel, asked: int | None) -> int:
-    """Number of batches that run at the same time. More than one needs prepared graphs on the CPU, because several
-    sessions can share their weights.
+    """The number of batches that run at the same time.
+
+    More than one requires prepared graphs, because only their weights can be shared with a second session.
 
     Raises:
-        InputError: more than one worker is requested, and a graph is not a prepared one on the CPU.
+        InputError: more than one is requested and a tower has no prepared graph.
     """
     towers = model.info()["towers"].values()
     fit = all(facts["device"] == "cpu" and facts.get("graph", "standard") != "standard" for facts in towers)
     if asked is not None and asked > 1 and not fit:
-        raise InputError(f"--workers {asked} needs graphs that are prepared for this CPU, and not all are; run "
+        raise InputError(f"--workers {asked} requires graphs prepared for this CPU for every tower; run "
                          "`jinaclip build`, or remove --workers")  # fmt: skip
     return (asked or min(MOST_WORKERS, *(facts["threads"] for facts in towers))) if fit else 1
 
@@ -165,25 +158,25 @@ def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
     try:
         return ipaddress.ip_network(text)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a network ({error}); example: 10.1.0.0/16") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a network ({error}); expected e.g. 10.1.0.0/16") from None
 
 
 def _check(args: argparse.Namespace) -> None:
     for name, value in vars(args).items():
         if (name.startswith("max_") or name == "workers") and value is not None and value < 1:
-            raise InputError(f"--{name.replace('_', '-')} is {value}, expected a whole number from 1")
+            raise InputError(f"--{name.replace('_', '-')} is {value}, expected a whole number of at least 1")
     for name, unit in (("grace", "seconds"), ("fetch_timeout", "seconds"), ("body_timeout", "seconds"),
                        ("batch_wait", "milliseconds")):  # fmt: skip
         if not 0 <= getattr(args, name) < 1e6:
-            raise InputError(f"--{name.replace('_', '-')} is {getattr(args, name)}, expected {unit} from 0")
+            raise InputError(f"--{name.replace('_', '-')} is {getattr(args, name)}, expected {unit}, at least 0")
     if args.fetch_allow and not args.fetch_urls:
-        raise InputError("--fetch-allow has no effect without --fetch-urls; add --fetch-urls, or remove it")
+        raise InputError("--fetch-allow has no effect without --fetch-urls; add --fetch-urls or remove --fetch-allow")
     if any(not key.strip() for key in args.api_key):
-        raise InputError("an --api-key is empty; expected a key that is not blank")
+        raise InputError("an --api-key is empty; expected a key of at least one character")
     if not args.api_key and not args.marketplace and not _is_loopback(args.host):
         raise InputError(
-            f"--host {args.host} can be reached from other machines, and no --api-key is set; set one, or listen on "
-            "127.0.0.1 only"
+            f"--host {args.host} can be reached from other machines, and no --api-key is set; set an --api-key, or "
+            "listen on 127.0.0.1"
         )
 
 
@@ -195,8 +188,9 @@ def _is_loopback(host: str) -> bool:
 
 
 def _take_environment(parser: argparse.ArgumentParser) -> None:
-    """Use environment variables as defaults of the options, such as JINACLIP_SERVE_PORT for --port. The values of an
-    option that may be repeated are separated by commas.
+    """Take the defaults of options from environment variables, for example --port from JINACLIP_SERVE_PORT.
+
+    Several values of a repeatable option are separated by commas.
     """
     for action in parser._actions:
         variable = f"{PREFIX}{action.dest.upper()}"

@@ -1,4 +1,4 @@
-"""HTTP server: the endpoints, the queue that batches requests, and the limits on what requests may hold.
+"""HTTP server: the endpoints, the queue that batches requests, and the limits on requests.
 
-Imports ClipModel and what it uses; the one folder that imports Starlette, Pydantic, Uvicorn and HTTPX.
+Imports ClipModel and what it uses. No other folder imports Starlette, Pydantic, Uvicorn or HTTPX.
 """

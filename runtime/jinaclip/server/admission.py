@@ -1,4 +1,4 @@
-"""How much of a resource the requests of a server may hold at the same time."""
+"""Admission control: limits on what all requests of a server may use at the same time."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from jinaclip.errors import Overloaded
 
 
 class Room:
-    """How much of something may be taken at the same time: a bound on memory. Safe to use from several threads.
+    """A counting limit on a resource, for example queued items or bytes of request bodies.
+
+    It bounds the memory that requests use. Safe to use from several threads.
 
     Args:
-        what: it is, in the plural.
-        limit: of all that is taken.
+        what: the name of the resource in the plural, for messages.
+        limit: the largest amount in use at the same time.
 
     Attributes:
-        refused: how much found no room.
+        held: the amount in use.
+        refused: the total amount that was rejected because of the limit.
     """
 
     def __init__(self, what: str, limit: int) -> None:
@@ -25,27 +28,28 @@ class Room:
         self._lock = threading.Lock()
 
     def take(self, count: int) -> None:
-        """Take so much; `give_back` it.
+        """Reserve an amount. Release it with `give_back`.
 
         Raises:
-            Overloaded: there is not so much left.
+            Overloaded: the limit would be exceeded.
         """
         with self._lock:
             if self.held + count > self.limit:
                 self.refused += count
                 raise Overloaded(
-                    f"{self.held} {self.what} are in work or wait, and {count} more would pass the limit of "
-                    f"{self.limit}; try again later, or send fewer at once"
+                    f"{self.held} {self.what} are queued or being processed, and {count} more would exceed the limit "
+                    f"of {self.limit}; retry later, or send fewer at once"
                 )
             self.held += count
 
     def give_back(self, count: int) -> None:
+        """Release a reserved amount."""
         with self._lock:
             self.held -= count
 
     @contextmanager
     def taken(self, count: int) -> Iterator[None]:
-        """`take`, and give back at the end of the block."""
+        """Reserve an amount for the duration of the block."""
         self.take(count)
         try:
             yield

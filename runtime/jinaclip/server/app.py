@@ -1,4 +1,4 @@
-"""The routes. Vectors are made by jinaclip.server.service; what all routes have is jinaclip.server.middleware."""
+"""The routes. jinaclip.server.service computes the embeddings; jinaclip.server.middleware has what all routes share."""
 
 from __future__ import annotations
 
@@ -28,14 +28,15 @@ from jinaclip.server.service import Embedded, Service, cancelled_with
 
 @dataclass(frozen=True)
 class Settings:
-    """Of a server.
+    """Settings of a server.
 
     Attributes:
-        keys: one of them must come as a bearer token; () lets everyone in.
-        max_body_bytes: of a request.
-        max_bodies_bytes: of all requests that are not answered yet.
-        body_timeout_s: for a body to come.
-        marketplace: whose paths are served; without keys they are the only ones.
+        keys: the accepted API keys, sent by clients as bearer tokens; () disables authentication.
+        max_body_bytes: the largest request body, in bytes.
+        max_bodies_bytes: the largest total size of the bodies of requests that are not answered yet, in bytes.
+        body_timeout_s: the longest time to receive a body, in seconds.
+        marketplace: the marketplace whose paths are served, or None. Without keys, only its paths, /health and /ready
+            are served.
     """
 
     keys: tuple[str, ...] = ()
@@ -46,12 +47,12 @@ class Settings:
 
 
 class Server:
-    """The application over a service.
+    """The HTTP application of a service.
 
     Attributes:
-        app: for an ASGI server.
-        draining: new requests are answered with 503.
-        in_flight: requests for vectors that are not answered yet.
+        app: the ASGI application.
+        draining: True during the shutdown; new requests get 503.
+        in_flight: the number of embedding and rank requests that are not answered yet.
     """
 
     def __init__(self, service: Service, rules: Rules, metrics: Metrics, settings: Settings) -> None:
@@ -76,7 +77,7 @@ class Server:
                 Route("/openapi.json", handled(self._openapi), methods=["GET"]),
                 Route("/docs", handled(self._docs), methods=["GET"]),
             ]
-        if (market := settings.marketplace) is not None:  # the platform has asked its caller who he is
+        if (market := settings.marketplace) is not None:  # the platform authenticates callers
             predict = partial(self._predict, market)
             routes = [
                 Route(market.health, handled(self._health, open_to_all=True), methods=["GET"]),
@@ -105,7 +106,15 @@ class Server:
             return self._answered(self._list(data, [*texts, *images]), asked.warning)
 
     async def _embedded(self, body: Any, field: str = "input") -> tuple[dict[str, Any], str | None]:
-        """The answer to a body of POST /v1/embeddings, and what was ignored; `field` is the client's name of input."""
+        """Answer a body of POST /v1/embeddings.
+
+        Args:
+            body: the decoded JSON body.
+            field: the client's name of the field `input`, for messages.
+
+        Returns:
+            The response body and a warning, or None.
+        """
         wanted = embedding_request(body, self.rules, field)
         asked = wanted.asked
         (found,) = await self.service.embed(
@@ -123,9 +132,12 @@ class Server:
 
     @asynccontextmanager
     async def _working(self, request: Request) -> AsyncIterator[Any]:
-        """The body of a request for vectors, which ends with its client and is waited for at the end of the server."""
+        """Read the body of an embedding or rank request and count the request as in flight during the block.
+
+        The block is cancelled if the client disconnects. A shutdown waits for it.
+        """
         if self.draining:
-            raise Problem(503, "shutting_down", "this server is about to end; send the request to another",
+            raise Problem(503, "shutting_down", "This server is shutting down; send the request to another server.",
                           headers={"Retry-After": "1", "Connection": "close"})  # fmt: skip
         self.in_flight += 1
         try:
@@ -158,7 +170,7 @@ class Server:
 
     async def _ready(self, request: Request) -> Response:
         if self.draining:
-            raise Problem(503, "shutting_down", "this server is about to end")
+            raise Problem(503, "shutting_down", "This server is shutting down.")
         return self._handling.json({"status": "ok"})
 
     async def _exposed(self, request: Request) -> Response:

@@ -1,7 +1,8 @@
-"""What a client is told when something cannot be done: one JSON form for every status.
+"""Error responses: one JSON format for every status.
 
-{"detail": text, "error": {"message": text, "type": …, "param": …, "code": …}}: clients of the hosted API read the
-first, OpenAI's the second.
+    {"detail": text, "error": {"message": text, "type": …, "param": …, "code": …}}
+
+Clients of the hosted API read "detail", OpenAI's clients read "error".
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ TYPES = {
 
 
 class Problem(JinaClipError):
-    """An answer that is no success.
+    """An error that is sent to the client as an HTTP response.
 
     Attributes:
-        status: of HTTP.
-        code: a word for programs.
-        param: the field of the request that it is about, or None.
-        index: of the item that it is about, or None.
-        headers: to send with it.
+        status: the HTTP status.
+        code: a machine-readable error code.
+        param: the request field that caused the error, or None.
+        index: the position of the item that caused the error, or None.
+        headers: additional response headers.
     """
 
     def __init__(
@@ -37,11 +38,11 @@ class Problem(JinaClipError):
         self.headers = headers or {}
 
     def at(self, field: str, index: int) -> Problem:
-        """The same of one item of a field of the request."""
+        """The same error for one item of a request field; the message gets the prefix "field[index] "."""
         return Problem(self.status, self.code, f"{field}[{index}] {self}", param=field, index=index)
 
     def error(self) -> dict[str, Any]:
-        """The object that stands under "error"."""
+        """The value of "error" in the response body."""
         found = {"message": str(self), "type": TYPES[self.status], "param": self.param, "code": self.code}
         return found if self.index is None else {**found, "index": self.index}
 
@@ -50,12 +51,12 @@ class Problem(JinaClipError):
 
 
 def invalid(param: str, message: str, *, code: str = "invalid_value", index: int | None = None) -> Problem:
-    """A value of the request that cannot be used: 422."""
+    """A 422 error for an invalid value in the request."""
     return Problem(422, code, message, param=param, index=index)
 
 
 def problem_of(error: Exception) -> Problem:
-    """Any error as a client is told of it: ours in its own words, another's without any."""
+    """Convert an exception to an error response; the text of unexpected exceptions is not sent to the client."""
     if isinstance(error, Problem):
         return error
     if isinstance(error, Overloaded):
@@ -64,4 +65,4 @@ def problem_of(error: Exception) -> Problem:
         return Problem(422, "invalid_input", str(error), param="input")
     if isinstance(error, JinaClipError):
         return Problem(status_of(error)[0], "backend_error", str(error))
-    return Problem(500, "internal_error", "the server failed; its log tells more under this request's id")
+    return Problem(500, "internal_error", "Internal server error; see the server's log for this request id.")

@@ -1,8 +1,8 @@
-"""Pictures from http: and https: addresses, where the server's owner allows it.
+"""Downloads images from http: and https: URLs, if the operator enables it.
 
-What a client names is fetched with the server's place in the network: so only public addresses are connected to,
-whatever a name stands for and wherever a redirect leads. The check is made on the very address that is then
-connected to, so a name that changes in between gains nothing. Proxies of the environment are not used.
+A client could use these downloads to reach hosts in the server's internal network (SSRF). Therefore the server
+connects only to public IP addresses, also for host names and redirects. The IP address that is checked is the one that
+is connected to, so DNS rebinding does not bypass the check. Proxy settings of the environment are ignored.
 """
 
 from __future__ import annotations
@@ -24,16 +24,17 @@ from jinaclip.server.errors import Problem
 
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 REDIRECTS = 5
-AT_ONCE = 16  # fetches that run at the same time
-# Public by their prefix, and yet they lead to an IPv4 address that need not be: NAT64, Teredo, 6to4.
+AT_ONCE = 16  # concurrent downloads
+# IPv6 prefixes that count as public but embed an IPv4 address that may be private: NAT64, Teredo, 6to4.
 TUNNELS = [ipaddress.IPv6Network(net) for net in ("64:ff9b::/96", "64:ff9b:1::/48", "2001::/32", "2002::/16")]
 
 
 def is_public(address: str, allow: Sequence[Network] = ()) -> bool:
-    """Whether a numeric address may be connected to.
+    """Whether the server may connect to an IP address.
 
     Args:
-        allow: networks that may, public or not.
+        address: the IP address.
+        allow: networks that are allowed even if they are not public.
     """
     found: ipaddress.IPv4Address | ipaddress.IPv6Address = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(found, ipaddress.IPv6Address) and found.ipv4_mapped is not None:
@@ -45,17 +46,17 @@ def is_public(address: str, allow: Sequence[Network] = ()) -> bool:
 
 
 class Fetcher:
-    """Fetches pictures. Used from one event loop.
+    """Downloads images. Use it from one event loop.
 
     Args:
-        allow: networks that are connected to though they are not public.
-        most_bytes: of a picture's file.
-        timeout_s: for one picture, redirects included.
+        allow: networks that are allowed even if they are not public.
+        most_bytes: the largest size of an image file, in bytes.
+        timeout_s: the longest time for one image, including redirects, in seconds.
     """
 
     def __init__(self, *, allow: Iterable[Network] = (), most_bytes: int, timeout_s: float) -> None:
         self._most_bytes, self._timeout_s = most_bytes, timeout_s
-        # Certificates of certifi, or of the file that OpenSSL's own variable names.
+        # The CA certificates are those of certifi, or of the file in OpenSSL's variable SSL_CERT_FILE.
         context = ssl.create_default_context(cafile=os.environ.get("SSL_CERT_FILE") or certifi.where())
         self._pool = httpcore.AsyncConnectionPool(
             ssl_context=context, max_connections=AT_ONCE, max_keepalive_connections=0,
@@ -64,20 +65,20 @@ class Fetcher:
         self._room = asyncio.Semaphore(AT_ONCE)
 
     async def fetch(self, url: str) -> bytes:
-        """The content at an address.
+        """Download the content of a URL.
 
         Raises:
-            Problem: 403 for an address that is not public, 422 for one that gives no picture in time. Neither tells
-                what else a private address may have to say.
+            Problem: 403 if the host's IP address is not public, 422 if the download fails or times out. The message
+                contains no content of the response.
         """
         async with self._room:
             try:
                 async with asyncio.timeout(self._timeout_s):
                     return await self._followed(url)
             except TimeoutError:
-                raise _failed(f"did not come within {self._timeout_s:g} s") from None
+                raise _failed(f"the download took more than {self._timeout_s:g} s") from None
             except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, OSError) as error:
-                raise _failed(f"cannot be fetched ({type(error).__name__})") from None
+                raise _failed(f"the connection failed ({type(error).__name__})") from None
 
     async def _followed(self, url: str) -> bytes:
         target = _parsed(url)
@@ -95,18 +96,18 @@ class Fetcher:
                     target = _parsed(location, target)
                     continue
                 if response.status != 200:
-                    raise _failed(f"answers with status {response.status}")
+                    raise _failed(f"the host returned status {response.status}")
                 return await self._content(response)
-        raise _failed(f"leads from one address to the next more than {REDIRECTS} times")
+        raise _failed(f"the URL redirects more than {REDIRECTS} times")
 
     async def _content(self, response: httpcore.Response) -> bytes:
         if _header(response, b"content-encoding").lower() not in ("", "identity"):
-            raise _failed("is sent compressed, which was not asked for")
+            raise _failed("the host sent a compressed response, which was not requested")
         content = bytearray()
         async for chunk in response.aiter_stream():
             content += chunk
             if len(content) > self._most_bytes:
-                raise _failed(f"has more than {self._most_bytes} bytes")
+                raise _failed(f"the file has more than {self._most_bytes} bytes")
         return bytes(content)
 
     async def close(self) -> None:
@@ -114,7 +115,7 @@ class Fetcher:
 
 
 class _PublicNetwork(httpcore.AsyncNetworkBackend):
-    """Connects to public addresses alone."""
+    """Connects only to public IP addresses and to those in `allow`."""
 
     def __init__(self, allow: Sequence[Network]) -> None:
         self._allow, self._network = allow, httpcore.AnyIOBackend()
@@ -127,12 +128,12 @@ class _PublicNetwork(httpcore.AsyncNetworkBackend):
         try:
             found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError):
-            raise _failed("names a host that is not found") from None
+            raise _failed("the host name cannot be resolved") from None
         addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
         permitted = [address for address in addresses if is_public(address, self._allow)]
         if not permitted:
-            raise Problem(403, "address_not_allowed", "leads to an address that is not public, and this server fetches "
-                          "from public ones alone; its owner may allow others with --fetch-allow")  # fmt: skip
+            raise Problem(403, "address_not_allowed", "cannot be fetched: the host's IP address is not public; the "
+                          "operator can allow more networks with --fetch-allow")  # fmt: skip
         for address in permitted[:-1]:
             try:
                 return await self._network.connect_tcp(address, port, timeout, local_address, socket_options)
@@ -145,16 +146,25 @@ class _PublicNetwork(httpcore.AsyncNetworkBackend):
 
 
 def _parsed(text: str, base: httpx.URL | None = None) -> httpx.URL:
-    """An address that may be asked for, of a redirect seen from where it came."""
+    """Parse and check a URL.
+
+    Args:
+        text: the URL.
+        base: the URL that redirected to it, or None.
+
+    Raises:
+        Problem: 422, it is not an http: or https: URL or contains a user name.
+    """
     try:
         url = base.join(text) if base is not None else httpx.URL(text)
         fits = url.scheme in ("http", "https") and bool(url.host) and 0 < (url.port or 1) < 1 << 16
     except (httpx.InvalidURL, ValueError, TypeError, UnicodeError):
         fits = False
     if not fits:
-        raise _failed("is no http: or https: address" if base is None else "leads to no http: or https: address")
+        start = "the URL" if base is None else "the URL redirects to one that"
+        raise _failed(f"{start} is not a valid http: or https: URL")
     if url.userinfo:
-        raise _failed("holds a user's name; send the picture itself")
+        raise _failed("the URL contains a user name; send the image itself")
     return url
 
 
@@ -163,4 +173,4 @@ def _header(response: httpcore.Response, name: bytes) -> str:
 
 
 def _failed(words: str) -> Problem:
-    return Problem(422, "fetch_failed", f"{words}: the picture was not fetched", param="input")
+    return Problem(422, "fetch_failed", f"cannot be fetched: {words}", param="input")

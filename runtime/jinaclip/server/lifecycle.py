@@ -1,4 +1,4 @@
-"""A server on a socket, to its end: what was accepted is answered first."""
+"""Listening, serving and graceful shutdown: accepted requests are answered before the process ends."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from jinaclip.server.app import Server
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket.
+    """Create a socket that is bound to an address.
 
     Raises:
-        InputError: names the address, and what keeps it from being listened on.
+        InputError: the address cannot be bound; the message contains the address and the reason.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # With the protocol named asyncio sends at once (TCP_NODELAY); else each answer waits 40 ms for an acknowledgement.
+    # asyncio sets TCP_NODELAY only if the protocol is IPPROTO_TCP. Without it each response waits 40 ms for an ACK.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -35,10 +35,15 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def serve(server: Server, listener: socket.socket, grace_s: float) -> int:
-    """Answer until SIGTERM or SIGINT, and then, for the grace, what was accepted; new requests get 503.
+    """Serve until SIGTERM or SIGINT, then shut down gracefully.
+
+    During the shutdown accepted requests are answered and new requests get 503.
+
+    Args:
+        grace_s: the longest time for the shutdown, in seconds.
 
     Returns:
-        Items that were not finished in time.
+        The number of items that were not finished in time.
     """
     config = uvicorn.Config(server.app, log_config=None, access_log=False, server_header=False, lifespan="off")
     running = _Drained(config, server, grace_s)
@@ -47,7 +52,10 @@ def serve(server: Server, listener: socket.socket, grace_s: float) -> int:
 
 
 class _Drained(uvicorn.Server):
-    """Ended by a signal only when what was accepted is answered, or the grace is over; at once by a second one."""
+    """Stops after a signal when all accepted requests are answered or the grace period is over.
+
+    A second signal stops it immediately.
+    """
 
     def __init__(self, config: uvicorn.Config, server: Server, grace_s: float) -> None:
         super().__init__(config)
@@ -61,7 +69,7 @@ class _Drained(uvicorn.Server):
         self.deadline = time.monotonic() + self._grace_s
         threading.Thread(target=self._drain, daemon=True).start()
         if sig == signal.SIGINT:
-            print("jinaclip: finishing what was accepted; Ctrl-C again ends it now", file=sys.stderr)
+            print("jinaclip: finishing accepted requests; press Ctrl-C again to stop now", file=sys.stderr)
 
     def _drain(self) -> None:
         while self._server.in_flight and time.monotonic() < self.deadline:

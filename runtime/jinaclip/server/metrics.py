@@ -1,4 +1,4 @@
-"""What Prometheus is told."""
+"""Prometheus metrics."""
 
 from __future__ import annotations
 
@@ -17,49 +17,50 @@ STAGES = ("fetch", "decode", "tokenise", "wait", "run")
 
 
 class Metrics:
-    """Counters of a server.
+    """The counters and histograms of a server.
 
     Attributes:
-        requests: answered, by path and status.
-        seconds: to an answer, by path.
-        items: answered, by tower.
-        stages: seconds of an item in each of STAGES; a run counts once for all of its items.
+        requests: answered requests, by path and status.
+        seconds: request latency in seconds, by path.
+        items: answered items, by tower.
+        stages: seconds in each of STAGES, by tower. A run is counted once for its whole batch, and tokenising once
+            for the texts that one thread tokenises together; the other stages are counted per item.
     """
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        self.requests = Counter("jinaclip_requests", "requests answered", ("path", "status"), registry=self._registry)
+        self.requests = Counter("jinaclip_requests", "answered requests", ("path", "status"), registry=self._registry)
         self.seconds = Histogram(
-            "jinaclip_request_seconds", "time to an answer", ("path",), buckets=SECONDS, registry=self._registry
+            "jinaclip_request_seconds", "request latency", ("path",), buckets=SECONDS, registry=self._registry
         )
-        self.items = Counter("jinaclip_items", "texts and images answered", ("tower",), registry=self._registry)
+        self.items = Counter("jinaclip_items", "answered texts and images", ("tower",), registry=self._registry)
         self.stages = Histogram(
-            "jinaclip_stage_seconds", "time of a stage", ("tower", "stage"), buckets=SECONDS, registry=self._registry
+            "jinaclip_stage_seconds", "time in a stage", ("tower", "stage"), buckets=SECONDS, registry=self._registry
         )
 
     def watch(self, batchers: Mapping[str, Batcher[Any]], rooms: Mapping[str, Room]) -> None:
-        """Tell of queues and rooms too, by tower."""
+        """Export the state of queues and admission limits too, by tower."""
         self._registry.register(_Queues(batchers, rooms))
 
     def exposed(self) -> bytes:
-        """All of it, in Prometheus' text format."""
+        """All metrics in the Prometheus text format."""
         return generate_latest(self._registry)
 
 
 class _Queues(Collector):
-    """Read from the queues when asked."""
+    """Collects the metrics of the queues when /metrics is requested."""
 
     def __init__(self, batchers: Mapping[str, Batcher[Any]], rooms: Mapping[str, Room]) -> None:
         self._batchers, self._rooms = batchers, rooms
 
     def collect(self) -> Iterator[Metric]:
-        waiting = GaugeMetricFamily("jinaclip_queue_items", "items that wait for a run", labels=["tower"])
-        oldest = GaugeMetricFamily("jinaclip_queue_oldest_seconds", "how long the first has waited", labels=["tower"])
-        held = GaugeMetricFamily("jinaclip_accepted_items", "items accepted and not answered yet", labels=["tower"])
-        left = CounterMetricFamily("jinaclip_dropped_items", "items whose clients left", labels=["tower"])
+        waiting = GaugeMetricFamily("jinaclip_queue_items", "queued items", labels=["tower"])
+        oldest = GaugeMetricFamily("jinaclip_queue_oldest_seconds", "age of the oldest queued item", labels=["tower"])
+        held = GaugeMetricFamily("jinaclip_accepted_items", "items accepted and not yet answered", labels=["tower"])
+        left = CounterMetricFamily("jinaclip_dropped_items", "items of disconnected clients", labels=["tower"])
         failed = CounterMetricFamily("jinaclip_failed_items", "items whose run failed", labels=["tower"])
-        refused = CounterMetricFamily("jinaclip_refused_items", "items that found no room", labels=["tower"])
-        batches = CounterMetricFamily("jinaclip_batches", "runs by their number of items", labels=["tower", "size"])
+        refused = CounterMetricFamily("jinaclip_refused_items", "items over the queue limit", labels=["tower"])
+        batches = CounterMetricFamily("jinaclip_batches", "batches by number of items", labels=["tower", "size"])
         for tower, batcher in self._batchers.items():
             waiting.add_metric([tower], batcher.waiting())
             oldest.add_metric([tower], batcher.oldest())

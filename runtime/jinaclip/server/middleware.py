@@ -1,4 +1,7 @@
-"""What every route has: keys, request ids, a limit to the body, times, errors in one form. No input is ever logged."""
+"""What all routes share: API keys, request ids, body limits, latency metrics and error responses.
+
+The content of requests is never logged.
+"""
 
 from __future__ import annotations
 
@@ -28,14 +31,15 @@ KEY_ASKED = {"WWW-Authenticate": "Bearer"}
 
 
 class Handling:
-    """Wraps handlers.
+    """Wraps route handlers.
 
     Args:
-        keys: one of them must come as a bearer token; () lets everyone in.
-        provenance: sent with every answer.
-        max_body_bytes: of one request.
-        max_bodies_bytes: of all requests that are not answered yet.
-        body_timeout_s: for a body to come.
+        metrics: the counters to update.
+        keys: the accepted API keys, sent by clients as bearer tokens; () disables authentication.
+        provenance: the provenance id, sent in a header of every response.
+        max_body_bytes: the largest request body, in bytes.
+        max_bodies_bytes: the largest total size of the bodies of requests that are not answered yet, in bytes.
+        body_timeout_s: the longest time to receive a body, in seconds.
     """
 
     def __init__(
@@ -45,13 +49,14 @@ class Handling:
         self._metrics, self._provenance = metrics, provenance
         self._keys = [key.encode() for key in keys]
         self._max_body_bytes, self._body_timeout_s = max_body_bytes, body_timeout_s
-        self._bodies = Room("bytes of requests", max_bodies_bytes)
+        self._bodies = Room("bytes of request bodies", max_bodies_bytes)
 
     def __call__(self, handler: Handler, *, open_to_all: bool = False) -> Handler:
-        """A handler with what all have.
+        """Add authentication, error handling, metrics and logging to a handler.
 
         Args:
-            open_to_all: answer without a key.
+            handler: the handler of a route.
+            open_to_all: True to skip authentication.
         """
 
         async def handle(request: Request) -> Response:
@@ -64,7 +69,7 @@ class Handling:
                 response = await handler(request)
             except ClientDisconnect:
                 response = Response(status_code=499)
-            except Exception as error:  # whatever it is, the client gets an answer in our form
+            except Exception as error:  # the client always gets an error response in the documented format
                 problem = problem_of(error)
                 if problem.status == 500:
                     logger.exception("request %s failed", request_id)
@@ -82,14 +87,17 @@ class Handling:
 
     @asynccontextmanager
     async def body(self, request: Request) -> AsyncIterator[Any]:
-        """The decoded JSON of a request, read no further than the limit; its room is held while the block lasts.
+        """Read and decode the JSON body of a request, up to the size limit.
+
+        The size of the body counts towards the limit for all bodies until the block ends.
 
         Raises:
-            Problem: 400, 408, 413 or 415. Overloaded: other requests hold too much.
+            Problem: 400, 408, 413 or 415.
+            Overloaded: the bodies of all requests would exceed their limit.
         """
         kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
         if kind != "application/json":
-            raise Problem(415, "unsupported_media_type", f"the body is {kind:.80}, expected application/json")
+            raise Problem(415, "unsupported_media_type", f"The request body is {kind:.80}, expected application/json.")
         taken = 0
         content = bytearray()
         try:
@@ -102,46 +110,50 @@ class Handling:
                         taken += len(chunk)
                         content += chunk
             except TimeoutError:
-                raise Problem(408, "slow_body", f"the body did not come within {self._body_timeout_s:g} s",
+                raise Problem(408, "slow_body", f"The request body was not received in {self._body_timeout_s:g} s.",
                               headers={"Connection": "close"}) from None  # fmt: skip
             try:
                 decoded = orjson.loads(content)
             except orjson.JSONDecodeError as error:
-                raise Problem(400, "invalid_json", f"the body is no JSON: {error}") from None
+                raise Problem(400, "invalid_json", f"The request body is not valid JSON: {error}") from None
             del content
             yield decoded
         finally:
             self._bodies.give_back(taken)
 
     def json(self, value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-        """An answer; numpy arrays may be in it."""
+        """A JSON response; `value` may contain NumPy arrays."""
         content = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
         sent = {"X-Jinaclip-Provenance": self._provenance, **(headers or {})}
         return Response(content, status_code=status, headers=sent, media_type="application/json")
 
     async def no_route(self, request: Request, error: Exception) -> Response:
-        """What stands in for a path or method that is not there."""
+        """The response to a request with an unknown path or method."""
         assert isinstance(error, HTTPException)
-        what = {404: "there is nothing at this path", 405: f"{request.method} is not what this path takes"}
+        what = {404: "This path does not exist", 405: f"Method {request.method} is not allowed here"}
         words = what.get(error.status_code, str(error.detail))
-        problem = Problem(error.status_code, "no_such_route", f"{words}; /docs tells what there is",
+        problem = Problem(error.status_code, "no_such_route", f"{words}; see /docs.",
                           headers=dict(error.headers or {}))  # fmt: skip
         return self.json(problem.body(), problem.status, problem.headers)
 
     def _check_size(self, size: int) -> None:
         if size > self._max_body_bytes:
             limit = self._max_body_bytes
-            raise Problem(413, "body_too_large", f"the body has more than {limit} bytes; send fewer items at once",
+            raise Problem(413, "body_too_large", f"The request body exceeds {limit} bytes; send fewer items at once.",
                           headers={"Connection": "close"})  # fmt: skip
 
     def _require_key(self, request: Request) -> None:
-        """Raises Problem: no key, or another one. All are compared, in constant time."""
+        """Check the API key. It is compared with all keys, each in constant time.
+
+        Raises:
+            Problem: 401, the key is missing or wrong.
+        """
         if not self._keys:
             return
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not token:
-            raise Problem(401, "missing_key", "this server asks for a key; send Authorization: Bearer KEY",
+            raise Problem(401, "missing_key", "An API key is required; send the header Authorization: Bearer KEY.",
                           headers=KEY_ASKED)  # fmt: skip
         given = token.strip().encode("utf-8", "replace")
         if not max([hmac.compare_digest(given, key) for key in self._keys]):
-            raise Problem(401, "wrong_key", "this key is none of this server's", headers=KEY_ASKED)
+            raise Problem(401, "wrong_key", "The API key is not valid.", headers=KEY_ASKED)

@@ -1,4 +1,4 @@
-"""What the server takes and answers, as an OpenAPI 3.1 description, and a page that shows it without any script."""
+"""The OpenAPI 3.1 description of the server, and an HTML page of it that works without JavaScript."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ Schema = dict[str, Any]
 STRING: Schema = {"type": "string"}
 NUMBERS: Schema = {"type": "array", "items": {"type": "number"}}
 ERRORS = {
-    400: "the body is no JSON", 401: "no key, or another one", 403: "an address that is not fetched from",
-    404: "another model", 408: "the body came too slowly", 413: "the body is too large",
-    415: "the body is not application/json", 422: "a value that cannot be used; param and index tell which",
-    429: "the queue is full; Retry-After tells when to come again", 500: "the server failed",
-    503: "the server is about to end, or does not work",
+    400: "The request body is not valid JSON.", 401: "The API key is missing or wrong.",
+    403: "The server may not connect to the host of an image URL.", 404: "The model is unknown.",
+    408: "The request body was not received in time.", 413: "The request body is too large.",
+    415: "The content type is not application/json.",
+    422: "A value is invalid; param and index identify it.",
+    429: "The queue is full; retry after the time in Retry-After.", 500: "The server failed.",
+    503: "The server is shutting down, or a tower does not work.",
 }  # fmt: skip
 EXAMPLES: dict[str, Any] = {
     "/v1/embeddings": {"input": ["a cup of coffee", {"image": "data:image/png;base64,…"}], "task": "retrieval.query"},
@@ -35,8 +37,9 @@ def description(rules: Rules, max_tokens: int, *, keyed: bool) -> Schema:
     """The OpenAPI document of a server.
 
     Args:
-        max_tokens: of a text.
-        keyed: clients must send a key.
+        rules: the values that requests may contain.
+        max_tokens: the most tokens in a text.
+        keyed: True if clients must send an API key.
     """
     embedding = _described(EmbeddingBody, rules)
     for name in ("late_chunking", "return_multivector"):
@@ -46,26 +49,27 @@ def description(rules: Rules, max_tokens: int, *, keyed: bool) -> Schema:
     rank["properties"]["texts"] |= _one_or_more(_items(("text",), rules.take_tokens), rules.most_items)
     rank["properties"]["images"] |= _one_or_more(_items(IMAGE_FIELDS, False), rules.most_items)
     about = (
-        f"Texts of up to {max_tokens} tokens and images as vectors of one space, of {', '.join(map(str, rules.dims))} "
-        f"numbers. Models: {', '.join(rules.model_names)}. Tasks: {', '.join(rules.tasks) or 'none'}."
+        f"Embeddings of texts (up to {max_tokens} tokens) and images in one vector space. "
+        f"Dimensions: {', '.join(map(str, rules.dims))}. "
+        f"Models: {', '.join(rules.model_names)}. Tasks: {', '.join(rules.tasks) or 'none'}."
     )
-    vectors = "Vectors of texts and images, in the order they were sent"
+    vectors = "Embed texts and images, in the order of the request"
     return {
         "openapi": "3.1.0",
         "info": {"title": "jinaclip", "version": version("jinaclip"), "description": about},
         "paths": {
             "/v1/embeddings": {"post": _operation(vectors, "EmbeddingAnswer", ERRORS, body="EmbeddingRequest")},
             "/v1/rank": {
-                "post": _operation("Texts and images by likeness: softmax of the model's logits", "RankAnswer", ERRORS,
+                "post": _operation("Rank texts or images, by a softmax of the model's logits", "RankAnswer", ERRORS,
                                    body="RankRequest")
             },
-            "/v1/models": {"get": _operation("The model, its licence and what it can do", "Models", (401,))},
-            "/health": {"get": _operation("What runs the model, and how its last self-test went", "Health", (),
+            "/v1/models": {"get": _operation("The model, its licence and its capabilities", "Models", (401,))},
+            "/health": {"get": _operation("The backend and the last self-test of each tower", "Health", (),
                                           also={503: "Health"}, open_to_all=True)},
-            "/ready": {"get": _operation("Whether requests are taken", "Ready", (503,), open_to_all=True)},
-            "/metrics": {"get": _operation("Prometheus' text format", None, (401,), media="text/plain")},
-            "/openapi.json": {"get": _operation("This description", "Anything", (401,))},
-            "/docs": {"get": _operation("A page made of it", None, (401,), media="text/html")},
+            "/ready": {"get": _operation("Whether the server accepts requests", "Ready", (503,), open_to_all=True)},
+            "/metrics": {"get": _operation("Metrics in the Prometheus text format", None, (401,), media="text/plain")},
+            "/openapi.json": {"get": _operation("This OpenAPI description", "Anything", (401,))},
+            "/docs": {"get": _operation("This description as an HTML page", None, (401,), media="text/html")},
         },
         "components": {
             "schemas": {"EmbeddingRequest": embedding, "RankRequest": rank, **_answers()},
@@ -76,7 +80,7 @@ def description(rules: Rules, max_tokens: int, *, keyed: bool) -> Schema:
 
 
 def page(document: Schema) -> str:
-    """The document as HTML."""
+    """The OpenAPI document as an HTML page."""
     parts = [f"<h1>jinaclip {_text(document['info']['version'])}</h1><p>{_text(document['info']['description'])}</p>"]
     schemas = document["components"]["schemas"]
     for path, operations in document["paths"].items():
@@ -95,7 +99,7 @@ def page(document: Schema) -> str:
 
 
 def _described(body: type[BaseModel], rules: Rules) -> Schema:
-    """The schema of a body, with what only this bundle knows."""
+    """The schema of a request body, with the dimensions, model names and tasks of this server."""
     schema = body.model_json_schema()
     fields = schema["properties"]
     for field in fields.values():
@@ -112,7 +116,7 @@ def _words(schema: Schema, field: str) -> Schema:
 
 
 def _items(names: Sequence[str], take_tokens: bool) -> list[Schema]:
-    """Schemas of an item: an object holds one of the names, and nothing or null under the others."""
+    """The schemas of an item: a string, or an object with one of the names; the other names are absent or null."""
     text = {"type": "string", "maxLength": TEXT_CHARACTERS}
     kinds = [
         {
@@ -137,7 +141,7 @@ def _operation(
     media: str = "application/json", also: dict[int, str] | None = None, open_to_all: bool = False,
 ) -> Schema:  # fmt: skip
     schema = _reference(answer) if answer is not None else STRING
-    responses: Schema = {"200": {"description": "the answer", "content": {media: {"schema": schema}}}}
+    responses: Schema = {"200": {"description": "The response.", "content": {media: {"schema": schema}}}}
     for status, name in {**dict.fromkeys(errors, "Error"), **(also or {})}.items():
         responses[str(status)] = {
             "description": ERRORS[status], "content": {"application/json": {"schema": _reference(name)}},

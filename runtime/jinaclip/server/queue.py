@@ -1,7 +1,7 @@
-"""Items of many callers, run together: the queue of a server, and how much of it may be taken.
+"""Dynamic batching: a queue of items from many callers, and the worker threads that run them in batches.
 
-Whoever waits longest is served first, and takes with him those whose run costs little beside his. While a batch runs
-the next one gathers; an item whose caller has left is dropped before it enters one.
+The oldest item is always in the next batch; items that add little cost to the run join it. While one batch runs, new
+items collect for the next one. An item whose future was cancelled is dropped before it enters a batch.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from jinaclip.bundle.manifest import TowerManifest
 from jinaclip.errors import BackendError, Overloaded
 from jinaclip.packing import pack_texts
 
-LOOKED_AT = 256  # texts that are packed for a run: more are not better served, and take longer to look at
+LOOKED_AT = 256  # the oldest queued texts that are considered for a batch; more do not improve it and take longer
 T = TypeVar("T")
-Vector = np.ndarray  # raw, [D] float32
+Vector = np.ndarray  # an unnormalized embedding, float32 [D]
 
 
 @dataclass
 class Counts:
-    """What a queue has done since it was opened.
+    """Counters of a queue since it was opened.
 
     Attributes:
         run: items that were run.
-        left: items that were dropped, for their callers had left.
+        left: items that were dropped because their futures were cancelled.
         failed: items whose run failed.
-        failing: runs that failed since the last one that did not.
-        batches: runs, by their number of items.
+        failing: runs that failed since the last successful one.
+        batches: the number of runs for each batch size, in items.
     """
 
     run: int = 0
@@ -53,15 +53,17 @@ class _Waiting(Generic[T]):
 
 
 class Batcher(Generic[T]):
-    """A queue, and the threads that run what is in it. Safe to call from several threads.
+    """A queue and the worker threads that run its items in batches. Safe to call from several threads.
 
     Args:
-        name: of the queue, for its threads.
-        run: raw vectors [N, D] of items that run together; told whether they are alone: nothing else runs or waits.
-        choose: which of the waiting items run now, the longest waiting first; gets them in the order they came.
-        workers: batches that run at the same time.
-        gather_s: how long an item waits for company where nothing runs; 0 starts it at once.
-        observe: told of every run that succeeded: how long each item waited and how long it ran, in seconds.
+        name: the name of the queue, for thread names and messages.
+        run: a function that computes the unnormalized embeddings [N, D] of a batch. Its second argument is True if no
+            other batch runs and no item waits.
+        choose: a function that selects the next batch. It gets the queued items, oldest first, and returns indexes.
+        workers: the number of batches that run at the same time.
+        gather_s: how long an idle queue waits for more items before it runs the first, in seconds; 0 disables this.
+        observe: a function that is called after every successful run with the waiting time of each item and the
+            duration of the run, in seconds.
     """
 
     def __init__(
@@ -82,10 +84,10 @@ class Batcher(Generic[T]):
             thread.start()
 
     def submit(self, items: Sequence[T]) -> list[Future[Vector]]:
-        """Put items into the queue; how many there may be is for a `Room` to say.
+        """Add items to the queue. The queue itself has no size limit; the caller limits it with a `Room`.
 
         Returns:
-            A future for each; cancel it, and an item that still waits is dropped.
+            One future per item. Cancelling a future removes its item if it is still queued.
 
         Raises:
             Overloaded: the queue is closed.
@@ -94,28 +96,28 @@ class Batcher(Generic[T]):
         entries = [_Waiting(item, Future[Vector](), now) for item in items]
         with self._changed:
             if not self._open:
-                raise Overloaded(f"the {self.name} queue is closed: this process is about to end")
+                raise Overloaded(f"the {self.name} queue is closed because the server is shutting down")
             self._waiting.extend(entries)
-            self._changed.notify_all()  # several workers may find something in them
+            self._changed.notify_all()  # the items may be enough for several workers
         return [entry.future for entry in entries]
 
     def waiting(self) -> int:
-        """Items in the queue."""
+        """The number of queued items."""
         return len(self._waiting)
 
     def oldest(self) -> float:
-        """How long the first has waited, in seconds; 0 for an empty queue."""
+        """The age of the oldest queued item, in seconds; 0 for an empty queue."""
         with self._changed:
             return time.monotonic() - self._waiting[0].since if self._waiting else 0.0
 
     def close(self, grace_s: float = 0.0) -> int:
-        """Take nothing more, and finish what is there.
+        """Accept no more items and finish those in the queue.
 
         Args:
-            grace_s: how long to wait for it.
+            grace_s: the longest time to wait for them, in seconds.
 
         Returns:
-            Items that were not finished in time; their futures hold an error.
+            The number of items that were not started in time; their futures raise BackendError.
         """
         deadline = time.monotonic() + grace_s
         with self._changed:
@@ -127,7 +129,7 @@ class Batcher(Generic[T]):
             self._waiting.clear()
         for entry in unfinished:
             if entry.future.set_running_or_notify_cancel():
-                entry.future.set_exception(BackendError("the process ended before this was run"))
+                entry.future.set_exception(BackendError("the server shut down before this item was run"))
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
         return len(unfinished)
@@ -137,7 +139,7 @@ class Batcher(Generic[T]):
             with self._changed:
                 while self._open and not self._waiting:
                     self._changed.wait()
-                    self._gather()  # meanwhile another worker may take all
+                    self._gather()  # another worker may empty the queue meanwhile
                 if not self._waiting:
                     self._changed.notify_all()
                     return
@@ -153,7 +155,7 @@ class Batcher(Generic[T]):
                     self._changed.notify_all()
 
     def _gather(self) -> None:
-        """Wait for company, as long as the first may and there is room beside it."""
+        """Wait for more items until the oldest has waited `gather_s` or the next batch is full."""
         while self._open and self._waiting:
             left = self._waiting[0].since + self._gather_s - time.monotonic()
             if left <= 0 or len(self._choose([entry.item for entry in self._waiting])) < len(self._waiting):
@@ -161,7 +163,7 @@ class Batcher(Generic[T]):
             self._changed.wait(left)
 
     def _take(self) -> list[_Waiting[T]]:
-        """What runs now, out of the queue."""
+        """Remove the next batch from the queue."""
         self._forget_those_who_left()
         waiting = list(self._waiting)
         if not waiting:
@@ -179,13 +181,13 @@ class Batcher(Generic[T]):
         self._waiting = here
 
     def _answer(self, batch: Sequence[_Waiting[T]], alone: bool) -> None:
-        """Run a batch, and hand every caller his own vector; where it fails, the error to each."""
+        """Run a batch and set the result of every future; if the run fails, every future gets the error."""
         start = time.monotonic()
         try:
             vectors = list(self._run([entry.item for entry in batch], alone))
             if len(vectors) != len(batch):
-                raise BackendError(f"{len(batch)} {self.name}s gave {len(vectors)} vectors")
-        except Exception as error:  # whatever it is, it belongs to those who wait for it
+                raise BackendError(f"a batch of {len(batch)} {self.name}s returned {len(vectors)} vectors")
+        except Exception as error:  # any error is passed on to the callers
             self.counts.failed += len(batch)
             self.counts.failing += 1
             for entry in batch:
@@ -201,16 +203,16 @@ class Batcher(Generic[T]):
 
 
 def choose_texts(rows: Sequence[Sequence[int]], tower: TowerManifest, cost: RunCost) -> list[int]:
-    """Which texts run with the one that waited longest, where those that wait are packed as `pack_texts` does.
+    """Select the next batch of texts: the batch of `pack_texts` that contains the oldest text.
 
     Args:
-        rows: ids, in the order they came.
-        cost: of a run where they run.
+        rows: token ids of the queued texts, oldest first.
+        cost: the cost model of a run on this backend.
     """
     batches = pack_texts([len(row) for row in rows[:LOOKED_AT]], tower, cost=cost)
     return next(batch for batch in batches if 0 in batch)
 
 
 def choose_images(pixels: Sequence[np.ndarray], cost: RunCost) -> list[int]:
-    """The pictures that waited longest, as many as run together."""
+    """Select the next batch of images: the oldest ones, up to the batch size of the backend."""
     return list(range(min(len(pixels), cost.images)))

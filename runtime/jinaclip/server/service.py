@@ -1,4 +1,4 @@
-"""A model behind two queues: items of requests to vectors, prepared beside the runs."""
+"""The embedding service: a model behind one queue per tower. Items are prepared in threads while batches run."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ from jinaclip.server.fetch import Fetcher
 from jinaclip.server.metrics import Metrics
 from jinaclip.server.queue import Batcher, choose_images, choose_texts
 
-TEXTS_A_JOB = 32  # that one thread tokenises together
-TESTED_AGAIN_S = 10.0  # how often a tower whose runs fail is held to its goldens again
+TEXTS_A_JOB = 32  # texts that one thread tokenises together
+TESTED_AGAIN_S = 10.0  # the shortest time between two self-tests of a tower whose runs fail
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Of what the service takes.
+    """Limits of the service.
 
     Attributes:
-        queue_texts, queue_images: accepted and not answered yet.
-        tokens: of a text, special tokens and instruction included; None for what the model takes.
-        image_bytes: of a picture's file.
-        pixels: of a picture.
-        gather_s: how long a first item waits for company.
+        queue_texts, queue_images: the most items that are accepted and not answered yet.
+        tokens: the most tokens in a text, including special tokens and instruction; None for the model's limit.
+        image_bytes: the largest size of an image file, in bytes.
+        pixels: the most pixels in an image.
+        gather_s: how long an idle queue waits for more items before it runs the first, in seconds.
     """
 
     queue_texts: int = 4096
@@ -58,8 +58,8 @@ class Prepared:
 
     Attributes:
         tower: "text" or "image".
-        value: ids of a text, or pixels uint8 [size, size, 3].
-        tokens: what it counts as.
+        value: the token ids of a text, or the pixels of an image, uint8 [size, size, 3].
+        tokens: the number of tokens counted for usage.
     """
 
     tower: str
@@ -69,11 +69,11 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Embedded:
-    """An item's vector.
+    """The embedding of an item.
 
     Attributes:
-        vector: raw, float32 [D].
-        tokens: what the item counts as.
+        vector: the unnormalized embedding, float32 [D].
+        tokens: the number of tokens counted for usage.
     """
 
     vector: np.ndarray
@@ -81,18 +81,21 @@ class Embedded:
 
 
 class Service:
-    """Answers requests with one model. Used from one event loop.
+    """Computes the embeddings of requests with one model. Use it from one event loop.
 
     Args:
-        model: opened; closed by its owner.
-        narrow: the same with fewer threads, for several runs at the same time when there is much to do; None for one
-            run after the other.
-        workers: runs of `narrow` at the same time.
-        fetcher: of addresses; None where none is fetched.
+        model: the open model. The caller closes it.
+        limits: limits on requests and queues; None for the defaults.
+        metrics: the counters to update; None for unexported ones.
+        fetcher: downloads images from URLs; None to reject URLs.
+        narrow: the same model opened with fewer threads, used for batches that run at the same time under load; None
+            to run batches one after the other.
+        workers: the number of batches of `narrow` that run at the same time.
 
     Attributes:
-        batchers: by tower.
-        rooms: by tower.
+        max_tokens: the most tokens in a text.
+        batchers: the queue of each tower.
+        rooms: the admission limit of each tower, in items that are accepted and not answered yet.
     """
 
     def __init__(
@@ -100,7 +103,7 @@ class Service:
         fetcher: Fetcher | None = None, narrow: ClipModel | None = None, workers: int = 1,
     ) -> None:  # fmt: skip
         self.model, self._fetcher, self._narrow = model, fetcher, narrow
-        self._long = threading.Lock()  # one long text at a time: it takes much memory, and all cores
+        self._long = threading.Lock()  # one long text at a time: it uses much memory and all cores
         self._limits, self._metrics = limits or Limits(), metrics or Metrics()
         self.max_tokens = min(self._limits.tokens or model.max_tokens, model.max_tokens)
         self.batchers: dict[str, Batcher[Any]] = {}
@@ -117,7 +120,7 @@ class Service:
                 continue
             session = model.encoders[tower].session
             cost = session.cost
-            # A run leaves something for the others, but opening it costs no more than an eighth of it.
+            # The work is divided among the workers, but a batch stays large enough that its fixed cost is at most 1/8.
             share = replace(cost, tokens=max(cost.tokens // workers, 8 * cost.opening_tokens))
             choose: Any = (
                 partial(choose_texts, tower=model.bundle.tower("text"), cost=share)
@@ -130,26 +133,27 @@ class Service:
             )  # fmt: skip
         self._metrics.watch(self.batchers, self.rooms)
         threads = max(2, max(encoder.session.threads for encoder in model.encoders.values()))
-        # Two, so that a text need not wait for another's many pictures.
+        # Two pools, so that texts do not wait behind the images of other requests.
         self._tokenising = ThreadPoolExecutor(threads, thread_name_prefix="jinaclip-tokenise")
         self._decoding = ThreadPoolExecutor(threads, thread_name_prefix="jinaclip-decode")
 
     async def embed(
         self, *fields: tuple[str, Sequence[Item | Problem]], task: str | None, truncate: bool, partial: bool = False
     ) -> list[list[Embedded | Problem]]:
-        """The vectors of a request's items.
+        """Compute the embeddings of a request's items.
 
         Args:
-            fields: of the request, each with its name and items.
-            task: of the bundle, or None.
-            truncate: cut texts that are too long.
-            partial: leave an item that cannot be used as its problem in place, unless none can be used.
+            fields: the name and the items of each request field.
+            task: a task of the bundle, or None.
+            truncate: True to truncate texts that are too long.
+            partial: True to return a Problem in place of each invalid item, unless all items are invalid.
 
         Returns:
-            For each field, what its items came to.
+            For each field, its results in the order of the items.
 
         Raises:
-            Overloaded: the queues are full. Problem: an item cannot be used; names it.
+            Overloaded: the queue limit would be exceeded.
+            Problem: an item is invalid; the message contains its field and index.
         """
         with self.accepted([item for _, items in fields for item in items]):
             names = [name for name, _ in fields]
@@ -162,8 +166,8 @@ class Service:
                 raise first
             vectors = await self.vectors([item for _, _, item in good])
         for (name, index, item), vector in zip(good, vectors, strict=True):
-            if not np.isfinite(vector).all():  # JSON would say null, and an index would store it
-                raise Problem(500, "not_finite", "came out as NaN or infinity").at(name, index)
+            if not np.isfinite(vector).all():  # JSON would contain null, which some clients store
+                raise Problem(500, "not_finite", "has an embedding with NaN or infinite values").at(name, index)
             self._metrics.items.labels(item.tower).inc()
         ready = iter(vectors)
         return [
@@ -173,10 +177,11 @@ class Service:
 
     @contextmanager
     def accepted(self, items: Sequence[Item | Problem]) -> Iterator[None]:
-        """Hold room for items of a request while the block lasts: before anything of them is fetched or decoded.
+        """Reserve queue capacity for a request's items during the block, before any of them is fetched or decoded.
 
         Raises:
-            Overloaded: there is none now. Problem: there will never be.
+            Overloaded: the capacity is in use; retry later.
+            Problem: the request has more items than the total capacity.
         """
         texts = sum(isinstance(item, Text | Tokens) for item in items)
         images = sum(isinstance(item, Encoded | Address) for item in items)
@@ -186,20 +191,24 @@ class Service:
                 if room is None or not count:
                     continue
                 if count > room.limit:
-                    raise invalid("input", f"{count} {room.what} are more than the {room.limit} that this server takes "
-                                           "at once; send fewer", code="too_many_items")  # fmt: skip
+                    raise invalid("input", f"{count} {room.what} exceed this server's limit of {room.limit}; send "
+                                           "fewer per request", code="too_many_items")  # fmt: skip
                 stack.enter_context(room.taken(count))
             yield
 
     async def prepare(
         self, items: Sequence[Item | Problem], field: str, *, task: str | None, truncate: bool
     ) -> list[Prepared | Problem]:
-        """Texts to ids, pictures to pixels, in threads; an item that cannot be used is its problem in place.
+        """Tokenise texts and fetch and decode images, in threads.
 
         Args:
-            field: of the request that they stand in.
-            task: of the bundle, or None.
-            truncate: cut texts that are too long.
+            items: the items of one request field. Problems are passed through.
+            field: the name of the field, for messages.
+            task: a task of the bundle, or None.
+            truncate: True to truncate texts that are too long.
+
+        Returns:
+            One result per item; a Problem for an invalid one.
         """
         done: list[Prepared | Problem | None] = [item if isinstance(item, Problem) else None for item in items]
         texts = [index for index, item in enumerate(items) if isinstance(item, Text | Tokens)]
@@ -230,7 +239,7 @@ class Service:
         ]
 
     async def vectors(self, items: Sequence[Prepared]) -> list[np.ndarray]:
-        """Raw vectors [D], in order. When the caller is cancelled, what still waits is dropped."""
+        """Unnormalized embeddings, float32 [D], in order. If the caller is cancelled, its queued items are dropped."""
         futures: list[Future[np.ndarray]] = []
         try:
             by_tower = {}
@@ -242,12 +251,16 @@ class Service:
             return list(await asyncio.gather(*(asyncio.wrap_future(future) for future in ordered)))
         finally:
             for future in futures:
-                future.cancel()  # nothing, once it runs or is done
+                future.cancel()  # no effect if the item runs or is done
 
     def health(self) -> tuple[bool, dict[str, dict[str, Any]]]:
-        """Whether every tower works, and what runs it. Blocks for a self-test where the last run of a tower failed.
+        """The state of every tower. Blocks for a self-test if the last run of a tower failed.
 
-        A run may fail for what was in it, for want of memory, or because the device is lost: the goldens tell.
+        A run can fail because of its input, because memory is short or because the device is lost. The self-test
+        shows whether the tower still works.
+
+        Returns:
+            True if every tower works, and for each tower its status, backend and last self-test.
         """
         info = self.model.info()["towers"]
         towers = {}
@@ -265,7 +278,14 @@ class Service:
         return not self._broken, towers
 
     def close(self, grace_s: float) -> int:
-        """Finish what is accepted, for so long; the number of items that were not."""
+        """Finish accepted items and stop.
+
+        Args:
+            grace_s: the longest time to wait, in seconds.
+
+        Returns:
+            The number of items that were not finished in time.
+        """
         deadline = time.monotonic() + grace_s
         left = sum(batcher.close(max(0.0, deadline - time.monotonic())) for batcher in self.batchers.values())
         for pool in (self._tokenising, self._decoding):
@@ -284,7 +304,7 @@ class Service:
             self._broken[tower] = str(error)
 
     def _run_texts(self, rows: Sequence[list[int]], alone: bool) -> np.ndarray:
-        if len(rows[0]) > self.model.text_encoder.session.cost.tokens:  # such a text runs by itself
+        if len(rows[0]) > self.model.text_encoder.session.cost.tokens:  # such a text is a batch of its own
             with self._long:
                 return self.model.text_encoder.run(rows)
         return self._for(alone).text_encoder.run(rows)
@@ -293,7 +313,7 @@ class Service:
         return self._for(alone).image_encoder.run(pixels)
 
     def _for(self, alone: bool) -> ClipModel:
-        """What runs a batch."""
+        """The model instance that runs a batch."""
         return self.model if alone or self._narrow is None else self._narrow
 
     def _ran(self, tower: str, waited: Sequence[float], seconds: float) -> None:
@@ -303,7 +323,7 @@ class Service:
 
     async def _fetched(self, url: str) -> bytes:
         if self._fetcher is None:
-            raise invalid("input", "is an address, and this server fetches none; send the picture as base64 or as a "
+            raise invalid("input", "is a URL, and this server does not fetch URLs; send the image as base64 or as a "
                                    "data: URI, or start the server with --fetch-urls", code="no_fetching")  # fmt: skip
         if "image" not in self.batchers:
             raise _no_image_tower()
@@ -315,7 +335,7 @@ class Service:
             texts = [item.text for item in items if isinstance(item, Text)]
             try:
                 if "text" not in self.batchers:
-                    raise invalid("input", "is a text, and this server has no text tower", code="no_text_tower")
+                    raise invalid("input", "is a text, but this server has no text tower", code="no_text_tower")
                 rows = iter(self.model.text_encoder.prepare(texts, task=task))
             except JinaClipError as error:
                 return [problem_of(error)] * len(items)
@@ -325,16 +345,17 @@ class Service:
             ]
 
     def _tokens(self, ids: list[int], task: str | None, truncate: bool) -> Prepared | Problem:
-        """Ids that a client sends: what is surely not the tokenizer's is refused."""
+        """Check token ids sent by a client; those that this tokenizer cannot produce are rejected."""
         special, size = self.model.bundle.special_ids, self.model.bundle.vocab_size
         if task is not None:
-            what = "holds token ids, and a task puts its instruction before texts; leave task out"
+            what = "contains token ids, and a task's instruction can only be added to text; remove task or send text"
         elif len(ids) < 2 or ids[0] != special["bos"] or ids[-1] != special["eos"]:
-            what = f"is not of this tokenizer: expected ids from {special['bos']} (<s>) to {special['eos']} (</s>)"
+            what = (f"does not match this tokenizer: token ids must begin with {special['bos']} (<s>) and end with "
+                    f"{special['eos']} (</s>)")  # fmt: skip
         elif not 0 <= min(ids) <= max(ids) < size:
-            what = f"holds the token id {max(ids) if max(ids) >= size else min(ids)}, expected 0 to {size - 1}"
+            what = f"contains the token id {max(ids) if max(ids) >= size else min(ids)}, expected 0 to {size - 1}"
         elif special["pad"] in ids:
-            what = f"holds the id of padding, {special['pad']}; send texts without padding"
+            what = f"contains the padding token id {special['pad']}; send token ids without padding"
         else:
             return self._text(ids, truncate)
         return invalid("input", what, code="token_ids")
@@ -342,8 +363,8 @@ class Service:
     def _text(self, ids: list[int], truncate: bool) -> Prepared | Problem:
         if len(ids) > self.max_tokens:
             if not truncate:
-                return invalid("input", f"has {len(ids)} tokens, at most {self.max_tokens} are taken; send less, or "
-                                        "truncate: true", code="too_many_tokens")  # fmt: skip
+                return invalid("input", f"has {len(ids)} tokens, the limit is {self.max_tokens}; send a shorter text, "
+                                        "or set truncate to true", code="too_many_tokens")  # fmt: skip
             ids = [*ids[: self.max_tokens - 1], ids[-1]]
         return Prepared("text", ids, len(ids))
 
@@ -359,19 +380,22 @@ class Service:
             except Problem as problem:
                 return problem
             except InputError as error:
-                return problem_of(InputError(f"is no picture that can be used: {error}"))
+                return problem_of(InputError(f"cannot be decoded as an image: {error}"))
 
 
 def _no_image_tower() -> Problem:
-    return invalid("input", "is an image, and this server has no image tower", code="no_image_tower")
+    return invalid("input", "is an image, but this server has no image tower", code="no_image_tower")
 
 
 @contextlib.asynccontextmanager
 async def cancelled_with(client_left: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
-    """Break the block off when the client leaves.
+    """Cancel the block when the client disconnects.
+
+    Args:
+        client_left: a function that returns when the client has disconnected.
 
     Raises:
-        ClientDisconnect: it did.
+        ClientDisconnect: the client disconnected.
     """
     task, left = asyncio.current_task(), False
     assert task is not None

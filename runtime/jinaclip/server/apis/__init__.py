@@ -1,4 +1,4 @@
-"""Forms of requests and answers: the hosted API's, and those of marketplaces.
+"""Formats of requests and responses: those of the hosted API and of marketplaces.
 
 Imports jinaclip.embeddings, jinaclip.errors and server.errors. Runs no model.
 """

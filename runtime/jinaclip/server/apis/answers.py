@@ -1,4 +1,4 @@
-"""Vectors, ranks and counts as they are answered."""
+"""Response bodies: embeddings, rankings and token counts."""
 
 from __future__ import annotations
 
@@ -12,16 +12,21 @@ from jinaclip.embeddings import probabilities, truncate
 from jinaclip.server.apis.requests import EmbeddingRequest, RankRequest
 from jinaclip.server.errors import Problem
 
-TILE = 512  # pixels; an image counts IMAGE_TOKENS for each tile of the original, partial ones included
+TILE = 512  # pixels; an image counts as IMAGE_TOKENS for each tile of the original, including partial tiles
 IMAGE_TOKENS = 4000
 
 
 def encoded(vector: np.ndarray, kind: str) -> Any:
-    """One vector [D] float32 as a JSON value.
+    """Encode an embedding as a JSON value.
 
     Args:
-        kind: "float": a list of numbers. "base64": of little-endian float32. "ubinary": a bit for each number, 1 where
-            it is above 0, the most significant first, eight to an unsigned byte. "binary": those bytes less 128.
+        vector: the embedding, float32 [D].
+        kind: the embedding type.
+            "float": a list of numbers.
+            "base64": base64 of little-endian float32.
+            "ubinary": one bit per dimension, 1 for values above 0, packed into unsigned bytes, most significant bit
+            first.
+            "binary": the same bytes minus 128.
     """
     if kind == "float":
         return vector
@@ -32,17 +37,17 @@ def encoded(vector: np.ndarray, kind: str) -> Any:
 
 
 def embedding_of(vector: np.ndarray, types: Sequence[str], *, single: bool) -> Any:
-    """What stands under "embedding": the value of one type, or an object of several."""
+    """The value of "embedding" in a response: one encoded vector, or an object with one per type."""
     return encoded(vector, types[0]) if single else {kind: encoded(vector, kind) for kind in types}
 
 
 def image_tokens(width: int, height: int) -> int:
-    """What an image counts as, by the size of the original: 512 × 512 is 4000, 720 × 720 is 16000."""
+    """The token count of an image, from its original size: 4000 for 512 × 512 pixels, 16000 for 720 × 720."""
     return IMAGE_TOKENS * -(-width // TILE) * -(-height // TILE)
 
 
 class HasVector(Protocol):
-    """An item with its vector, raw float32 [D]."""
+    """An item with its unnormalized embedding, float32 [D]."""
 
     @property
     def vector(self) -> np.ndarray: ...
@@ -53,7 +58,7 @@ def _vectors(items: Sequence[HasVector | Problem]) -> np.ndarray:
 
 
 def embedding_data(request: EmbeddingRequest, items: Sequence[HasVector | Problem]) -> list[dict[str, Any]]:
-    """What stands under "data" of an answer to POST /v1/embeddings, of items in their order."""
+    """The value of "data" in a response to POST /v1/embeddings, in the order of the items."""
     finished = iter(truncate(_vectors(items), request.asked.dimensions, normalize=request.normalized))
     data: list[dict[str, Any]] = []
     for index, item in enumerate(items):
@@ -69,11 +74,11 @@ def rank_data(
     request: RankRequest, texts: Sequence[HasVector | Problem], images: Sequence[HasVector | Problem],
     logit_scale: float,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """What stands under "data" of an answer to POST /v1/rank: for each query its candidates, the best first."""
+    """The value of "data" in a response to POST /v1/rank: the candidates of each query, best first."""
     dim = request.asked.dimensions
     cosines = truncate(_vectors(texts), dim) @ truncate(_vectors(images), dim).T
     odds = probabilities(cosines, logit_scale, over=request.over)
-    if request.over == "texts":  # an image asks, texts are its candidates
+    if request.over == "texts":  # images are the queries, texts the candidates
         cosines, odds = cosines.T, odds.T
     data = []
     for index, (row, likeness) in enumerate(zip(odds, cosines, strict=True)):

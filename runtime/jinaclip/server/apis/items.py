@@ -1,4 +1,4 @@
-"""Items of a request: texts, pictures, addresses of pictures, token ids. What is in them is read later, in threads."""
+"""The items of a request: texts, images, image URLs and token ids. Their content is decoded later, in threads."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from jinaclip.errors import InputError
 from jinaclip.preprocessing.image_sources import decode_base64, split_data_uri
 from jinaclip.server.errors import Problem, invalid
 
-IMAGE_FIELDS = ("image", "url", "bytes")  # a picture under any of three names, as the hosted API's clients send it
+IMAGE_FIELDS = ("image", "url", "bytes")  # three names of an image field, all used by clients of the hosted API
 ITEM_FIELDS = ("text", *IMAGE_FIELDS)
-TEXT_CHARACTERS = 1 << 20  # of one text: 128 for each of 8192 tokens
+TEXT_CHARACTERS = 1 << 20  # the most characters in a text: 128 for each of 8192 tokens
 
 
 @dataclass(frozen=True)
@@ -26,21 +26,21 @@ class Text:
 
 @dataclass(frozen=True)
 class Tokens:
-    """One text as ids of the bundle's own tokenizer, `<s>` and `</s>` included."""
+    """One text as token ids of the bundle's tokenizer, including `<s>` and `</s>`."""
 
     ids: list[int]
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """One picture, as base64 or a data: URI."""
+    """One image, as base64 or a data: URI."""
 
     value: str
 
 
 @dataclass(frozen=True)
 class Address:
-    """One picture, at an http: or https: address."""
+    """One image, as an http: or https: URL."""
 
     url: str
 
@@ -50,18 +50,19 @@ Item: TypeAlias = Text | Tokens | Encoded | Address
 
 def read_items(value: Any, field: str, *, most: int, partial: bool = False, names: Sequence[str] = ITEM_FIELDS,
                tokens: bool = False) -> list[Item | Problem]:  # fmt: skip
-    """The items of a field: one, or a list of them.
+    """Validate the value of a request field: one item, or a list of items.
 
     Args:
-        field: its name, for messages.
-        most: items.
-        partial: leave an item that cannot be used as its problem in place.
-        names: of ITEM_FIELDS: what an object may hold. A plain string is a text where "text" is among them, else a
-            picture.
-        tokens: lists of token ids may stand among the items.
+        value: the decoded JSON value.
+        field: the name of the field, for messages.
+        most: the most items.
+        partial: True to return a Problem in place of each invalid item.
+        names: the fields that an item object may contain, some of ITEM_FIELDS. A plain string is a text if "text" is
+            among them, otherwise an image.
+        tokens: True to accept lists of token ids.
 
     Raises:
-        Problem: 422; names the item. With `partial`: none can be used.
+        Problem: 422, an item is invalid; the message contains its index. With `partial`, all items are invalid.
     """
     rows = value if isinstance(value, list) else [value]
     if rows and all(_is_number(row) for row in rows):
@@ -69,7 +70,7 @@ def read_items(value: Any, field: str, *, most: int, partial: bool = False, name
     if not rows:
         raise invalid(field, f"{field} is an empty list; expected at least one item")
     if len(rows) > most:
-        raise invalid(field, f"{field} has {len(rows)} items, at most {most} are taken at once; send fewer")
+        raise invalid(field, f"{field} has {len(rows)} items, the limit is {most} per request; send fewer")
     found: list[Item | Problem] = []
     for index, row in enumerate(rows):
         try:
@@ -83,13 +84,14 @@ def read_items(value: Any, field: str, *, most: int, partial: bool = False, name
 
 
 def picture_of(value: str, most: int) -> bytes:
-    """The content of a picture from base64 or a data: URI.
+    """Decode an image file from base64 or a data: URI.
 
     Args:
-        most: bytes.
+        value: the base64 text or data: URI.
+        most: the largest size of the file, in bytes.
 
     Raises:
-        Problem: 422.
+        Problem: 422, the value is invalid or the file is too large.
     """
     encoded = value
     decode: Callable[[str], bytes] = _strict_base64
@@ -101,23 +103,23 @@ def picture_of(value: str, most: int) -> bytes:
         if not is_base64:
             return _within(unquote_to_bytes(encoded), most)
         decode = decode_base64
-    if len(encoded) * 3 // 4 > 2 * most + 2:  # white space and percent-encoding take room of their own
+    if len(encoded) * 3 // 4 > 2 * most + 2:  # allows for white space and percent-encoding
         _within(bytes(0), most, size=len(encoded) * 3 // 4)
     try:
         return _within(decode(encoded), most)
     except ValueError as error:
-        raise invalid("input", f"is no picture in base64 ({error}); paths are not read") from None
+        raise invalid("input", f"is not valid base64 ({error}); send the image itself, not a file path") from None
 
 
 def _strict_base64(text: str) -> bytes:
-    """Of a plain string: one without its padding may be a path."""
+    """Decode a plain string. Padding is required because a string without it may be a file path."""
     return base64.b64decode(text, validate=True)
 
 
 def _within(content: bytes, most: int, *, size: int | None = None) -> bytes:
     size = len(content) if size is None else size
     if size > most:
-        raise invalid("input", f"has a picture of {size} bytes, at most {most} are taken", code="image_too_large")
+        raise invalid("input", f"is an image file of {size} bytes, the limit is {most} bytes", code="image_too_large")
     return content
 
 
@@ -126,24 +128,24 @@ def _item(row: Any, names: Sequence[str], tokens: bool) -> Item:
         return _text(row) if "text" in names else _picture("image", row)
     if isinstance(row, list):
         return _tokens(row, tokens)
-    known = "an object with one of " + ", ".join(names)
+    known = "an object with one of the fields " + ", ".join(names)
     if not isinstance(row, dict):
         raise invalid("input", f"is {kind_of(row)}, expected a string, or {known}")
     if unknown := set(row) - set(names):
-        raise invalid("input", f"has {sorted(unknown)[0]!r:.80}, expected {known}")
+        raise invalid("input", f"has the unsupported field {sorted(unknown)[0]!r:.80}, expected {known}")
     given = [name for name in names if row.get(name) is not None]
     if len(given) != 1:
-        raise invalid("input", f"has {' and '.join(given) or 'nothing'}, expected {known}")
+        raise invalid("input", f"has {' and '.join(given) or 'no value'}, expected {known}")
     (name,) = given
     value = row[name]
     if not isinstance(value, str):
-        raise invalid("input", f"has {kind_of(value)} as {name}, expected a string")
+        raise invalid("input", f"has {kind_of(value)} in the field {name}, expected a string")
     return _text(value) if name == "text" else _picture(name, value)
 
 
 def _text(text: str) -> Text:
     if len(text) > TEXT_CHARACTERS:
-        raise invalid("input", f"is a text of {len(text)} characters, at most {TEXT_CHARACTERS} are read; send less",
+        raise invalid("input", f"has {len(text)} characters, the limit is {TEXT_CHARACTERS}; send a shorter text",
                       code="text_too_long")  # fmt: skip
     return Text(text)
 
@@ -153,8 +155,8 @@ def _picture(name: str, value: str) -> Encoded | Address:
     if start.startswith(("http://", "https://")):
         return Address(value)
     if name == "url" and not start.startswith("data:"):
-        raise invalid("input", "has no http: or https: address as url, and no data: URI; some clients send "
-                               "the path of a file that they do not find")  # fmt: skip
+        raise invalid("input", "has a url that is not an http:, https: or data: URL; some clients send a file path "
+                               "here if they cannot find the file")  # fmt: skip
     return Encoded(value)
 
 
@@ -162,12 +164,12 @@ def _tokens(row: list[Any], taken: bool) -> Tokens:
     if not taken:
         raise invalid(
             "input",
-            "holds token ids; another tokenizer's would give wrong vectors, and nothing tells whose they are: send "
-            "texts (LangChain: check_embedding_ctx_length=False), or start the server with --accept-token-ids",
+            "contains token ids, which give wrong embeddings if they are from another tokenizer; send text (LangChain: "
+            "check_embedding_ctx_length=False), or start the server with --accept-token-ids",
             code="token_ids",
         )
     if not all(_is_number(value) for value in row):
-        raise invalid("input", "is a list, expected token ids: whole numbers")
+        raise invalid("input", "contains a value that is not a whole number; expected a list of token ids")
     return Tokens(row)
 
 
@@ -176,6 +178,6 @@ def _is_number(value: Any) -> bool:
 
 
 def kind_of(value: Any) -> str:
-    """What a JSON value is, in words."""
+    """The type of a JSON value, for messages."""
     kinds = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
     return kinds.get(type(value), "a number")

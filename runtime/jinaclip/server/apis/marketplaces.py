@@ -1,12 +1,12 @@
-"""Paths and bodies of the marketplaces' endpoints: Amazon SageMaker and Google Vertex AI.
+"""Endpoints of the marketplaces Amazon SageMaker and Google Vertex AI: their paths and bodies.
 
-Both start a container, ask one path for its health and send requests to another. A request is put into the form of
-POST /v1/embeddings, and answered as that is.
+Both platforms start a container, check its health at one path and send requests to another. A request is converted to
+the format of POST /v1/embeddings and answered in the same way.
 
-    SageMaker   GET /ping, POST /invocations, port 8080; body {"data": [item, …], "parameters": {…}} as the
-                publisher's own client sends it, or the body of /v1/embeddings as it is
-    Vertex AI   paths and port from AIP_HEALTH_ROUTE, AIP_PREDICT_ROUTE, AIP_HTTP_PORT; body
-                {"instances": [item, …], "parameters": {…}}, answer {"predictions": […]}
+    SageMaker   GET /ping and POST /invocations, port 8080. Body: {"data": [item, …], "parameters": {…}}, as sent by
+                the publisher's client, or the body of /v1/embeddings.
+    Vertex AI   Paths and port from AIP_HEALTH_ROUTE, AIP_PREDICT_ROUTE and AIP_HTTP_PORT. Body:
+                {"instances": [item, …], "parameters": {…}}. Response: {"predictions": […]}.
 
 Sources: the container contracts in the two clouds' documentation; the publisher's jina-sagemaker 0.0.48.
 """
@@ -28,13 +28,13 @@ PORT = 8080
 
 @dataclass(frozen=True)
 class Marketplace:
-    """Where one of them asks, and how.
+    """The endpoint that a marketplace expects.
 
     Attributes:
-        name: of MARKETPLACES.
-        port: that it connects to.
-        health, predict: its paths.
-        items: the field of a body that holds the items.
+        name: one of MARKETPLACES.
+        port: the port that the platform connects to.
+        health, predict: the paths for health checks and requests.
+        items: the name of the request field with the items.
     """
 
     name: str
@@ -44,36 +44,43 @@ class Marketplace:
     items: str
 
     def request(self, body: Any) -> tuple[Any, str]:
-        """A body as POST /v1/embeddings takes it, and what the client calls the items.
+        """Convert a request body to the format of POST /v1/embeddings.
+
+        Returns:
+            The converted body, and the client's name of the field with the items.
 
         Raises:
-            Problem: 422.
+            Problem: 422, the body does not have the expected format.
         """
         if not isinstance(body, dict) or (self.name == "sagemaker" and "input" in body):
-            return body, "input"  # the form of /v1/embeddings, or what will be refused there
+            return body, "input"  # the format of /v1/embeddings, or an error that is reported there
         if self.items not in body:
             raise invalid(self.items, f"{self.items} is missing; expected a list of texts and images",
                           code="missing_field")  # fmt: skip
         if unknown := set(body) - {self.items, "parameters"}:
-            raise invalid(sorted(unknown)[0], f"{sorted(unknown)[0]!r:.80} is no field of this request; expected "
+            raise invalid(sorted(unknown)[0], f"{sorted(unknown)[0]!r:.80} is not a field of this request; expected "
                                               f"{self.items} and parameters", code="unknown_field")  # fmt: skip
         parameters = {} if body.get("parameters") is None else body["parameters"]
         if not isinstance(parameters, dict):
             raise invalid("parameters", f"parameters is {kind_of(parameters)}, expected an object")
         if "input" in parameters:
-            raise invalid("parameters", f"parameters has input; expected the items in {self.items}")
+            raise invalid("parameters", f"parameters contains input; send the items in {self.items}")
         return {**parameters, "input": body[self.items]}, self.items
 
     def answer(self, answer: dict[str, Any]) -> dict[str, Any]:
-        """An answer of POST /v1/embeddings as the marketplace hands it on."""
+        """Convert a response of POST /v1/embeddings to the format of the marketplace."""
         return {"predictions": answer["data"]} if self.name == "vertex" else answer
 
 
 def marketplace(name: str, environment: Mapping[str, str]) -> Marketplace:
-    """One of MARKETPLACES, as the environment of its container says.
+    """The endpoint of a marketplace, as configured by the environment variables of its container.
+
+    Args:
+        name: one of MARKETPLACES.
+        environment: the environment variables.
 
     Raises:
-        InputError: its environment cannot be used.
+        InputError: an environment variable has an invalid value.
     """
     if name == "sagemaker":
         return Marketplace(name, PORT, "/ping", "/invocations", "data")
@@ -82,5 +89,5 @@ def marketplace(name: str, environment: Mapping[str, str]) -> Marketplace:
     predict = environment.get("AIP_PREDICT_ROUTE") or "/predict"
     if not (port.isascii() and port.isdecimal()) or not health.startswith("/") or not predict.startswith("/"):
         raise InputError(f"AIP_HTTP_PORT, AIP_HEALTH_ROUTE and AIP_PREDICT_ROUTE are {port!r}, {health!r} and "
-                         f"{predict!r}; expected a number and two paths that begin with /")  # fmt: skip
+                         f"{predict!r}; expected a port number and two paths that begin with /")  # fmt: skip
     return Marketplace(name, int(port), health, predict, "instances")

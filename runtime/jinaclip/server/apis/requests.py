@@ -1,4 +1,4 @@
-"""Bodies of requests, field by field: what the OpenAPI page says of them is made from these classes."""
+"""Request bodies and their validation. The OpenAPI description of the fields is generated from these classes."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from jinaclip.server.errors import Problem, invalid
 
 EmbeddingType = Literal["float", "base64", "binary", "ubinary"]
 EmbeddingTypes = EmbeddingType | Annotated[list[EmbeddingType], Field(min_length=1)]
-TYPE_FIELDS = ("embedding_type", "encoding_type", "encoding_format")  # one field under three names
+TYPE_FIELDS = ("embedding_type", "encoding_type", "encoding_format")  # three names of the same field
 B = TypeVar("B", bound=BaseModel)
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What a request may ask of this server.
+    """The values that requests to this server may contain.
 
     Attributes:
-        model_names: that it may call the model; the first is what answers say.
-        dims: lengths that a vector may be cut to.
-        tasks: of the bundle.
-        most_items: of a request, texts and images together.
-        ignore_unknown_tasks: answer as without a task, and say so, instead of refusing.
-        take_tokens: token ids may stand for a text.
+        model_names: the accepted model names; responses contain the first.
+        dims: the supported embedding dimensions.
+        tasks: the tasks of the bundle.
+        most_items: the most items in a request, texts and images together.
+        ignore_unknown_tasks: True to ignore an unknown task with a warning, False to reject the request.
+        take_tokens: True to accept token ids in place of a text.
     """
 
     model_names: tuple[str, ...]
@@ -45,57 +45,63 @@ def _is_not_true(value: bool | None) -> bool | None:
     return value
 
 
-OffOnly = Annotated[bool | None, AfterValidator(_is_not_true)]  # clients of other models' APIs send it always
+OffOnly = Annotated[bool | None, AfterValidator(_is_not_true)]  # some clients of other models always send it
 
 
 class _Body(BaseModel):
-    """What all have. The words of a description also tell what was expected where a value is refused."""
+    """The fields of all request bodies.
+
+    A description is also used in error messages, after "expected". It begins with the accepted values.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    model: Annotated[str | None, Field(description="a string: a name of the model, as /v1/models lists them")] = None
-    dimensions: Annotated[Any, Field(description="a length that vectors may be cut to, a number or a string")] = None
-    task: Annotated[str | None, Field(description="a string: its instruction is put before every text")] = None
-    truncate: Annotated[bool | None, Field(description="true or false: cut texts that are too long")] = False
-    user: Annotated[str | None, Field(description="a string; it is ignored")] = None
+    model: Annotated[str | None, Field(description="a string: one of the model names listed by /v1/models")] = None
+    dimensions: Annotated[Any, Field(description="a supported embedding dimension, as a number or a string")] = None
+    task: Annotated[str | None, Field(description="a string: its instruction is added before each text")] = None
+    truncate: Annotated[bool | None, Field(description="true or false: truncate texts that are too long")] = False
+    user: Annotated[str | None, Field(description="a string, which is ignored")] = None
 
 
 class EmbeddingBody(_Body):
-    """Of POST /v1/embeddings, in the hosted API's and OpenAI's forms."""
+    """The body of POST /v1/embeddings, in the formats of the hosted API and of OpenAI."""
 
-    input: Annotated[Any, Field(description="a text, or a list of texts and images")]
-    normalized: Annotated[bool | None, Field(description="true or false: divide vectors by their norm")] = True
+    input: Annotated[Any, Field(description="a text, an image, or a list of texts and images")]
+    normalized: Annotated[bool | None, Field(description="true or false: normalize embeddings to length 1")] = True
     embedding_type: Annotated[
         EmbeddingTypes | None,
-        Field(description="one or a list of float, base64, binary, ubinary"),
+        Field(description="float, base64, binary or ubinary, or a list of these"),
     ] = None
     encoding_type: Annotated[EmbeddingTypes | None, Field(description="the same as embedding_type")] = None
     encoding_format: Annotated[EmbeddingTypes | None, Field(description="the same as embedding_type")] = None
-    late_chunking: Annotated[OffOnly, Field(description="false, for this model gives one vector a text")] = None
-    return_multivector: Annotated[OffOnly, Field(description="false, for this model gives one vector a text")] = None
-    partial: Annotated[bool | None, Field(description="true or false: answer the items that can be used")] = False
+    late_chunking: Annotated[OffOnly, Field(description="false: this model returns one vector per text")] = None
+    return_multivector: Annotated[OffOnly, Field(description="false: this model returns one vector per text")] = None
+    partial: Annotated[
+        bool | None, Field(description="true or false: return an error for each invalid item, and embed the others")
+    ] = False
 
 
 class RankBody(_Body):
-    """Of POST /v1/rank."""
+    """The body of POST /v1/rank."""
 
     texts: Annotated[Any, Field(description="a text, or a list of texts")]
     images: Annotated[Any, Field(description="an image, or a list of images")]
     over: Annotated[
-        Literal["texts", "images"], Field(description="texts or images: what probabilities add up over")
+        Literal["texts", "images"],
+        Field(description="texts or images: the candidates, whose probabilities sum to 1 for each query"),
     ] = "texts"
-    top_n: Annotated[int | None, Field(ge=1, description="a whole number from 1: results of each query")] = None
+    top_n: Annotated[int | None, Field(ge=1, description="a whole number of at least 1: results per query")] = None
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What every request for vectors says.
+    """The options that embedding and rank requests share.
 
     Attributes:
-        dimensions: of the vectors.
-        task: None or a task of the bundle.
-        truncate: cut texts past the limit instead of refusing them.
-        warning: what was ignored; None where nothing was.
+        dimensions: the number of embedding dimensions.
+        task: a task of the bundle, or None.
+        truncate: True to truncate texts that are too long, False to reject them.
+        warning: a message about an ignored option, or None.
     """
 
     dimensions: int
@@ -106,15 +112,16 @@ class Asked:
 
 @dataclass(frozen=True)
 class EmbeddingRequest:
-    """A request that can be answered.
+    """A validated embedding request.
 
     Attributes:
-        field: that the items stand in, for messages.
-        items: in the client's order; a problem where `partial` lets the others go on.
-        normalized: divide vectors by their norm.
-        types: of EmbeddingType, in the client's order.
-        single_type: the client named one type and not a list of several.
-        partial: answer the items that can be used.
+        asked: the options that all requests share.
+        field: the name of the field with the items, for messages.
+        items: the items in the client's order; with `partial`, a Problem in place of each invalid item.
+        normalized: True to normalize embeddings to length 1.
+        types: the requested embedding types, in the client's order.
+        single_type: True if one type was requested, False for several.
+        partial: True to return an error for each invalid item and embed the others.
     """
 
     asked: Asked
@@ -128,11 +135,13 @@ class EmbeddingRequest:
 
 @dataclass(frozen=True)
 class RankRequest:
-    """Texts × images.
+    """A validated rank request.
 
     Attributes:
-        over: "texts": of every image which text fits it best; "images": of every text which image does.
-        top_n: results of each query; None for all.
+        asked: the options that all requests share.
+        texts, images: the items, in the client's order.
+        over: "texts" to rank the texts for each image, "images" to rank the images for each text.
+        top_n: the most results per query; None for all.
     """
 
     asked: Asked
@@ -143,20 +152,22 @@ class RankRequest:
 
 
 def embedding_request(body: Any, rules: Rules, field: str = "input") -> EmbeddingRequest:
-    """Read a decoded JSON body.
+    """Validate a decoded JSON body of POST /v1/embeddings.
 
     Args:
-        field: what the client calls the items.
+        body: the decoded body.
+        rules: the accepted values.
+        field: the client's name of the field `input`, for messages.
 
     Raises:
-        Problem: 422, or 404 for another model; names the field, and of an item its index.
+        Problem: 404 for an unknown model, else 422; with the field and, for an item, its index.
     """
     read = _read(EmbeddingBody, body)
     asked = _asked(read, rules)
     types, single = _types(read)
     bits = [kind for kind in types if kind in ("binary", "ubinary")]
     if bits and asked.dimensions % 8:
-        raise invalid("dimensions", f"{bits[0]} packs eight numbers into one; expected dimensions divisible by 8")
+        raise invalid("dimensions", f"{bits[0]} packs eight dimensions into a byte; expected dimensions divisible by 8")
     partial = bool(read.partial)
     items = read_items(read.input, field, most=rules.most_items, partial=partial, tokens=rules.take_tokens)
     normalized = read.normalized is not False
@@ -164,24 +175,28 @@ def embedding_request(body: Any, rules: Rules, field: str = "input") -> Embeddin
 
 
 def rank_request(body: Any, rules: Rules) -> RankRequest:
-    """Read a decoded JSON body.
+    """Validate a decoded JSON body of POST /v1/rank.
+
+    Args:
+        body: the decoded body.
+        rules: the accepted values.
 
     Raises:
-        Problem: as `embedding_request`.
+        Problem: 404 for an unknown model, else 422; with the field and, for an item, its index.
     """
     read = _read(RankBody, body)
     asked = _asked(read, rules)
     texts = read_items(read.texts, "texts", most=rules.most_items, names=("text",), tokens=rules.take_tokens)
     images = read_items(read.images, "images", most=rules.most_items, names=IMAGE_FIELDS)
     if len(texts) + len(images) > rules.most_items:
-        raise invalid("images", f"texts and images are {len(texts) + len(images)} items, at most {rules.most_items} "
-                                "are taken at once; send fewer")  # fmt: skip
+        raise invalid("images", f"texts and images have {len(texts) + len(images)} items together, the limit is "
+                                f"{rules.most_items} per request; send fewer")  # fmt: skip
     return RankRequest(asked, texts, images, read.over, read.top_n)
 
 
 def _read(kind: type[B], body: Any) -> B:
     if not isinstance(body, dict):
-        raise invalid("body", f"the body is {kind_of(body)}, expected a JSON object")
+        raise invalid("body", f"The request body is {kind_of(body)}, expected a JSON object.")
     try:
         return kind.model_validate(body)
     except ValidationError as error:
@@ -191,7 +206,7 @@ def _read(kind: type[B], body: Any) -> B:
         like = get_close_matches(name, kind.model_fields, 1)
         meant = f" (did you mean {like[0]}?)" if like else ""
         known = ", ".join(kind.model_fields)
-        raise invalid(name, f"{name!r:.80} is no field of this request{meant}; expected some of {known}",
+        raise invalid(name, f"{name!r:.80} is not a field of this request{meant}; expected some of {known}",
                       code="unknown_field")  # fmt: skip
     expected = kind.model_fields[name].description
     if problem["type"] == "missing":
@@ -204,13 +219,13 @@ def _asked(body: _Body, rules: Rules) -> Asked:
         names = ", ".join(rules.model_names)
         raise Problem(404, "model_not_found", f"model {body.model!r:.80} is not served here; expected {names}",
                       param="model")  # fmt: skip
-    task, warning = body.task or None, None  # some clients send "" for none
+    task, warning = body.task or None, None  # some clients send "" for no task
     if task is not None and task not in rules.tasks:
         known = ", ".join(rules.tasks) or "none"
         if not rules.ignore_unknown_tasks:
-            raise invalid("task", f"task is {task!r:.80}, this model has {known}; leave it out, or start the server "
-                                  "with --unknown-task ignore", code="unknown_task")  # fmt: skip
-        task, warning = None, f"this model has not the task that was asked for, and it was ignored; it has {known}"
+            raise invalid("task", f"task {task!r:.80} is not supported; supported tasks: {known}. Remove task, or "
+                                  "start the server with --unknown-task ignore.", code="unknown_task")  # fmt: skip
+        task, warning = None, f"The requested task is not supported and was ignored. Supported tasks: {known}"
     return Asked(_dimensions(body.dimensions, rules.dims), task, bool(body.truncate), warning)
 
 
@@ -230,6 +245,7 @@ def _types(body: EmbeddingBody) -> tuple[tuple[str, ...], bool]:
     name, value = next(iter(given.items()))
     for other, second in given.items():
         if second != value:
-            raise invalid(other, f"{name} and {other} are one field, and differ: {value!r:.60} and {second!r:.60}")
+            raise invalid(other, f"{name} and {other} are names of the same field, but their values differ: "
+                                 f"{value!r:.60} and {second!r:.60}")  # fmt: skip
     kinds = tuple(dict.fromkeys(value if isinstance(value, list) else [value]))
     return kinds, len(kinds) == 1
