@@ -67,8 +67,8 @@ CPU_COST = RunCost(opening_tokens=11, tokens=512, images=1, budget_bytes=BUDGET_
 UNPADDED_CPU_COST = replace(CPU_COST, padding=0.05, padding_growth=0.001)
 # Estimates: on a GPU a run takes one or two milliseconds, independently of its size, until the GPU is fully used.
 GPU_COST = RunCost(opening_tokens=512, tokens=16384, images=16, budget_bytes=4 << 30, writes_scores=False)
-# Concatenated texts without padding. Measured on an H200 (docs/decisions/027): one run of 512 texts with 3 to 357 tokens
-# is faster than two runs divided by length. A padding position only costs 4 bytes of memory.
+# Concatenated texts without padding. Measured on an H200 (docs/decisions/027): one run of 512 texts with 3 to 357
+# tokens is faster than two runs divided by length. A padding position only costs 4 bytes of memory.
 PACKED_GPU_COST = replace(GPU_COST, tokens=32768, padding=0.001, packed=True)
 
 
