@@ -359,7 +359,7 @@ def test_the_licence_and_the_name_are_said(small_bundle: Path, tmp_path: Path) -
         ({"FETCH_URLS": "perhaps"}, 2, "JINACLIP_SERVE_FETCH_URLS is 'perhaps', expected 1 or 0"),
         ({"UNKNOWN_TASK": "guess"}, 2, "JINACLIP_SERVE_UNKNOWN_TASK: invalid choice"),
         ({"FETCH_ALLOW": "10.0.0.1/8"}, 2, "JINACLIP_SERVE_FETCH_ALLOW: '10.0.0.1/8' is not a network"),
-        ({"FETCH_ALLOW": "10.0.0.0/8"}, 1, "--fetch-allow is given and --fetch-urls is not"),
+        ({"FETCH_ALLOW": "10.0.0.0/8"}, 1, "--fetch-allow has no effect without --fetch-urls"),
         ({"BUNDLE": "nowhere"}, 1, "nowhere"),
         ({}, 2, "no BUNDLE is given"),
         ({"MARKETPLACE": "sagemaker"}, 1, "/opt/ml/model"),
