@@ -84,9 +84,7 @@ def test_padding_is_on_the_right(tokenizer: TextTokenizer) -> None:
     assert batch.tolist() == [[0, 5, 2], [0, 2, 1]]
 
 
-@pytest.mark.parametrize(
-    ("text", "found"), [("a\ud800b", "U+D800 at position 1"), (7, "is a int"), (None, "NoneType")]
-)
+@pytest.mark.parametrize(("text", "found"), [("a\ud800b", "U+D800 at position 1"), (7, "is a int"), (None, "NoneType")])
 def test_what_is_no_text_is_named(tokenizer: TextTokenizer, text: str, found: str) -> None:
     with pytest.raises(InputError, match="text 1 ") as caught:
         tokenizer.encode(["fine", text])

@@ -307,9 +307,7 @@ class OnnxRuntimeCudaSession:
         except Exception as error:
             self._plain.add(work.key)
             self._cuda(self._cuda.api.cudaGetLastError)
-            logger.warning(
-                "%s: shape %s runs without a CUDA graph: %s", self.device, list(work.key), first_line(error)
-            )
+            logger.warning("%s: shape %s runs without a CUDA graph: %s", self.device, list(work.key), first_line(error))
 
     def _fits(self, work: Run) -> bool:
         """Whether the current blocks are large enough for a run's inputs and outputs."""
