@@ -156,9 +156,7 @@ def test_a_precision_is_chosen_by_what_is_certified_for_the_engine(bundle: Path,
     backend = TensorRtBackend("tensorrt-rtx", L4, library)
     opened = Bundle(bundle)
     assert backend.precisions(opened, "text") == ("fp16",) and backend.device == "cuda"
-    with pytest.raises(
-        BackendError, match=r"runs no fp32 graph of the text tower, and fp16: no certificate; pass precision"
-    ):
+    with pytest.raises(BackendError, match=r"runs no fp32 graph of the text tower, and fp16: no certificate; pass"):
         choose_precision(opened, "text", backend)
     certificate = {
         "format_version": 1, "precision": "fp16", "session": backend.facts(),
