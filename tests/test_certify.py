@@ -164,7 +164,7 @@ def test_json_alone_is_on_stdout(certified: Certified) -> None:
     assert json.loads(certified.out) == [certificate(certified.bundle, p) for p in ("fp32", "fp16", "int8")]
     lines = certified.err.splitlines()
     assert len([line for line in lines if line.startswith(("fp32 ", "fp16 ", "int8 "))]) == 3 * 2 * (3 + 1)
-    assert "error÷nearest" in lines[0] and "beside an outlier" in certified.err
+    assert "error÷nearest" in lines[0] and "in a batch with an outlier" in certified.err
 
 
 def test_the_format_page_names_every_field(certified: Certified) -> None:
@@ -440,7 +440,7 @@ def test_wrong_words(bundle: Path, sentences: Path, tmp_path: Path, capsys: Capt
         (["--precision", "int8"], 1, "has no int8 text graph (it has: fp32)"),
         (["--precision", "fp8"], 2, "expected some of fp32,fp16,int8"),
         (["--threads", "0"], 2, "--threads is 0"),
-        (["--towers", "image", "--texts", str(sentences)], 2, "--texts goes with the text tower"),
+        (["--towers", "image", "--texts", str(sentences)], 2, "--texts is for the text tower, which is not measured"),
         (["--plot", "x.pdf"], 2, "expected a name that ends in .png or .svg"),
         (["--plot", str(tmp_path / "none/x.png")], 1, "the directory does not exist"),
         (["--plot", "x.png"], 2, "fp32 alone has no reference to compare with"),
