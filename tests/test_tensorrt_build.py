@@ -480,7 +480,7 @@ def test_without_a_gpu_every_generation_is_compiled_for(precise_bundle: Path, tm
     ("words", "message"),
     [
         (["--target", "sm90"], "--target sm90 is unknown; TensorRT-RTX supports sm75, sm80"),
-        (["--profile", "desktop"], "--profile desktop is neither server nor edge nor a file"),
+        (["--profile", "desktop"], "--profile desktop is not server or edge or a readable file"),
         (["--precision", "int8"], "--precision has no effect with --backend tensorrt-rtx"),
         (["--device", "cpu"], "builds for GPUs"),
     ],
