@@ -164,7 +164,7 @@ def test_other_weights_are_refused(
         last = file.read(1)
         file.seek(-1, 2)
         file.write(bytes([last[0] ^ 1]))
-    assert "expected the checkpoint that it was exported from" in bench_error(
+    assert "expected the checkpoint that the bundle was exported from" in bench_error(
         capsys, small_bundle, "--checkpoint", other
     )
 
@@ -188,19 +188,19 @@ def test_without_a_checkpoint_jinaclip_stands_alone(small_bundle: Path, capsys: 
     arguments = ["--cases", "text-query,image-1", "--repeats", "1"]
     assert main(["bench", "run", str(small_bundle), *arguments]) == 0
     out, err = capsys.readouterr()
-    assert "without --checkpoint, torch is not measured" in err and err.count("\n") == 1
+    assert "torch is not measured, because --checkpoint was not given" in err and err.count("\n") == 1
     assert "| text-query" in out and "| image-1" in out and "torch-" not in out and "÷" not in out
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--cases", "text-1x32,text-9x9"], f"'text-9x9' is no case; expected some of {','.join(CASES)}"),
+        (["--cases", "text-1x32,text-9x9"], f"'text-9x9' is not a case; expected one or more of {','.join(CASES)}"),
         (["--suite", "tpu"], "invalid choice: 'tpu'"),
         (["--suite", "cpu", "--cases", "text-1x32"], "not allowed with argument --suite"),
-        (["--precision", "fp32,bf16"], "'bf16' is no precision; expected some of fp32,fp16,int8"),
-        (["--checkpoint", "x"], "--checkpoint goes with BUNDLE"),
-        (["x", "--random", "small"], "--random goes without BUNDLE"),
+        (["--precision", "fp32,bf16"], "'bf16' is not a precision; expected one or more of fp32,fp16,int8"),
+        (["--checkpoint", "x"], "--checkpoint can only be used with BUNDLE"),
+        (["x", "--random", "small"], "--random cannot be used with BUNDLE"),
         (["--repeats", "0"], "'0', expected a whole number from 1"),
         (["--threads", "two"], "'two', expected a whole number from 1"),
     ],
@@ -217,9 +217,7 @@ def test_a_failing_process_is_told_in_one_line(small_bundle: Path, tmp_path: Pat
     settings = Settings(Bundle(copy), None, threads=1, repeats=1)
     with process(CASES["process-text"], settings, {}) as opened:
         (copy / "tokenizer.json").unlink()
-        with pytest.raises(
-            BenchError, match=r"the jinaclip fp32 text process ended with status 1 and said: .* lacks token"
-        ):
+        with pytest.raises(BenchError, match=r"the jinaclip fp32 text process failed with status 1: .* lacks token"):
             opened.sides["jinaclip fp32"]()
 
 
@@ -392,7 +390,7 @@ def test_a_run_without_bundle_makes_the_random_model_once(
     arguments = "bench run --random small --cases text-1x32 --repeats 1 --threads 1".split()
     assert main(arguments) == 0
     out, err = capsys.readouterr()
-    assert "making a random small model once: 0.2 GB on disk" in err and "torch-fp32" in out
+    assert "creating a random small model in the cache: 0.2 GB on disk" in err and "torch-fp32" in out
     (directory,) = (path for path in (tmp_path / "jinaclip").iterdir() if path.is_dir())
     assert directory.name.startswith("random-small-seed0-jinaclip") and "-torch" in directory.name
     Bundle(directory / "bundle").verify_hashes()

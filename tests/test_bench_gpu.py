@@ -333,7 +333,7 @@ def test_stages_on_a_cpu_tell_the_host_alone(tower: str, bundle: Bundle) -> None
     titles, cells = ([cell.strip() for cell in line.strip("|").split("|")] for line in (table[0], table[2]))
     assert titles == ["case", "side", "n", "p50 ms", f"{host} ms", "session ms", "copy in ms", "run ms", "copy out ms",
                       "first call ms"]  # fmt: skip
-    assert cells[6:9] == ["not told"] * 3
+    assert cells[6:9] == ["not available"] * 3
 
 
 # Sides, records, bounds
@@ -370,7 +370,7 @@ def test_a_side_that_does_not_compile_is_left_out_and_told(
         def call() -> Sample:
             order.append(name)
             if "compiled" in name:
-                raise NotCompiled(f"torch.compile does not compile {name}: no kernel")
+                raise NotCompiled(f"torch.compile cannot compile {name}: no kernel")
             return Sample(seconds, np.eye(1))
 
         return call
@@ -393,7 +393,7 @@ def test_a_side_that_does_not_compile_is_left_out_and_told(
     assert order == [*names, *names[:2], *[*names[:2], "rate"] * 2]
     assert records[0]["matmul_tflops"] == 750.0 and records[0]["matmul_share"]["p50"] == 0.15  # 0.1 and 0.2
     err = capsys.readouterr().err
-    assert "jinaclip: torch.compile does not compile torch-fp16-compiled: no kernel; this side is left out\n" in err
+    assert "jinaclip: torch.compile cannot compile torch-fp16-compiled: no kernel; this side is skipped\n" in err
 
 
 def test_every_case_of_the_suite_can_be_opened() -> None:
@@ -479,8 +479,8 @@ def test_records_of_a_gpu(sampled: Records, tmp_path: Path) -> None:
 def test_the_report_of_a_gpu_ends_with_its_bounds(sampled: Records) -> None:
     facts, steady, stages, bounds = render(sampled).split("\n\n")
     assert facts.startswith("Some GPU (capability 9.0, 132 SMs, 143,771 MiB), ") and "cuda 13.0" in facts
-    assert "device ms" in steady and "part of matmul" in steady and "TFLOP/s" in steady
-    assert "not told" in stages and "first call ms" in stages
+    assert "device ms" in steady and "share of matmul" in steady and "TFLOP/s" in steady
+    assert "not available" in stages and "first call ms" in stages
     titles, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in bounds.splitlines())
     assert titles == ["case", "what must hold", "bound", "target", "measured (p10 … p90)", "of", "verdict"]
     assert rows[0] == [
@@ -488,7 +488,7 @@ def test_the_report_of_a_gpu_ends_with_its_bounds(sampled: Records) -> None:
         "torch-fp16-compiled ÷ jinaclip fp16 tensorrt", "holds, target missed",
     ]  # fmt: skip
     assert rows[1] == [
-        "image-32", "jinaclip fp16, part of the matmul rate", "≥ 0.45", "≥ 0.60", "0.94 (0.69 … 1.19)",
+        "image-32", "jinaclip fp16, share of the matmul rate", "≥ 0.45", "≥ 0.60", "0.94 (0.69 … 1.19)",
         "jinaclip fp16 tensorrt", "holds, target met",
     ]  # fmt: skip
     assert rows[2][2:] == [
@@ -523,7 +523,7 @@ def test_lines_of_older_schemas_are_still_read(schema: int, sampled: Records, tm
     assert all(found[name] is None for name in newer) and found.keys() == FIELDS.keys()
     assert found["schema"] == SCHEMA and found["p50"] == old["p50"]
     path.write_text(json.dumps(old | {"schema": schema + 1}) + "\n", "utf-8")
-    with pytest.raises(BenchError, match=f"line 1 is no measurement of schema {SCHEMA}"):
+    with pytest.raises(BenchError, match=f"line 1 is not a record of schema {SCHEMA}"):
         read_records(path)
 
 
@@ -570,7 +570,7 @@ def test_without_a_gpu_nothing_is_made_or_measured(
 
 @without_a_gpu
 def test_a_torch_without_cuda_is_named() -> None:
-    with pytest.raises(BenchError, match=r"torch .* (was built without CUDA|sees no GPU), so there is nothing to"):
+    with pytest.raises(BenchError, match=r"torch .* (was built without CUDA|sees no GPU), so torch cannot be"):
         require_torch_cuda(0)
 
 
@@ -584,13 +584,13 @@ def test_places_say_what_is_missing(bundle: Bundle) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--suite", "gpu", "--device", "cpu"], "--suite gpu measures a GPU: --device cuda or cuda:N"),
-        (["--suite", "cpu", "--backend", "tensorrt"], "--backend goes with a GPU: --device cuda or cuda:N"),
+        (["--suite", "gpu", "--device", "cpu"], "--suite gpu needs a GPU; use --device cuda or cuda:N"),
+        (["--suite", "cpu", "--backend", "tensorrt"], "--backend can only be used on a GPU; use --device"),
         (["--suite", "gpu", "--backend", "auto"], "invalid choice: 'auto'"),
-        (["--suite", "cpu", "--max-autotune"], "--max-autotune goes with image-32 on a GPU"),
-        (["--cases", "image-1", "--device", "cuda", "--max-autotune"], "--max-autotune goes with image-32 on a GPU"),
-        (["--suite", "cpu", "--device", "cuda"], "text-query is measured on the CPU alone; leave it out"),
-        (["--cases", "image-1,process-image", "--device", "cuda:1"], "process-image is measured on the CPU alone"),
+        (["--suite", "cpu", "--max-autotune"], "needs the case image-32 on a GPU; use --suite"),
+        (["--cases", "image-1", "--device", "cuda", "--max-autotune"], "needs the case image-32 on a GPU; use --suite"),
+        (["--suite", "cpu", "--device", "cuda"], "text-query can only be measured on the CPU; remove it"),
+        (["--cases", "image-1,process-image", "--device", "cuda:1"], "process-image can only be measured on the CPU"),
     ],
 )
 def test_wrong_usage(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -604,7 +604,7 @@ def test_a_place_that_runs_none_of_the_precisions_is_refused(precise_bundle: Pat
     plans_alone = replace(
         settings, precisions=("fp32",), backends=(TensorRtBackend("tensorrt", GPU, Library("tensorrt", None, "11")),)
     )
-    with pytest.raises(BenchError, match="tensorrt runs no graph of the text tower in fp32; leave --precision"):
+    with pytest.raises(BenchError, match="tensorrt cannot run the text tower in fp32; remove --precision"):
         run_cases(["text-1x32"], plans_alone, written.append)
     assert not written
 

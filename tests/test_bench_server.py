@@ -134,18 +134,18 @@ def test_vectors_and_runs(server: Server, model: ClipModel) -> None:
 
 
 def test_an_answer_that_is_no_vector(server: Server) -> None:
-    with pytest.raises(BenchError, match=r"ended with status 1 and said: Refused: .*input is an empty list"):
+    with pytest.raises(BenchError, match=r"failed with status 1: Refused: .*input is an empty list"):
         _asked(server, [_body("cat"), _body([])], clients=1)
 
 
 def test_a_server_that_is_gone(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     os.kill(server.pid, signal.SIGKILL)
     with pytest.raises(
-        BenchError, match=r"`jinaclip serve` answers no more .* it said: jinaclip: random-small at http"
+        BenchError, match=r"`jinaclip serve` stopped responding .* last line on stderr: jinaclip: random-small at http"
     ):
         server.batches()
     monkeypatch.setattr(server, "batches", dict)
-    with pytest.raises(BenchError, match=r"ended with status 1 and said: ConnectionRefusedError: "):
+    with pytest.raises(BenchError, match=r"failed with status 1: ConnectionRefusedError: "):
         _asked(server, [_body("cat")], clients=1)
 
 
@@ -153,7 +153,7 @@ def test_a_server_that_does_not_start(small_bundle: Path, tmp_path: Path) -> Non
     copy = Path(shutil.copytree(small_bundle, tmp_path / "bundle"))
     bundle = Bundle(copy)
     (copy / "tokenizer.json").unlink()
-    said = r"did not answer and ended with status 1; it said: .*tokenizer\.json"
+    said = r"did not become ready and ended with status 1; last line on stderr: .*tokenizer\.json"
     with pytest.raises(BenchError, match=said), serving(bundle, "text", "fp32", threads=1):
         raise AssertionError
 

@@ -163,7 +163,7 @@ def test_clipped_lengths() -> None:
 
 def test_texts_that_cannot_be_made(small_bundle: Path, tmp_path: Path) -> None:
     bundle = Bundle(small_bundle)
-    with pytest.raises(BenchError, match=r"at most \d+ tokens, this case has one of \d+; leave the case out"):
+    with pytest.raises(BenchError, match=r"at most \d+ tokens, but this case has one of \d+; remove the case"):
         texts_of(bundle, bundle.open_tokenizer(), [bundle.max_tokens + 1])
     tokenizer = bundle.open_tokenizer()
     document = json.loads(bundle.tokenizer.read_text("utf-8"))
@@ -212,7 +212,7 @@ def test_the_fused_graph_is_made_once_and_said(
     told: list[str] = []
     checkpoint = Checkpoint(small_checkpoint)
     path = fused_graph(checkpoint, tell=told.append)
-    assert len(told) == 1 and "making a fused graph like the publisher's once: 0.0" in told[0]
+    assert len(told) == 1 and "creating a fused graph like the publisher's in the cache: 0.0" in told[0]
     assert fused_graph(checkpoint, tell=told.append) == path and len(told) == 1
     (path.parent / "model.onnx.data").unlink()
     disk = shutil.disk_usage(tmp_path)
@@ -239,7 +239,7 @@ def test_query_dummy_image_brings_the_fused_graph(
     output.unlink()
     assert main([*command, "--cases", "query-dummy-image,text-1x32"]) == 0
     out, err = capsys.readouterr()
-    assert err.startswith("jinaclip: making a fused graph") and err.count("\n") == 1
+    assert err.startswith("jinaclip: creating a fused graph") and err.count("\n") == 1
     records = read_records(output)
     assert [record["case"] for record in records if record["side"] == "fused-onnx"] == [
         "text-1x32",

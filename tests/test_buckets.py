@@ -100,22 +100,22 @@ GOOD = 'name = "a"\nbatch = [1, 1, 8]\ntokens = [16, 32, 128]\n'
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("[text", "is not TOML"),
-        ("[audio]\n", "'audio' is no tower, expected text or image"),
+        ("[text", "is not valid TOML"),
+        ("[audio]\n", "'audio' is not a tower, expected text or image"),
         ("[text]\n", r"expected a list \[\[text.profile\]\]"),
         (f"[text]\nbudget = 3\n[[text.profile]]\n{GOOD}", r"\[text\] has 'budget', expected profile and token_budget"),
         (f"[image]\ntoken_budget = 3\n[[image.profile]]\n{GOOD}", r"\[image\] has 'token_budget'"),
         (f"[text]\ntoken_budget = 0\n[[text.profile]]\n{GOOD}", "token_budget is 0"),
-        (f"[text]\ntoken_budget = 1023\n[[text.profile]]\n{GOOD}", "'a' takes up to 8 × 128 tokens, more than"),
-        (f"[[text.profile]]\n{GOOD}[[text.profile]]\n{GOOD}", "two text profiles are called 'a'"),
+        (f"[text]\ntoken_budget = 1023\n[[text.profile]]\n{GOOD}", "'a' has up to 8 × 128 tokens, more than"),
+        (f"[[text.profile]]\n{GOOD}[[text.profile]]\n{GOOD}", "two text profiles have the name 'a'"),
         ('[[text.profile]]\nname = "a"\nbatch = [1, 1, 8]\n', "text.profile 0 has"),
         (f"[[image.profile]]\n{GOOD}", "image.profile 0 has"),
         ("[[image.profile]]\nname = 3\nbatch = [1, 1, 8]\n", "name is 3, expected a word"),
-        ('[[image.profile]]\nname = "a"\nbatch = [1, 8]\n', "three rising whole numbers"),
-        ('[[image.profile]]\nname = "a"\nbatch = [1, 9, 8]\n', "three rising whole numbers"),
-        ('[[image.profile]]\nname = "a"\nbatch = [0, 1, 8]\n', "three rising whole numbers"),
-        ('[[image.profile]]\nname = "a"\nbatch = [1, 1, 9999999999]\n', "three rising whole numbers"),
-        ('[[image.profile]]\nname = "a"\nbatch = [1.0, 2, 8]\n', "three rising whole numbers"),
+        ('[[image.profile]]\nname = "a"\nbatch = [1, 8]\n', "three whole numbers in ascending order"),
+        ('[[image.profile]]\nname = "a"\nbatch = [1, 9, 8]\n', "three whole numbers in ascending order"),
+        ('[[image.profile]]\nname = "a"\nbatch = [0, 1, 8]\n', "three whole numbers in ascending order"),
+        ('[[image.profile]]\nname = "a"\nbatch = [1, 1, 9999999999]\n', "three whole numbers in ascending order"),
+        ('[[image.profile]]\nname = "a"\nbatch = [1.0, 2, 8]\n', "three whole numbers in ascending order"),
     ],
 )
 def test_what_is_wrong_in_a_file_is_named(tmp_path: Path, content: str, message: str) -> None:
@@ -126,5 +126,5 @@ def test_what_is_wrong_in_a_file_is_named(tmp_path: Path, content: str, message:
 
 
 def test_a_file_that_is_not_there() -> None:
-    with pytest.raises(ProfileError, match="--profile laptop is neither server nor edge nor a file"):
+    with pytest.raises(ProfileError, match="--profile laptop is not server or edge or a readable file"):
         load_profiles("laptop")

@@ -164,7 +164,7 @@ def test_json_alone_is_on_stdout(certified: Certified) -> None:
     assert json.loads(certified.out) == [certificate(certified.bundle, p) for p in ("fp32", "fp16", "int8")]
     lines = certified.err.splitlines()
     assert len([line for line in lines if line.startswith(("fp32 ", "fp16 ", "int8 "))]) == 3 * 2 * (3 + 1)
-    assert "error÷nearest" in lines[0] and "beside an outlier" in certified.err
+    assert "error÷nearest" in lines[0] and "in a batch with an outlier" in certified.err
 
 
 def test_the_format_page_names_every_field(certified: Certified) -> None:
@@ -291,7 +291,7 @@ def test_fp32_needs_torch_to_pass(
     capsys.readouterr()
     other = make_checkpoint(128, text=SIZES["small"]["text"], vision=SIZES["small"]["vision"], seed=1)
     assert main([*words, "--against", str(other)]) == 1
-    assert "name the checkpoint that was exported" in capsys.readouterr().err
+    assert "use the checkpoint that was exported" in capsys.readouterr().err
 
 
 def test_a_wrong_fp32_graph_is_told_from_torch(
@@ -420,7 +420,7 @@ def test_a_read_only_bundle(bundle: Path, sentences: Path, capsys: Capture) -> N
         capsys.readouterr()
         assert main(words) == 1
         out, err = capsys.readouterr()
-        assert out == "" and "cannot be written to; name another place with --cache DIR" in err
+        assert out == "" and "is not writable; choose another directory with --cache DIR" in err
         assert main([*words, "--cache", str(top / "cache")]) == 0
         assert chosen(bundle) == ("fp32", "int8: no certificate")
         assert chosen(bundle, cache_dir=top / "cache") == ("int8", "the int8 certificate passed")
@@ -440,14 +440,14 @@ def test_wrong_words(bundle: Path, sentences: Path, tmp_path: Path, capsys: Capt
         (["--precision", "int8"], 1, "has no int8 text graph (it has: fp32)"),
         (["--precision", "fp8"], 2, "expected some of fp32,fp16,int8"),
         (["--threads", "0"], 2, "--threads is 0"),
-        (["--towers", "image", "--texts", str(sentences)], 2, "--texts goes with the text tower"),
+        (["--towers", "image", "--texts", str(sentences)], 2, "--texts is for the text tower, which is not measured"),
         (["--plot", "x.pdf"], 2, "expected a name that ends in .png or .svg"),
-        (["--plot", str(tmp_path / "none/x.png")], 1, "its directory does not exist"),
-        (["--plot", "x.png"], 2, "fp32 alone is compared with nothing"),
+        (["--plot", str(tmp_path / "none/x.png")], 1, "the directory does not exist"),
+        (["--plot", "x.png"], 2, "fp32 alone has no reference to compare with"),
         (["--against", str(tmp_path / "none")], 1, "is not a directory"),
         (["--texts", str(tmp_path / "none")], 1, "expected a text file"),
         (["--images", str(tmp_path / "none")], 1, "nothing found"),
-        (["--cache", str(sentences)], 1, "cannot be written to"),
+        (["--cache", str(sentences)], 1, "is not writable"),
     ):
         try:
             found = main(["certify", str(bundle), *words])

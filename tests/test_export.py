@@ -170,8 +170,8 @@ def test_weights_that_are_none(checkpoint: Path, refused: Refused) -> None:
         ("kwargs.lora_adaptations", "x", ["lora_adaptations is 'x', expected a list of names"]),
         ("kwargs.task_instructions", ["x"], ["task_instructions is ['x'], expected names and sentences"]),
         ("kwargs.hidden_size", 64, ["text embed_dim is 32 but hidden_size is 64"]),
-        ("kwargs.num_attention_heads", 3, ["text width 32 does not divide into 3 heads"]),
-        ("kwargs.num_attention_heads", 32, ["does not divide into 32 heads of a size that is a multiple of 2"]),
+        ("kwargs.num_attention_heads", 3, ["text width 32 cannot be divided into 3 heads"]),
+        ("kwargs.num_attention_heads", 32, ["cannot be divided into 32 heads whose size is a multiple of 2"]),
         ("kwargs.pad_token_id", 512, ["pad_token_id 512 is outside the vocabulary of 512"]),
         ("kwargs.max_position_embeddings", 9, ["max_position_embeddings is 9, expected at least 10"]),
         ("kwargs.lora_alpha", float("inf"), ["lora_alpha is inf, expected a positive number"]),
@@ -191,9 +191,9 @@ def test_weights_that_are_none(checkpoint: Path, refused: Refused) -> None:
         ("vision_config.subln", False, ["vision_config.subln is False"]),
         ("vision_config.proj_type", "mlp", ["vision_config.proj_type is 'mlp'"]),
         ("vision_config.embed_dim", 64, ["vision embed_dim is 64 but width is 32"]),
-        ("vision_config.head_width", 24, ["vision width 32 is no multiple of head_width"]),
-        ("vision_config.head_width", 64, ["vision width 32 does not divide into 0 heads"]),
-        ("vision_config.head_width", 2, ["does not divide into 16 heads of a size that is a multiple of 4"]),
+        ("vision_config.head_width", 24, ["vision width 32 is not a multiple of head_width"]),
+        ("vision_config.head_width", 64, ["vision width 32 cannot be divided into 0 heads"]),
+        ("vision_config.head_width", 2, ["cannot be divided into 16 heads whose size is a multiple of 4"]),
         ("vision_config.head_width", 0, ["head_width is 0, expected a positive number"]),
         ("vision_config.patch_size", 0, ["patch_size is 0, expected a positive number"]),
         ("vision_config.patch_size", 29, ["image_size 28 is smaller than patch_size 29"]),
@@ -316,7 +316,7 @@ def test_a_tokenizer_of_another_checkpoint(checkpoint: Path, small_checkpoint: P
 @pytest.mark.parametrize(
     ("changes", "parts"),
     [
-        ({"size": 56}, ["has size 56, config.json has image_size 28", "files of one checkpoint"]),
+        ({"size": 56}, ["has size 56, config.json has image_size 28", "expected both files from the same checkpoint"]),
         ({"size": "28"}, ["size is '28'"]),
         ({"interpolation": "lanczos"}, ["interpolation is 'lanczos'; expected 'bicubic'"]),
         ({"interpolation": None}, ["interpolation is None; expected 'bicubic'"]),
@@ -397,10 +397,10 @@ def test_adaptations_that_are_not_there(adapted: Path, good: Path, checkpoint: P
     config = json.loads((adapted / "config.json").read_text("utf-8"))
     config["text_config"]["default_lora_task"] = None
     (checkpoint / "config.json").write_text(json.dumps(config), "utf-8")
-    refused(checkpoint, "has no default adaptation; it has retrieval.query, text-matching: choose with --adaptation")
+    refused(checkpoint, "no default adaptation; it has retrieval.query, text-matching: choose one with --adaptation")
     config["text_config"]["hf_model_config_kwargs"]["lora_adaptations"] = None
     (checkpoint / "config.json").write_text(json.dumps(config), "utf-8")
-    refused(checkpoint, "'separation' was asked for, but the checkpoint has no adapters", options=other)
+    refused(checkpoint, "'separation' was requested, but the checkpoint has no adapters", options=other)
 
 
 def test_a_hub_checkpoint_that_cannot_be_had(offline: None, refused: Refused) -> None:
@@ -481,10 +481,10 @@ def test_outputs_that_cannot_be(good: Path, refused: Refused, tmp_path: Path) ->
     full = tmp_path / "full"
     full.mkdir()
     (full / "mine.txt").write_text("keep")
-    refused(good, f"{full} exists already; choose another --output, or remove it first", output=full)
-    refused(good, "mine.txt exists already", output=full / "mine.txt")
-    refused(good, "nowhere is not a directory; make it first", output=tmp_path / "nowhere" / "bundle")
-    refused(good, "mine.txt is not a directory; make it first", output=full / "mine.txt" / "bundle")
+    refused(good, f"{full} already exists; choose another --output or remove it first", output=full)
+    refused(good, "mine.txt already exists", output=full / "mine.txt")
+    refused(good, "nowhere is not a directory; create it first", output=tmp_path / "nowhere" / "bundle")
+    refused(good, "mine.txt is not a directory; create it first", output=full / "mine.txt" / "bundle")
     refused(good, "File name too long", output=tmp_path / ("x" * 300))
     assert (full / "mine.txt").read_text() == "keep"
 
@@ -514,7 +514,7 @@ def test_too_little_disk_is_seen_before_the_work(
 ) -> None:
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=60_000_000))
-    refused(good, "has 0.1 GB free, the bundle needs 0.1 GB; free some space or choose another --output")
+    refused(good, "has 0.1 GB free, the bundle needs 0.1 GB; free disk space or choose another --output")
 
 
 def test_disks_that_are_full_or_read_only(
@@ -524,7 +524,7 @@ def test_disks_that_are_full_or_read_only(
     refused(good, "has 0.0 GB free, the bundle needs 0.1 GB", output=small / "bundle")
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1 << 40))  # someone else fills it
-    refused(good, "bundle: No space left on device; nothing was left", output=small / "bundle")
+    refused(good, "bundle: No space left on device; partial files were removed", output=small / "bundle")
     assert listing(small) == []
     refused(good, "Read-only file system", output=mount("ro") / "bundle")
 
@@ -649,10 +649,10 @@ def test_random_weights_are_refused_before_they_are_made(
     (tmp_path / "checkpoint").mkdir()
     (tmp_path / "checkpoint/mine").touch()
     assert main(["export", "--random", "small", *new]) == 1
-    assert "checkpoint exists already; choose another, or remove it first" in capsys.readouterr().err
+    assert "checkpoint already exists; choose another one or remove it first" in capsys.readouterr().err
     for wrong, part in (
-        ([str(good), "--tokenizer", "x"], "--tokenizer goes with --random"),
-        ([str(good), "--checkpoint-output", "x"], "--checkpoint-output goes with --random"),
+        ([str(good), "--tokenizer", "x"], "--tokenizer can only be used with --random"),
+        ([str(good), "--checkpoint-output", "x"], "--checkpoint-output can only be used with --random"),
         ([str(good), "--random", "small"], "not allowed with argument"),
         ([], "one of the arguments CHECKPOINT --random is required"),
         (["--random", "small", "--seed", "9" * 30], "is too large"),

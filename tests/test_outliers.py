@@ -96,11 +96,11 @@ def test_outlier_channels_of_10000_are_refused(
     checkpoint = checkpoint_of(tmp_path / "checkpoint", 128, outliers(10_000, (10, 20)))
     path = tmp_path / "bundle"
     identity = Identity("outliers", None, None)
-    with pytest.raises(ExportError, match=r"image int8 .* does not stand int8: leave it out of --precision"):
+    with pytest.raises(ExportError, match=r"image int8 .* cannot be exported in int8: remove it from --precision"):
         export_bundle(checkpoint, path, identity=identity, towers=("image",), precisions=("fp32", "int8"))
     export_bundle(checkpoint, path, identity=identity, towers=("text",), precisions=("fp32", "int8"))
     assert main(["certify", str(path), "--precision", "int8"]) == 1
-    assert "precision=auto will not take what failed" in capsys.readouterr().err
+    assert "precision=auto does not use a precision that failed" in capsys.readouterr().err
     found = certificate(path, "int8")["towers"]["text"]
     assert found["verdict"] == "failed" and "expected at least 0.995" in found["reasons"][0]
     with ClipModel(path) as model:

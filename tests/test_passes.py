@@ -141,16 +141,16 @@ def test_a_graph_that_is_no_standard_graph_is_refused(precise_bundle: Path) -> N
     attention = nodes(model, "Attention")[0]
     with Ops(model, before=attention) as op:
         attention.replace_input_with(0, op("Neg", [attention.inputs[0]]))
-    with pytest.raises(PassError, match="not between the reshapes"):
+    with pytest.raises(PassError, match="not between a standard graph.s reshapes"):
         for_cpu(model, HEADS)
 
 
 @pytest.mark.parametrize(
     ("operator", "index", "message"),
     [
-        ("Expand", 0, "has no mask"),
-        ("RotaryEmbedding", 0, "not one product"),
-        ("LayerNormalization", -1, "does not take the mean"),
+        ("Expand", 0, "has no attention mask"),
+        ("RotaryEmbedding", 0, "does not compute q, k and v in one product"),
+        ("LayerNormalization", -1, "does not compute the mean"),
     ],
 )
 def test_a_graph_that_padding_cannot_be_left_out_of_is_refused(

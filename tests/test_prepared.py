@@ -141,7 +141,7 @@ def test_a_read_only_bundle_takes_a_cache(precise_bundle: Path, tmp_path: Path, 
         command = ["build", str(copy), "--towers", "text", "--precision", "int8"]
         with unprivileged():
             assert main(command) == 1
-        assert "a read-only bundle needs --cache DIR" in capsys.readouterr().err
+        assert "use --cache DIR if the bundle is read-only" in capsys.readouterr().err
         assert main([*command, "--cache", str(cache)]) == 0
         assert not (copy / ENGINES).exists()
         assert text_facts(copy, cache_dir=cache)["graph"] != "standard"
@@ -183,10 +183,10 @@ def test_options(built: Path, capsys: Capture) -> None:
         main(["build", str(built), "--precision", "fp8"])
     assert caught.value.code == 2 and "expected some of fp32,fp16,int8" in capsys.readouterr().err
     for words, message in (
-        (["--precision", "fp16"], "--precision fp16 is not prepared for cpu, only fp32 and int8"),
-        (["--precision", "int8", "--device", "cuda"], "--precision int8 is not prepared for cuda, only fp16"),
-        (["--policy", "fp16-fast"], "--policy says nothing to --backend onnxruntime"),
-        (["--backend", "tensorrt-rtx", "--precision", "int8"], "--precision says nothing to --backend tensorrt-rtx"),
+        (["--precision", "fp16"], "--precision fp16 cannot be prepared for cpu; expected fp32 or int8"),
+        (["--precision", "int8", "--device", "cuda"], "--precision int8 cannot be prepared for cuda; expected fp16"),
+        (["--policy", "fp16-fast"], "--policy has no effect with --backend onnxruntime"),
+        (["--backend", "tensorrt-rtx", "--precision", "int8"], "--precision has no effect with --backend tensorrt-rtx"),
     ):
         assert main(["build", str(built), *words]) == 1
         assert message in capsys.readouterr().err

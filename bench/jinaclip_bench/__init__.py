@@ -1,4 +1,4 @@
-"""Measurements of jinaclip beside what people use otherwise.
+"""Benchmarks of jinaclip and of its alternatives.
 
 Imports all other packages.
 """

@@ -1,6 +1,6 @@
-"""Measure latency, throughput, start-up and memory beside torch, in one run.
+"""Measure latency, throughput, start-up time and memory, together with torch in the same run.
 
-Figures of different runs or machines do not compare; the ratios of one run do.
+Do not compare times from different runs or machines. Compare the ratios within one run.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from jinaclip_bench.cases.settings import Settings
 
 EXTRA = "bench"
-# Precisions where none are asked for, on a CPU: of a suite, if the bundle has int8 graphs; of all else.
+# Default precisions on a CPU: those of the suite if the bundle has int8 graphs, otherwise FP32.
 WITH_INT8 = {"cpu": ("fp32", "int8"), "server": ("int8",)}
 FP32 = ("fp32",)
 
@@ -32,41 +32,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(metavar="ACTION", required=True)
     run_parser = actions.add_parser(
         "run",
-        help="measure a bundle beside torch",
-        description="Measure a bundle beside torch on the same weights; without BUNDLE, a random model of full size.",
+        help="measure a bundle and torch",
+        description="Measure a bundle, and torch with the same weights. Without BUNDLE: a full-size random model.",
         epilog=_epilog(),
         formatter_class=parser.formatter_class,
     )
     run_parser.set_defaults(action=run_action, wrong_usage=run_parser.error)
     run_parser.add_argument("bundle", metavar="BUNDLE", nargs="?", help="directory made by `jinaclip export`")
-    run_parser.add_argument("--checkpoint", metavar="DIR", help="what BUNDLE was exported from, to measure torch with")
-    run_parser.add_argument("--random", choices=("small", "full"), help="size without BUNDLE (default: full)")
+    run_parser.add_argument("--checkpoint", metavar="DIR", help="checkpoint of BUNDLE, needed to measure torch")
+    run_parser.add_argument("--random", choices=("small", "full"), help="size of the random model (default: full)")
     run_parser.add_argument("--precision", type=_precisions, metavar="P,…",
-                            help=f"of the bundle's graphs, some of {', '.join(PRECISION_CLASS)}: a side of ours for "
-                                 "each, all in one run (default: fp32; on a GPU fp16; if BUNDLE has it, for the "
-                                 "suite cpu also int8, for the suite server int8 alone)",
+                            help=f"precisions of the bundle's graphs, from {', '.join(PRECISION_CLASS)}; each is "
+                                 "measured in the same run (default: fp32; on a GPU: fp16; if BUNDLE has int8: also "
+                                 "int8 for the suite cpu, only int8 for the suite server)",
                             )  # fmt: skip
     run_parser.add_argument("--threads", type=_positive, metavar="N",
-                            help="cores for every side (default: those this process may use)")  # fmt: skip
+                            help="number of cores for every side (default: all that this process may use)")  # fmt: skip
     run_parser.add_argument("--device", metavar="D",
-                            help="cpu, cuda or cuda:N (default: cpu; for the suite gpu cuda)")  # fmt: skip
+                            help="cpu, cuda or cuda:N (default: cpu; for the suite gpu: cuda)")  # fmt: skip
     run_parser.add_argument("--backend", choices=BACKENDS,
-                            help="on a GPU, what our sides run on (default: every one that can; an engine is not built "
-                                 "here but by `jinaclip build`)",
+                            help="on a GPU, backend of jinaclip's sides (default: every usable backend; build engines "
+                                 "with `jinaclip build` first)",
                             )  # fmt: skip
     run_parser.add_argument("--max-autotune", action="store_true",
-                            help="on a GPU, image-32 also beside torch.compile's max-autotune, which takes minutes to "
+                            help="on a GPU, also measure torch.compile's max-autotune in image-32; it takes minutes to "
                                  "compile",
                             )  # fmt: skip
     run_parser.add_argument("--repeats", type=_positive, default=20, metavar="R",
-                            help="timed calls of each side; of a server at most 9, mixes and stages 5, new processes 3",
+                            help="timed calls of each side (at most 9 for servers, 5 for mixes and stages, 3 for new "
+                                 "processes)",
                             )  # fmt: skip
     chosen = run_parser.add_mutually_exclusive_group()
     chosen.add_argument("--suite", choices=tuple(SUITES), default="basic",
-                        help="its cases, see below, as far as BUNDLE has their towers")  # fmt: skip
-    chosen.add_argument("--cases", type=_cases, metavar="NAME,…", help="these cases and no suite")
-    run_parser.add_argument("--output", metavar="FILE", help="append the measurements to FILE, one JSON object a line")
-    run_parser.add_argument("--json", action="store_true", help="the same lines on stdout instead of the table")
+                        help="run the suite's cases (listed below) for the towers that BUNDLE has")  # fmt: skip
+    chosen.add_argument("--cases", type=_cases, metavar="NAME,…", help="run these cases instead of a suite")
+    run_parser.add_argument("--output", metavar="FILE", help="append the records to FILE, one JSON object per line")
+    run_parser.add_argument("--json", action="store_true", help="print the records on stdout instead of the table")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -80,9 +81,9 @@ def run_action(args: argparse.Namespace) -> int:
     from jinaclip_bench.run import run_cases
 
     if args.checkpoint is not None and args.bundle is None:
-        args.wrong_usage("--checkpoint goes with BUNDLE")
+        args.wrong_usage("--checkpoint can only be used with BUNDLE")
     if args.random is not None and args.bundle is not None:
-        args.wrong_usage("--random goes without BUNDLE")
+        args.wrong_usage("--random cannot be used with BUNDLE")
     records = []
     with ExitStack() as stack:
         output = stack.enter_context(open(args.output, "a", encoding="utf-8")) if args.output else None
@@ -111,7 +112,7 @@ def _settings(args: argparse.Namespace) -> Settings:
 
     device = _device(args)
     on_gpu = device != "cpu"
-    if on_gpu:  # before a model is made
+    if on_gpu:  # check before a model is created
         from jinaclip.backends.cuda.gpu import device_index, gpu
         from jinaclip_bench.sides.torch_cuda import require_torch_cuda
 
@@ -125,7 +126,7 @@ def _settings(args: argparse.Namespace) -> Settings:
         bundle = Bundle(args.bundle)
         if args.checkpoint is None:
             if not all(CASES[name].kind in WITHOUT_TORCH for name in _wanted(args, bundle)):
-                tell("without --checkpoint, torch is not measured: jinaclip's figures stand alone")
+                tell("torch is not measured, because --checkpoint was not given")
         else:
             from jinaclip_bench.sides.torch_cpu import matching_checkpoint
 
@@ -147,23 +148,23 @@ def _settings(args: argparse.Namespace) -> Settings:
 
 
 def _wanted(args: argparse.Namespace, bundle: Bundle) -> Sequence[str]:
-    """The cases that were asked for; of a suite, those of the towers that are there."""
+    """The requested cases; for a suite, its cases for the towers that the bundle has."""
     return args.cases or [name for name in SUITES[args.suite] if CASES[name].tower in bundle.towers]
 
 
 def _device(args: argparse.Namespace) -> str:
-    """The device that is measured."""
+    """The device to measure."""
     is_gpu_suite = args.suite == "gpu" and not args.cases
     device: str = args.device or ("cuda" if is_gpu_suite else "cpu")
     if device == "cpu" and is_gpu_suite:
-        args.wrong_usage("--suite gpu measures a GPU: --device cuda or cuda:N")
+        args.wrong_usage("--suite gpu needs a GPU; use --device cuda or cuda:N")
     if device == "cpu" and args.backend is not None:
-        args.wrong_usage("--backend goes with a GPU: --device cuda or cuda:N")
+        args.wrong_usage("--backend can only be used on a GPU; use --device cuda or cuda:N")
     if args.max_autotune and (device == "cpu" or AUTOTUNED_CASE not in (args.cases or SUITES[args.suite])):
-        args.wrong_usage(f"--max-autotune goes with {AUTOTUNED_CASE} on a GPU: --suite gpu, or --device cuda")
+        args.wrong_usage(f"--max-autotune needs the case {AUTOTUNED_CASE} on a GPU; use --suite gpu or --device cuda")
     for name in args.cases or SUITES[args.suite]:
         if device != "cpu" and CASES[name].kind not in ON_GPU:
-            args.wrong_usage(f"{name} is measured on the CPU alone; leave it out, or leave --device out")
+            args.wrong_usage(f"{name} can only be measured on the CPU; remove it, or remove --device")
     return device
 
 
@@ -174,8 +175,8 @@ def _epilog() -> str:
         lines += [f"  {suite:<6} {words[0]}", *(f"  {'':<6} {line}" for line in words[1:])]
     return "\n".join([
         *lines, "",
-        "With query-dummy-image, a fused graph of both towers is made in the cache once (3.5 GB for the full size) and",
-        "measured in text-1x32 too.",
+        "query-dummy-image creates a fused graph of both towers in the cache (3.5 GB for the full size). It is reused",
+        "in later runs, and also measured in text-1x32.",
     ])  # fmt: skip
 
 
@@ -196,5 +197,5 @@ def _precisions(text: str) -> tuple[str, ...]:
 def _some_of(text: str, what: str, known: Collection[str]) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(text.split(",")))
     if unknown := [name for name in names if name not in known]:
-        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is no {what}; expected some of {','.join(known)}")
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is not a {what}; expected one or more of {','.join(known)}")
     return names

@@ -1,4 +1,4 @@
-"""Errors of the benchmarks, in jinaclip's tree."""
+"""Errors of the benchmarks, subclasses of `JinaClipError`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from jinaclip.errors import JinaClipError
 
 
 class BenchError(JinaClipError):
-    """A measurement cannot be made, or would not measure what it says."""
+    """A measurement failed, or its result would be invalid."""
 
 
 class NotCompiled(BenchError):
-    """torch.compile fails on a side, which cannot be measured."""
+    """torch.compile failed for a side, so the side cannot be measured."""

@@ -1,4 +1,4 @@
-"""Measure cases one after another, one tower in memory at a time."""
+"""Run the cases one after another, with one tower in memory at a time."""
 
 from __future__ import annotations
 
@@ -23,14 +23,16 @@ Write = Callable[[dict[str, Any]], None]
 
 
 def run_cases(names: Iterable[str], settings: Settings, write: Write) -> None:
-    """Measure, and hand each record to `write` as soon as its case is done.
+    """Measure the cases, and pass the records of a case to `write` when the case is done.
 
     Args:
-        names: of CASES; they run in its order.
+        names: names of cases in CASES. They run in the order of CASES.
+        settings: settings of the run.
+        write: function that receives each record.
 
     Raises:
-        BenchError: sides return different vectors, or one cannot run. BundleError: the bundle lacks a tower or a
-            precision; nothing was measured.
+        BenchError: two sides return different vectors, or a side cannot run.
+        BundleError: the bundle does not have a tower or a precision. Nothing was measured.
     """
     wanted = set(names)
     cases = [case for case in CASES.values() if case.name in wanted]
@@ -39,8 +41,8 @@ def run_cases(names: Iterable[str], settings: Settings, write: Write) -> None:
             settings.bundle.graph(case.tower, precision)
         if case.kind != "preprocess" and not any(settings.ours(case.tower)):
             raise BenchError(
-                f"{settings.backends[0].name} runs no graph of the {case.tower} tower in "
-                f"{', '.join(settings.precisions)}; leave --precision or --backend out"
+                f"{settings.backends[0].name} cannot run the {case.tower} tower in "
+                f"{', '.join(settings.precisions)}; remove --precision or --backend"
             )
     facts = run_facts(settings.bundle, settings.suite, settings.backends)
     for (tower, uses_torch), group in groupby(cases, key=lambda case: (case.tower, case.kind in USES_TORCH)):
@@ -50,7 +52,7 @@ def run_cases(names: Iterable[str], settings: Settings, write: Write) -> None:
 def _run_group(
     cases: Sequence[Case], tower: str | None, settings: Settings, facts: Mapping[str, Any], write: Write
 ) -> None:
-    """Cases that share torch's towers; these are freed on return."""
+    """Run cases that share torch's towers. The towers are freed on return."""
     with ExitStack() as stack:
         torch: dict[str, Embed] = {}
         if tower is not None and settings.checkpoint is not None:
@@ -77,9 +79,9 @@ def _open_torch(checkpoint: Checkpoint, tower: str, settings: Settings) -> Abstr
 def measure(
     case: Case, settings: Settings, torch: Mapping[str, Embed], facts: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    """One case: burn in, compare what the sides return, then time them in turn.
+    """Measure one case: call the sides untimed, compare their outputs, then time them in turn.
 
-    On a GPU the rate of large matrices is measured after each round, for that round's share of it.
+    On a GPU the rate of a large matrix product is measured after each round, to compute that round's share of it.
     """
     say(f"{case.name}: loading")
     with KINDS[case.kind](case, settings, torch) as opened:
@@ -98,14 +100,14 @@ def measure(
 
 
 def _burn_in(sides: Mapping[str, Side], calls: int) -> tuple[dict[str, Side], dict[str, Any]]:
-    """Call the sides untimed. Returns them, without those that do not compile, and what they return."""
+    """Call the sides untimed. Returns the sides, without those that do not compile, and their outputs."""
     kept, outputs = dict(sides), dict[str, Any]()
     for _ in range(calls):
         for name, side in list(kept.items()):
             try:
                 outputs[name] = side().output
             except NotCompiled as error:
-                tell(f"{error}; this side is left out")
+                tell(f"{error}; this side is skipped")
                 del kept[name]
                 outputs.pop(name, None)
     return kept, outputs

@@ -1,4 +1,4 @@
-"""What a person who waits should know: one line on stderr, whether it is a terminal or not."""
+"""Messages about slow steps: one line on stderr, also if stderr is not a terminal."""
 
 from __future__ import annotations
 

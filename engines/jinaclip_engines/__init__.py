@@ -1,4 +1,4 @@
-"""From a bundle's graphs to what a machine runs: other precisions, prepared graphs and TensorRT engines.
+"""Make other precisions, prepared graphs and TensorRT engines from a bundle's graphs.
 
 Imports jinaclip and onnx; never torch.
 """

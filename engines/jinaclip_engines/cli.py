@@ -1,9 +1,9 @@
-"""Build a bundle's engines: graphs packed for this CPU, or TensorRT plans for a GPU.
+"""Build a bundle's engines: prepared graphs for ONNX Runtime, or TensorRT plans for a GPU.
 
-onnxruntime: graphs for this CPU, used by themselves wherever they fit: the same CPU features and the same onnxruntime;
-with --device cuda, the fp16 graphs for its CUDA provider, on any GPU.
-tensorrt: plans for the GPU that is here. tensorrt-rtx: the same, or ahead of time, without a GPU, for the generations
-of --target. What is made lies in BUNDLE/engines, or in --cache DIR for a bundle that is read-only.
+onnxruntime: prepared graphs for this CPU. They are used automatically on machines with the same CPU features and the
+same onnxruntime version. With --device cuda: prepared fp16 graphs for the CUDA provider, usable on any GPU.
+tensorrt: plans for the GPU of this machine. tensorrt-rtx: the same, or plans compiled ahead of time, without a GPU, for
+the GPU generations in --target. The output is written to BUNDLE/engines, or to --cache DIR if the bundle is read-only.
 """
 
 from __future__ import annotations
@@ -31,33 +31,33 @@ DEFAULT_POLICY, DEFAULT_PROFILE = "fp16-acc32", "server"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", help="directory made by `jinaclip export`")
-    parser.add_argument("--backend", choices=BACKENDS, default="onnxruntime", help="what the graphs will run on")
+    parser.add_argument("--backend", choices=BACKENDS, default="onnxruntime", help="backend to build for")
     parser.add_argument(
-        "--towers", type=words_of(TOWERS), metavar="T,…", help="text, image or both (default: all of the bundle)"
+        "--towers", type=words_of(TOWERS), metavar="T,…", help="text, image or both (default: those of the bundle)"
     )
     parser.add_argument("--device", metavar="D", help="cpu, cuda or cuda:N (default: cpu for onnxruntime, else cuda)")
-    parser.add_argument("--cache", metavar="DIR", help="where to write for a bundle that is read-only")
-    parser.add_argument("--force", action="store_true", help="make them again even where they fit")
-    parser.add_argument("--json", action="store_true", help="what was made, as JSON on stdout")
+    parser.add_argument("--cache", metavar="DIR", help="output directory when the bundle is read-only")
+    parser.add_argument("--force", action="store_true", help="build again even if a usable engine exists")
+    parser.add_argument("--json", action="store_true", help="print the results as JSON on stdout")
     cpu = parser.add_argument_group("onnxruntime")
     cpu.add_argument(
         "--precision",
         type=words_of(PRECISIONS),
         metavar="P,…",
-        help="of fp32, int8; with --device cuda fp16 (default: all of the bundle)",
+        help="fp32, int8; with --device cuda: fp16 (default: those of the bundle)",
     )
     plans = parser.add_argument_group("tensorrt, tensorrt-rtx (from the bundle's fp16 graphs)")
     plans.add_argument(
         "--policy", choices=("fp16-acc32", "fp16-fast"),
-        help="how float16 products are summed: in float32, or as the compiler likes (default: fp16-acc32)",
+        help="accumulation of float16 products: float32, or the compiler's choice (default: fp16-acc32)",
     )  # fmt: skip
     plans.add_argument("--profile", metavar="P", help="shapes: server, edge or a TOML file (default: server)")
     plans.add_argument(
         "--target", type=lambda text: tuple(text.lower().split(",")), metavar="sm80,…",
-        help="tensorrt-rtx: GPU generations to compile for (default: the GPU here; without one, all it knows)",
+        help="tensorrt-rtx: GPU generations to compile for (default: this machine's GPU, or all if it has none)",
     )  # fmt: skip
     plans.add_argument(
-        "--workspace", type=_mebibytes, metavar="MIB", help="most memory of a kernel (default: the GPU's)"
+        "--workspace", type=_mebibytes, metavar="MIB", help="largest scratch memory of a kernel (default: the GPU's)"
     )
 
 
@@ -79,11 +79,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _refuse_others_options(args: argparse.Namespace) -> None:
-    """An option of another backend would be ignored, and is refused instead."""
+    """Raise an error for options that only another backend uses, instead of ignoring them."""
     others = {"policy", "profile", "target", "workspace"} if args.backend == "onnxruntime" else {"precision"}
     for name in sorted(others):
         if getattr(args, name) is not None:
-            raise BackendError(f"--{name} says nothing to --backend {args.backend}; leave it out")
+            raise BackendError(f"--{name} has no effect with --backend {args.backend}; remove it")
 
 
 def _prepare(args: argparse.Namespace, bundle: Bundle) -> list[dict[str, Any]]:
@@ -96,13 +96,13 @@ def _prepare(args: argparse.Namespace, bundle: Bundle) -> list[dict[str, Any]]:
     for precision in args.precision or ():
         if precision not in POSSIBLE[device]:
             raise BackendError(
-                f"--precision {precision} is not prepared for {device}, only {' and '.join(POSSIBLE[device])}"
+                f"--precision {precision} cannot be prepared for {device}; expected {' or '.join(POSSIBLE[device])}"
             )
     made = []
     for tower in args.towers or bundle.towers:
         graphs = bundle.tower(tower).graphs
         for precision in args.precision or [p for p in POSSIBLE[device] if p in graphs] or POSSIBLE[device][:1]:
-            bundle.graph(tower, precision)  # before anything is made
+            bundle.graph(tower, precision)  # raises if the bundle has no such graph
             start = time.monotonic()
             say(f"{tower} {precision}")
             operators = device == "cuda" and operators_library() is not None
@@ -117,8 +117,8 @@ def _prepare(args: argparse.Namespace, bundle: Bundle) -> list[dict[str, Any]]:
                     test = model.info()["towers"][tower]["self_test"]
             made.append({"tower": tower, "precision": precision, "engine": key, "made": new, "self_test": test})
             if not args.json:
-                how = f"{time.monotonic() - start:.1f} s" if new else "fits already"
-                untested = "" if test else "; not tested: onnxruntime has no GPU here"
+                how = f"{time.monotonic() - start:.1f} s" if new else "up to date"
+                untested = "" if test else "; not tested: onnxruntime has no GPU on this machine"
                 print(f"{tower} {precision}: {key}, {how}{untested}", file=sys.stderr)
     return made
 
@@ -130,7 +130,7 @@ def _build(args: argparse.Namespace, bundle: Bundle) -> list[dict[str, Any]]:
 
     library = load_library(args.backend)
     if args.device == "cpu":
-        raise BackendError(f"--backend {args.backend} builds for GPUs; leave --device out, or give cuda or cuda:N")
+        raise BackendError(f"--backend {args.backend} builds for GPUs; remove --device, or use cuda or cuda:N")
     where = where_to_build(library, device_index(args.device or "cuda"), args.target)
     profile_set = args.profile or DEFAULT_PROFILE
     profiles = load_profiles(profile_set, max_tokens=bundle.max_tokens or None)
@@ -139,7 +139,8 @@ def _build(args: argparse.Namespace, bundle: Bundle) -> list[dict[str, Any]]:
         bundle.graph(tower, "fp16")
         if tower not in profiles:
             raise BackendError(
-                f"--profile {profile_set} has no profile of the {tower} tower; add one, or name the other with --towers"
+                f"--profile {profile_set} has no profile for the {tower} tower; add one, or select the other tower "
+                "with --towers"
             )
     made = []
     for tower in towers:
@@ -159,7 +160,7 @@ def _build(args: argparse.Namespace, bundle: Bundle) -> list[dict[str, Any]]:
             {"tower": tower, "precision": "fp16", "engine": built.key, "made": built.new, "report": report,
              "self_test": test}
         )  # fmt: skip
-        stage(f"{built.key}{'' if built.new else ', fits already'}")
+        stage(f"{built.key}{'' if built.new else ', up to date'}")
         if not args.json:
             _print_report(report, test)
     return made
@@ -170,5 +171,5 @@ def _print_report(report: dict[str, Any], test: dict[str, Any] | None) -> None:
 
     for line in Report(**report).lines():
         print(f"  {line}", file=sys.stderr)
-    tested = "not run: no GPU of its kind is here" if test is None else f"passed, {test['ratio']:.2g} of the distance"
+    tested = "not run: no GPU on this machine" if test is None else f"passed, relative error {test['ratio']:.2g}"
     print(f"  self-test: {tested}", file=sys.stderr)

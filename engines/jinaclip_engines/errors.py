@@ -1,4 +1,4 @@
-"""Errors of the passes and builders; the tree is in jinaclip.errors."""
+"""Errors of the passes and builders. jinaclip.errors has the base classes."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from jinaclip.errors import BackendError
 
 
 class PassError(BackendError):
-    """A graph is not of the form that a pass rewrites."""
+    """A graph does not have the structure that a pass expects."""
 
 
 class ProfileError(BackendError):
-    """Optimisation profiles are not of their form."""
+    """A file of optimisation profiles is missing or invalid."""
 
 
 class BuildError(BackendError):
-    """An engine could not be built, or was built into something else than what was asked."""
+    """An engine could not be built, or the built engine does not meet the requirements."""

@@ -1,6 +1,6 @@
-"""What every pass needs of a graph: reading, writing, its linear layers, and new nodes in the right place.
+"""Helpers for the passes: read and write graphs, find linear layers, insert nodes.
 
-A pass takes an `onnx_ir.Model` of one tower and changes it in place. Weights stay on disk until they are touched.
+A pass takes an `onnx_ir.Model` of one tower and modifies it in place. Weights are read from disk on first access.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ PATCHES = "patch_embed"  # the image tower's linear layer before its blocks
 
 
 def read(path: Path) -> ir.Model:
-    """A graph; its weights are mapped from the file beside it."""
+    """Read a graph. Its weights are memory-mapped from the data file in the same directory."""
     return ir.load(path)
 
 
 def write(model: ir.Model, path: Path) -> None:
-    """Write a graph, unused nodes and weights left out, with its weights in `<path>.data`, and check it.
+    """Write a graph without unused nodes and weights, with its weights in `<path>.data`, and check it.
 
-    `path` may not be the file that `model` was read from.
+    `path` must not be the file that `model` was read from.
     """
     tidy(model)
     ir.save(model, path, external_data=f"{path.name}.data")
@@ -38,13 +38,13 @@ def write(model: ir.Model, path: Path) -> None:
 
 
 def tidy(model: ir.Model) -> None:
-    """Drop what nothing uses; give new nodes and values names."""
+    """Remove unused nodes and opsets, and name new nodes and values."""
     for step in (RemoveUnusedNodesPass(), RemoveUnusedOpsetsPass(), NameFixPass()):
         step(model)
 
 
 def forget_shapes(model: ir.Model) -> None:
-    """Drop what the file said of shapes and types inside the graph, after passes that change them."""
+    """Remove the recorded shapes and types of values inside the graph, after passes that change them."""
     kept = set(model.graph.outputs)
     for node in model.graph:
         for value in node.outputs:
@@ -53,7 +53,7 @@ def forget_shapes(model: ir.Model) -> None:
 
 
 def signature(model: ir.Model) -> str:
-    """16 hex digits over what a graph computes, its weights' contents left out."""
+    """Hash of a graph's structure without the contents of its weights: 16 hex digits."""
     lines = [f"{value.name} {value.type} {value.shape}" for value in (*model.graph.inputs, *model.graph.outputs)]
     lines += [f"{name} {value.type} {value.shape}" for name, value in sorted(model.graph.initializers.items())]
     for node in model.graph:
@@ -70,7 +70,7 @@ def array(value: ir.Value | None) -> np.ndarray | None:
 
 
 def constant(value: ir.Value | None) -> np.ndarray:
-    """The contents of what must be an initializer."""
+    """The contents of a value that must be an initializer."""
     found = array(value)
     assert found is not None, f"{value} is computed, expected an initializer"
     return found
@@ -81,8 +81,10 @@ class Linear:
     """y = x W + b: a MatMul with constant weights [in, out], and the Add of its bias [out] if it has one.
 
     Attributes:
-        name: as the tower calls it: "blocks.3.fc1".
-        cast: of a float16 product, the Cast to float32 between MatMul and Add.
+        matmul: the MatMul node.
+        add: the Add node of the bias, or None.
+        name: name of the layer in the tower, for example "blocks.3.fc1".
+        cast: for a float16 product, the Cast to float32 between MatMul and Add.
     """
 
     matmul: ir.Node
@@ -92,7 +94,7 @@ class Linear:
 
     @property
     def block(self) -> str:
-        """ "blocks.3" of "blocks.3.fc1"."""
+        """Name of the layer's block, for example "blocks.3"."""
         return self.name.rpartition(".")[0]
 
     @property
@@ -124,7 +126,7 @@ def linears(model: ir.Model) -> list[Linear]:
 
 
 def patch_product(model: ir.Model) -> Linear | None:
-    """The image tower's linear layer before its blocks, which embeds patches; None for text."""
+    """The image tower's patch embedding, a linear layer before its blocks; None for text."""
     return next((layer for layer in _layers(model) if layer.name == PATCHES), None)
 
 
@@ -134,12 +136,12 @@ def _layers(model: ir.Model) -> list[Linear]:
     for node in model.graph:
         if node.op_type == "MatMul" and not node.domain and len(shape_of(node.inputs[1])) == 2:
             if not node.outputs[0].uses() and not node.outputs[0].is_graph_output():
-                continue  # a pass has replaced it
+                continue  # replaced by a pass
             half = node.inputs[1].dtype == ir.DataType.FLOAT16  # type: ignore[union-attr]
             cast = only_user(node.outputs[0], "Cast") if half else None
             add = only_user((cast or node).outputs[0], "Add")
             bias = next((v for v in add.inputs if array(v) is not None), None) if add is not None else None
-            if bias is None:  # the image tower's keys, between queries and values: nothing in the graph names them
+            if bias is None:  # the image tower's key projection has no bias to take the name from
                 found.append(Linear(node, None, f"{block}.k", cast))
                 continue
             found.append(Linear(node, add, (bias.name or "").removeprefix("tower.").removesuffix(".bias"), cast))
@@ -166,13 +168,13 @@ def producer(value: ir.Value | None, op_type: str) -> ir.Node | None:
 
 
 def only_user(value: ir.Value, op_type: str) -> ir.Node | None:
-    """The one node that reads `value`, if it is one and of this operator."""
+    """The only node that reads `value`, if there is exactly one and it is of this operator."""
     users = list(value.uses())
     return users[0].node if len(users) == 1 and users[0].node.op_type == op_type else None
 
 
 class Ops:
-    """New nodes, in order, put into the graph before or after a node when the block ends.
+    """Context manager that creates nodes. When the `with` block ends, they are inserted in order before a node.
 
     with Ops(model, before=node) as op:
         y = op("Mul", [x, op.const(scale)])
@@ -204,7 +206,7 @@ class Ops:
         return initializer(self._model, np.asarray(values), name)
 
     def replace(self, old: ir.Value, new: ir.Value) -> None:
-        """From the end of the block on, everything that read `old` reads `new`."""
+        """Make every reader of `old` read `new`, when the `with` block ends."""
         self._replaced.append((old, new))
 
     def __exit__(self, kind: object, *_: object) -> None:
@@ -215,21 +217,21 @@ class Ops:
         for domain in {node.domain for node in self._tape.nodes if node.domain}:
             graph.opset_imports.setdefault(domain, 1)
         for old, new in self._replaced:
-            if old.is_graph_output():  # its name and type are the graph's interface
+            if old.is_graph_output():  # name and type are part of the graph's interface
                 new.name, new.type, new.shape = old.name, old.type, old.shape
                 old.name = None
             ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
 
 
 def initializer(model: ir.Model, values: np.ndarray, name: str | None = None) -> ir.Value:
-    """A new constant of the graph; the name gets a number if it is taken."""
+    """Add a constant to the graph. A number is appended to the name if it is already used."""
     taken = model.graph.initializers
     base = name or "constant"
     number = len(taken)
     while (full := base if name and base not in taken else f"{base}_{number}") in taken:
         number += 1
     value = ir.Value(name=full, shape=ir.Shape(values.shape), type=ir.TensorType(ir.DataType.from_numpy(values.dtype)))
-    # ascontiguousarray makes a vector of a scalar.
+    # ascontiguousarray turns a scalar into a vector; reshape restores the shape.
     value.const_value = ir.tensor(np.ascontiguousarray(values).reshape(values.shape), name=full)
     model.graph.register_initializer(value)
     return value

@@ -1,4 +1,4 @@
-"""Writing into the engine store: an engine is whole, or it is not there (jinaclip.bundle.engines reads it)."""
+"""Write engines to the engine store atomically. jinaclip.bundle.engines reads them."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ from jinaclip.errors import BackendError
 def write_engine(
     bundle: Bundle, facts: Mapping[str, Any], needed_bytes: int, fill: Callable[[Path], Mapping[str, Any]]
 ) -> str:
-    """Write `engines/<key>/`, beside the bundle or in its cache directory, in place of one with the same key.
+    """Write `engines/<key>/` in the bundle or in its cache directory. An engine with the same key is replaced.
 
     Args:
-        facts: what the engine is tied to; they make its key.
-        needed_bytes: of disk, at most, while it is made.
-        fill: writes its files into an empty directory, and returns what else the sidecar says of them.
+        bundle: the bundle that the engine is for.
+        facts: properties that the engine depends on; the key is a hash of them.
+        needed_bytes: the largest disk space needed during the build, in bytes.
+        fill: function that writes the engine's files into an empty directory and returns further sidecar fields.
 
     Returns:
         The key.
 
     Raises:
-        BackendError: it cannot be written, or `fill` refuses; nothing is left of it.
+        BackendError: the engine cannot be written, or `fill` failed. Partial files are removed.
     """
     key = engine_key(facts)
     root = next(bundle.note_directories()) / ENGINES
@@ -39,7 +40,7 @@ def write_engine(
         partial.mkdir(parents=True)
         free = shutil.disk_usage(root).free
         if free < needed_bytes:
-            raise BackendError(f"{root} has {free / 1e9:.1f} GB free, building needs up to {needed_bytes / 1e9:.1f} GB")
+            raise BackendError(f"{root} has {free / 1e9:.1f} GB free, the build needs {needed_bytes / 1e9:.1f} GB")
         sidecar = {
             **facts,
             **fill(partial),
@@ -48,12 +49,12 @@ def write_engine(
         }
         (partial / SIDECAR).write_text(json.dumps(sidecar, indent=1) + "\n", "utf-8")
         if (root / key).exists():
-            os.rename(root / key, partial / "replaced")  # a reader that has it open keeps its files
+            os.rename(root / key, partial / "replaced")  # processes that have it open can still read its files
         os.rename(partial, root / key)
         shutil.rmtree(root / key / "replaced", ignore_errors=True)
     except OSError as error:
         raise BackendError(
-            f"cannot write {root}: {error.strerror or error}; a read-only bundle needs --cache DIR"
+            f"cannot write {root}: {error.strerror or error}; use --cache DIR if the bundle is read-only"
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)

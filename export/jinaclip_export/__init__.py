@@ -1,4 +1,4 @@
-"""From a checkpoint of jina-clip-v2 to a bundle, and the certificates of its precisions.
+"""Export jina-clip-v2 checkpoints to bundles, and certify the precisions of a bundle.
 
 Imports jinaclip, jinaclip_engines and torch.
 """

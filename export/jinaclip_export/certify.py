@@ -1,9 +1,9 @@
-"""Prove what each precision of a bundle costs on real inputs, and write its certificates.
+"""Measure the accuracy of each precision of a bundle on real inputs, and write its certificates.
 
-Every precision is compared with the bundle's fp32 graphs, fp32 itself with torch's (--against). A certificate
-that passed lets precision="auto" take that precision on machines with the same CPU or GPU and library version. With a
-TensorRT backend the fp32 graphs run in ONNX Runtime. The table is for people, on stderr; the exit status is 1 if a
-bound was missed.
+Every precision is compared with the bundle's fp32 graphs. fp32 itself is compared with torch, if --against is given.
+A certificate that passed lets precision="auto" use that precision on machines with the same CPU or GPU and library
+version. With the TensorRT backend the fp32 graphs run in ONNX Runtime. The table of results is printed on stderr. The
+exit status is 1 if a bound was missed.
 """
 
 from __future__ import annotations
@@ -45,17 +45,17 @@ Inputs = Mapping[str, TowerInputs]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", help="directory made by `jinaclip export`")
     parser.add_argument("--against", metavar="CHECKPOINT", help="directory that the bundle was exported from")
-    parser.add_argument("--images", metavar="DIR", help="measure on these (default: 144 crops of public photos)")
-    parser.add_argument("--texts", metavar="FILE", help="one a line (default: 260 sentences in 26 languages)")
+    parser.add_argument("--images", metavar="DIR", help="images to measure on (default: 144 crops of public photos)")
+    parser.add_argument("--texts", metavar="FILE", help="texts, one per line (default: 260 in 26 languages)")
     parser.add_argument("--precision", type=words_of(tuple(PRECISION_CLASS)),
-                        help="fp32, fp16, int8 (default: all that the bundle has)")  # fmt: skip
+                        help="fp32, fp16, int8 (default: every precision of the bundle)")  # fmt: skip
     parser.add_argument("--towers", type=words_of(TOWERS), help="text, image (default: those of the bundle)")
-    parser.add_argument("--backend", choices=BACKENDS, default="auto", help="what runs the graphs")
+    parser.add_argument("--backend", choices=BACKENDS, default="auto", help="backend that runs the graphs")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--threads", type=int, help="cores to use (default: those this process may use)")
-    parser.add_argument("--cache", metavar="DIR", help="for the certificates of a bundle that is read-only")
-    parser.add_argument("--plot", metavar="FILE", help="distribution of the cosines, .png or .svg")
-    parser.add_argument("--json", action="store_true", help="the certificates on stdout")
+    parser.add_argument("--threads", type=int, help="number of cores (default: all that this process may use)")
+    parser.add_argument("--cache", metavar="DIR", help="directory for the certificates when the bundle is read-only")
+    parser.add_argument("--plot", metavar="FILE", help="plot the distribution of the cosines, .png or .svg")
+    parser.add_argument("--json", action="store_true", help="print the certificates on stdout")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
         certificates.append(certificate(bundle, measured[-1], inputs, backend, session))
         whole = with_other_towers(certificates[-1], bundle, backend)
         if not bundle.write_note(note_name(precision, session), whole):
-            raise BundleError(f"the {precision} certificate cannot be written beside {args.bundle}: is the disk full?")
+            raise BundleError(f"cannot write the {precision} certificate of {args.bundle}; check the free disk space")
     print(render(certificates), file=sys.stderr)
     draw(measured)
     if args.json:
@@ -101,25 +101,25 @@ def run(args: argparse.Namespace) -> int:
     ]
     if missed:
         more = f" (and {len(missed) - 1} more)" if len(missed) > 1 else ""
-        raise CertificationError(f"{missed[0]}{more}; precision=auto will not take what failed")
+        raise CertificationError(f"{missed[0]}{more}; precision=auto does not use a precision that failed")
     return 0
 
 
 def _session_of(measured: Measured, backend: Backend) -> Mapping[str, Any]:
-    """What ran a precision; where nothing could be run, what would have."""
+    """Description of the session that ran a precision; the backend's facts if no graph could be run."""
     ran = (vectors.session for vectors in measured.found.values() if isinstance(vectors, Vectors))
     return next(ran, backend.facts())
 
 
 def _fp32_backend(backend: Backend) -> Backend:
-    """What computes the reference of other precisions: the same device, if ONNX Runtime can use it."""
+    """Backend for the fp32 reference: ONNX Runtime, on the same device if it can use it."""
     if backend.name == OnnxRuntimeCpu.name or backend.gpu is None:
         return backend
     return OnnxRuntimeCpu() if cuda_problem() else OnnxRuntimeCuda(backend.gpu)
 
 
 def _one_precision(args: argparse.Namespace) -> Mapping[str, str]:
-    """For "auto" to choose a backend by, where one precision was asked for."""
+    """The single requested precision of each tower, from which backend "auto" is chosen; empty if there are several."""
     return dict.fromkeys(TOWERS, args.precision[0]) if args.precision and len(args.precision) == 1 else {}
 
 
@@ -128,19 +128,19 @@ def _has(bundle: Bundle, tower: str, precision: str) -> bool:
 
 
 def _check(args: argparse.Namespace, bundle: Bundle, towers: tuple[str, ...], precisions: tuple[str, ...]) -> None:
-    """Everything that can be refused before the long part."""
+    """Validate the arguments before the long measurement starts."""
     if args.threads is not None and args.threads < 1:
         args.usage_error(f"--threads is {args.threads}, expected a whole number from 1")
     for tower in towers:
-        bundle.graph(tower, "fp32")  # the reference of every other
+        bundle.graph(tower, "fp32")  # the reference of every other precision
     for precision in precisions:
         if not any(_has(bundle, tower, precision) for tower in towers):
-            bundle.graph(towers[0], precision)  # says what there is
+            bundle.graph(towers[0], precision)  # raises an error that lists the available precisions
     for name, tower in (("texts", "text"), ("images", "image")):
         if getattr(args, name) and tower not in towers:
-            args.usage_error(f"--{name} goes with the {tower} tower, which is not measured")
+            args.usage_error(f"--{name} is for the {tower} tower, which is not measured; remove it or change --towers")
     if not bundle.can_write_notes():
-        raise BundleError(f"{args.cache or args.bundle} cannot be written to; name another place with --cache DIR")
+        raise BundleError(f"{args.cache or args.bundle} is not writable; choose another directory with --cache DIR")
 
 
 def _items(args: argparse.Namespace, tower: str) -> Items:
@@ -150,7 +150,7 @@ def _items(args: argparse.Namespace, tower: str) -> Items:
 
 
 def _against(args: argparse.Namespace, bundle: Bundle) -> Callable[[Inputs, Mapping[str, Vectors]], Measured]:
-    """What turns the fp32 vectors into a measurement: with torch's vectors to compare with, if --against was given."""
+    """Function that measures the fp32 vectors, against torch's vectors if --against was given."""
     if not args.against:
         return lambda inputs, fp32: Measured("fp32", fp32, {})
     try:
@@ -174,16 +174,16 @@ def _against(args: argparse.Namespace, bundle: Bundle) -> Callable[[Inputs, Mapp
 
 
 def _plotter(args: argparse.Namespace, precisions: tuple[str, ...]) -> Callable[[Sequence[Measured]], None]:
-    """What draws --plot; its library and its file's place are looked at before the long part."""
+    """Function that draws --plot. The file name and the plotting library are checked before the long measurement."""
     if not args.plot:
         return lambda measured: None
     path = Path(args.plot)
     if path.suffix.lower() not in PLOTS:
         args.usage_error(f"--plot {args.plot}: expected a name that ends in {' or '.join(PLOTS)}")
     if not path.absolute().parent.is_dir():
-        raise InputError(f"--plot {args.plot}: its directory does not exist; make it first")
+        raise InputError(f"--plot {args.plot}: the directory does not exist; create it first")
     if precisions == ("fp32",) and not args.against:
-        args.usage_error("--plot: fp32 alone is compared with nothing; give --against CHECKPOINT")
+        args.usage_error("--plot: fp32 alone has no reference to compare with; add --against CHECKPOINT")
     from jinaclip_export.certification.plot import draw
 
     return lambda measured: draw(path, measured)

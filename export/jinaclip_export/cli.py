@@ -27,17 +27,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("checkpoint", metavar="CHECKPOINT", nargs="?", help="directory or hub id")
     source.add_argument("--random", choices=("small", "full"), help="seeded random weights instead of a checkpoint")
-    parser.add_argument("--output", metavar="BUNDLE", required=True, help="directory to make")
+    parser.add_argument("--output", metavar="BUNDLE", required=True, help="directory to create")
     parser.add_argument("--towers", type=words_of(TOWERS), default="text,image", help="text, image or both")
     parser.add_argument("--precision", type=words_of(PRECISIONS), default="fp32",
-                        help="of the graphs: fp32 (the reference), fp16, int8")  # fmt: skip
+                        help="precisions of the graphs: fp32 (the reference), fp16, int8")  # fmt: skip
     parser.add_argument("--pixels", choices=("uint8", "float32"), default="uint8",
-                        help="image input: bytes [B, S, S, 3], or the published file's [B, 3, S, S]")  # fmt: skip
-    parser.add_argument("--revision", metavar="R", help="of the hub id (default: the one this version was made for)")
-    parser.add_argument("--adaptation", metavar="A", help="adapter to merge (default: the checkpoint's own)")
-    parser.add_argument("--seed", type=int, default=0, help="of --random")
-    parser.add_argument("--tokenizer", metavar="FILE", help="tokenizer.json for --random (default: a stand-in)")
-    parser.add_argument("--checkpoint-output", metavar="DIR", help="keep the checkpoint of --random there")
+                        help="image input: uint8 [B, S, S, 3], or float32 [B, 3, S, S] as published")  # fmt: skip
+    parser.add_argument("--revision", metavar="R", help="revision of the hub id (default: the one tested)")
+    parser.add_argument("--adaptation", metavar="A", help="adapter to merge (default: the checkpoint's default)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random weights of --random")
+    parser.add_argument("--tokenizer", metavar="FILE", help="tokenizer.json for --random (default: a generated one)")
+    parser.add_argument("--checkpoint-output", metavar="DIR", help="directory to save the checkpoint of --random in")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -48,12 +48,12 @@ def run(args: argparse.Namespace) -> int:
     if args.random is None:
         for name in ("tokenizer", "checkpoint_output"):
             if getattr(args, name) is not None:
-                args.usage_error(f"--{name.replace('_', '-')} goes with --random")
+                args.usage_error(f"--{name.replace('_', '-')} can only be used with --random")
     if abs(args.seed) >= 1 << 63:
         args.usage_error(f"--seed {args.seed} is too large, expected less than 2**63")
     output = Path(args.output).absolute()
     check_output(output)
-    # Named like the partial bundle, so that the next export removes what a killed one left.
+    # The name has the form of a partial bundle's, so that the next export removes it if this process is killed.
     prefix, suffix = f".{output.name}.partial-random-", f"-{os.getpid()}"
     with tempfile.TemporaryDirectory(prefix=prefix, suffix=suffix, dir=output.parent) as scratch:
         if args.random is not None:
@@ -80,7 +80,7 @@ def _make_random(args: argparse.Namespace, directory: Path) -> None:
     from jinaclip_export.errors import ExportError
 
     if directory.exists() and any(directory.iterdir()):
-        raise ExportError(f"--checkpoint-output {directory} exists already; choose another, or remove it first")
+        raise ExportError(f"--checkpoint-output {directory} already exists; choose another one or remove it first")
     if args.tokenizer and not Path(args.tokenizer).is_file():
         raise ExportError(f"--tokenizer {args.tokenizer} is not a file; expected a tokenizer.json")
     say("random checkpoint")
@@ -89,7 +89,7 @@ def _make_random(args: argparse.Namespace, directory: Path) -> None:
             directory, published_config(**SIZES[args.random]), seed=args.seed,
             tokenizer=Path(args.tokenizer) if args.tokenizer else None,
         )  # fmt: skip
-    except SafetensorError as error:  # its own class, also for a full disk
+    except SafetensorError as error:  # safetensors raises this for a full disk too
         raise ExportError(f"cannot write the random checkpoint to {directory}: {error}") from error
 
 
@@ -103,4 +103,4 @@ def _find(args: argparse.Namespace) -> tuple[Path, Identity]:
         return path, Identity(path.absolute().name, args.revision)
     licence = PUBLISHED_LICENCE if args.checkpoint == PUBLISHED_ID else None
     directory = fetch(args.checkpoint, args.revision)
-    return directory, Identity(args.checkpoint, directory.name, licence)  # the client names it by the commit
+    return directory, Identity(args.checkpoint, directory.name, licence)  # the hub client names it after the commit

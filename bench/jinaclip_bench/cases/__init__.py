@@ -1,4 +1,4 @@
-"""What is measured: the table of cases, their inputs, and the settings of a run.
+"""The table of cases, their inputs, and the settings of a run.
 
 Imports jinaclip_bench.measuring and errors.
 """

@@ -1,4 +1,4 @@
-"""The backends of our sides on a GPU: every one that can run, or the one that was asked for."""
+"""Select the backends of jinaclip's sides on a GPU: every usable backend, or the requested one."""
 
 from __future__ import annotations
 
@@ -17,28 +17,31 @@ BACKENDS = KNOWN[1:]  # without "auto"
 def backends_on_gpu(
     bundle: Bundle, towers: Sequence[str], device: str, backend: str | None, *, tell: Callable[[str], None]
 ) -> tuple[Backend, ...]:
-    """The backends of our sides, at least one.
+    """The backends of jinaclip's sides, at least one.
 
     Args:
-        towers: that are measured.
+        bundle: the bundle to measure.
+        towers: towers to measure.
         device: "cuda" or "cuda:N".
-        backend: of BACKENDS; None for every one that can run, with a sentence to `tell` for one that cannot.
+        backend: one of BACKENDS, or None for every usable backend.
+        tell: function that receives a message for each backend that is skipped.
 
     Raises:
-        BackendMissing, EngineMismatch: what was asked for cannot run, or nothing can; says what is missing.
+        BackendMissing, EngineMismatch: the requested backend is not usable, or no backend is. The message names what is
+            missing.
     """
     backends: list[Backend] = []
     problems = []
     for name in BACKENDS if backend is None else (backend,):
         try:
             found = choose_backend(bundle, towers, backend=name, device=device)
-            if name != OnnxRuntimeCpu.name:  # there must be engines
+            if name != OnnxRuntimeCpu.name:  # check that the engines exist
                 for tower in towers:
                     found.graph(bundle, tower, "fp16")
         except BackendError as error:
             if backend is not None:
                 raise
-            problems.append(f"{name} is left out: {error}")
+            problems.append(f"{name} is skipped: {error}")
         else:
             backends.append(found)
     if not backends:

@@ -1,4 +1,4 @@
-"""What a run is asked for, and what a case becomes once it is open."""
+"""Settings of a run, and a case that is ready to be measured."""
 
 from __future__ import annotations
 
@@ -23,15 +23,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Settings:
-    """What holds for a whole run.
+    """Settings of a run.
 
     Attributes:
-        checkpoint: of the bundle; without it there is nothing to compare with.
-        precisions: of the bundle's graphs: one side of ours for each, in every place that can run it.
-        fused: the graph of both towers, where it is measured (jinaclip_bench.sides.fused_onnx).
-        suite: for the records; None where cases were named one by one.
-        backends: of our sides: one on the CPU, or one or several on one GPU.
-        max_autotune: on a GPU, torch also runs images with products that were chosen by timing.
+        bundle: the bundle to measure.
+        checkpoint: the bundle's checkpoint, to measure torch; None to measure only jinaclip.
+        threads: number of cores for every side.
+        repeats: number of timed calls of each side.
+        precisions: precisions of the bundle's graphs. Each is a side, on every backend that can run it.
+        fused: path of the graph of both towers, if it is measured (jinaclip_bench.sides.fused_onnx).
+        suite: name of the suite, for the records; None if cases were given by name.
+        backends: backends of jinaclip's sides: one on the CPU, or one or more on the same GPU.
+        max_autotune: on a GPU, whether to measure torch.compile's max-autotune on images.
     """
 
     bundle: Bundle
@@ -46,11 +49,11 @@ class Settings:
 
     @property
     def gpu(self) -> Gpu | None:
-        """The GPU that is measured; None for the CPU."""
+        """The GPU to measure; None for the CPU."""
         return self.backends[0].gpu
 
     def ours(self, tower: str) -> Iterator[tuple[str, Backend, str]]:
-        """Our sides: name, backend, precision."""
+        """jinaclip's sides: name, backend, precision."""
         for backend in self.backends:
             for precision in self.precisions:
                 if backend.gpu is None:
@@ -61,18 +64,19 @@ class Settings:
 
 @dataclass(frozen=True)
 class Opened:
-    """A case that is ready.
+    """A case that is ready to be measured.
 
     Attributes:
-        sides: by name, ours first.
-        shape: of what goes in.
-        tokens: in a call, padding excluded; None for images.
-        threads: that a call uses.
-        rounds, burn_in: timed calls of each side, and calls before them.
-        steady: whether items per second mean anything: not where a new process starts within the time.
-        flops: floating-point operations that a call asks for; None where they are not counted.
-        matmul_tflops: measures what the GPU reaches with a large product of float16 matrices; None on a CPU.
-        first_calls: by side, seconds of the first call of its new session, where that was timed.
+        sides: the sides by name, jinaclip's first.
+        shape: shape of the input.
+        tokens: number of tokens in a call, without padding; None for images.
+        threads: number of threads that a call uses.
+        rounds, burn_in: number of timed calls of each side, and of untimed calls before them.
+        steady: whether items per second is meaningful; False if the time includes the start of a process.
+        flops: floating-point operations of a call; None if they are not counted.
+        matmul_tflops: function that measures the GPU's rate for a large float16 matrix product, in TFLOP/s; None on a
+            CPU.
+        first_calls: duration of the first call of a new session by side, in seconds, if it was timed.
     """
 
     sides: Mapping[str, Side]
@@ -93,5 +97,5 @@ Kind = Callable[[Case, Settings, Mapping[str, Embed]], AbstractContextManager[Op
 
 
 def feed(bundle: Bundle, tower: str, values: np.ndarray) -> dict[str, np.ndarray]:
-    """Ids or pixels as the graph of a tower takes them."""
+    """Inputs of a tower's graph, from ids or pixels."""
     return {bundle.tower(tower).input_name: bundle.image_input(values) if tower == "image" else values}

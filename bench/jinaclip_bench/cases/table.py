@@ -1,4 +1,4 @@
-"""What is measured: a table of named cases, and what goes into them."""
+"""The table of named cases and suites, and the inputs of the cases."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from PIL import Image
 from jinaclip.bundle.manifest import Bundle
 
 PHOTO_SIZE = (1920, 1080)
-TURN = 113  # columns from one photo to the next; a prime, so that many differ
-# Three languages and scripts, so that the tokenizer reads more than English.
+TURN = 113  # columns by which each photo is shifted from the one before; a prime, so many photos are different
+# Three languages and scripts, to measure the tokenizer on more than English.
 QUERY = "A cup of coffee on a wooden table, 木桌上的一杯咖啡, فنجان قهوة على طاولة خشبية"
 
 
 @dataclass(frozen=True)
 class Case:
-    """One thing to measure.
+    """A benchmark case.
 
     Attributes:
-        name: as --cases and the results call it.
-        kind: what runs, one of jinaclip_bench.scenarios.in_process.KINDS.
+        name: name in --cases and in the records.
+        kind: kind of measurement, one of jinaclip_bench.scenarios.in_process.KINDS.
         tower: "text" or "image".
-        summary: for --help.
-        rows: texts or images in a call.
-        tokens: of each text, `<s>` and `</s>` included; of a mix, of the longest one at most; None where the case's
-            text or image decides.
-        median, sigma: of a mix's token counts, and of their logarithm.
-        clients: that ask a server at the same time.
+        summary: description for --help.
+        rows: number of texts or images in a call.
+        tokens: number of tokens of each text, `<s>` and `</s>` included; for a mix, the largest number; None if the
+            case's text or image determines it.
+        median, sigma: for a mix, the median of the token counts and the standard deviation of their logarithm.
+        clients: number of concurrent clients of a server.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Case:
     clients: int | None = None
 
 
-# In the order they run: cases of one tower stand together, so that it is loaded once.
+# Cases in the order in which they run. Cases of one tower are adjacent, so that the tower is loaded once.
 CASES = {
     case.name: case
     for case in (
@@ -53,33 +53,34 @@ CASES = {
         Case("text-query", "encode", "text", "a short multilingual query, tokenizer included"),
         Case("mix-512", "mix", "text", "64 texts, log-normal: median 30 tokens, sigma 0.8, at most 512; with tokenizer",
              rows=64, tokens=512, median=30, sigma=0.8),
-        # With sigma 0.8 no text of 64 would pass 208 tokens, and this would be the same mix again.
+        # With sigma 0.8 none of the 64 texts would exceed 208 tokens, and the mix would be the same as mix-512.
         Case("mix-2048", "mix", "text", "the same with sigma 1.2, at most 2048 (the longest has 546)",
              rows=64, tokens=2048, median=30, sigma=1.2),
-        # 64 texts are gone before a GPU is busy, and none of them is near the limit.
-        Case("bulk-512", "mix", "text", "1024 texts as mix-512 (the longest has 419)",
+        # 64 texts are too few to keep a GPU busy, and none of them is near the limit.
+        Case("bulk-512", "mix", "text", "1024 texts as in mix-512 (the longest has 419)",
              rows=1024, tokens=512, median=30, sigma=0.8),
-        Case("bulk-2048", "mix", "text", "1024 texts as mix-2048 (the longest has 1568)",
+        Case("bulk-2048", "mix", "text", "1024 texts as in mix-2048 (the longest has 1568)",
              rows=1024, tokens=2048, median=30, sigma=1.2),
         Case("image-1", "graph", "image", "one image, from its pixels"),
         Case("image-32", "graph", "image", "32 images, from their pixels", rows=32),
         Case("image-preprocess", "preprocess", "image", "a 1920 x 1080 JPEG to pixels: decode and resize"),
-        Case("query-dummy-image", "query", "text", "a text of 32 tokens; a fused graph wants an image too", tokens=32),
-        Case("text-8192", "long", "text", "one text of 8192 tokens: memory above load", tokens=8192),
-        Case("process-text", "process", "text", "a new process to its first text vector, and its memory"),
-        Case("process-image", "process", "image", "a new process to its first image vector, and its memory"),
+        Case("query-dummy-image", "query", "text", "one text of 32 tokens, also in a fused graph with a dummy image",
+             tokens=32),
+        Case("text-8192", "long", "text", "one text of 8192 tokens: time, and memory added by the call", tokens=8192),
+        Case("process-text", "process", "text", "a new process until its first text vector, and its memory"),
+        Case("process-image", "process", "image", "a new process until its first image vector, and its memory"),
         Case("serve-texts", "serve", "text", "512 texts, median 16 tokens (the longest has 128); 32 clients",
              rows=512, tokens=128, median=16, sigma=0.8, clients=32),
         Case("serve-images", "serve", "image", "16 JPEGs of 1920 x 1080, 8 clients", rows=16, clients=8),
-        # Last, for a profiler that has once looked at the device may stay in the way.
-        Case("stages-text", "stages", "text", "where the time of a text of 32 tokens goes", tokens=32),
-        Case("stages-image", "stages", "image", "where the time of a 1920 x 1080 JPEG goes"),
+        # These run last, because a profiler may slow down later measurements in the same process.
+        Case("stages-text", "stages", "text", "one text of 32 tokens, time by stage", tokens=32),
+        Case("stages-image", "stages", "image", "a 1920 x 1080 JPEG, time by stage"),
     )
 }  # fmt: skip
 
-AUTOTUNED_CASE = "image-32"  # the only case with torch's max-autotune
-ON_GPU = ("graph", "mix", "preprocess", "stages")  # the kinds that can measure a GPU; the others the CPU alone
-WITHOUT_TORCH = ("preprocess", "long", "serve", "stages")  # the kinds that torch has no part in
+AUTOTUNED_CASE = "image-32"  # the only case that measures torch's max-autotune
+ON_GPU = ("graph", "mix", "preprocess", "stages")  # kinds that can measure a GPU; the others measure only the CPU
+WITHOUT_TORCH = ("preprocess", "long", "serve", "stages")  # kinds that do not measure torch
 
 SUITES = {
     "basic": (
@@ -98,7 +99,7 @@ SUITES = {
 
 
 def random_ids(bundle: Bundle, rows: int, tokens: int) -> np.ndarray:
-    """int64 [rows, tokens] of ordinary pieces between `<s>` and `</s>`, without padding; the same every time."""
+    """int64 [rows, tokens] of ordinary tokens between `<s>` and `</s>`, without padding. The same in every run."""
     special = set(bundle.special_ids.values())
     ordinary = np.array([i for i in range(bundle.vocab_size) if i not in special], np.int64)
     ids = np.random.default_rng(0).choice(ordinary, (rows, tokens))
@@ -108,7 +109,7 @@ def random_ids(bundle: Bundle, rows: int, tokens: int) -> np.ndarray:
 
 @cache
 def photo_jpeg(number: int = 0) -> bytes:
-    """A JPEG of PHOTO_SIZE that costs what a photo costs; each number gives another, turned on from the one before."""
+    """A JPEG of PHOTO_SIZE with about the decoding cost of a photo. Each number gives a differently shifted image."""
     file = io.BytesIO()
     Image.fromarray(np.roll(_picture(), number * TURN, axis=1)).save(file, "JPEG", quality=90)
     return file.getvalue()
@@ -116,7 +117,7 @@ def photo_jpeg(number: int = 0) -> bytes:
 
 @cache
 def _picture() -> np.ndarray:
-    """uint8 [height, width, 3]: soft shapes with ever finer detail, as in nature."""
+    """uint8 [height, width, 3]: smooth random shapes at several scales, similar to a natural photo."""
     rng = np.random.default_rng(0)
     width, height = PHOTO_SIZE
     picture = np.full((height, width, 3), 128, np.float32)

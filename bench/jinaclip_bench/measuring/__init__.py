@@ -1,4 +1,4 @@
-"""Timing, the facts of the machine, and what measurements need: child processes and a cache.
+"""Timing, facts about the machine, child processes and a cache of models.
 
 Imports jinaclip_bench.errors.
 """

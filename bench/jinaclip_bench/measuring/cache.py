@@ -1,4 +1,4 @@
-"""What a benchmark makes for itself, once: kept in the user's cache until its maker changes."""
+"""Cache of generated models. An entry is valid until the code that generates it changes."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Cached(Generic[T]):
-    """Something that is made into a directory of the cache.
+    """An entry of the cache, generated into a directory.
 
     Attributes:
-        name: of the directory.
-        what: for messages, "random full model".
-        gb: it takes on disk.
-        cost: of making it, for messages.
-        maker: digest of what decides its content; made by another, it is made again.
-        make: writes it into a directory that does not exist yet.
-        open: what a whole directory holds; a JinaClipError or OSError means that it is damaged.
+        name: name of the directory.
+        what: description for messages, for example "random full model".
+        gb: size on disk, in GB.
+        cost: cost of generating it, for messages.
+        maker: digest of everything that determines the content. The entry is generated again when it changes.
+        make: function that writes the entry into a directory that does not exist yet.
+        open: function that reads a directory. A JinaClipError or OSError means that the entry is damaged.
     """
 
     name: str
@@ -46,13 +46,13 @@ class Cached(Generic[T]):
     open: Callable[[Path], T]
 
     def get(self, tell: Callable[[str], None]) -> T:
-        """It, made if it is not there, is damaged or is another maker's.
+        """Return the entry. It is generated if it is missing, damaged or out of date.
 
         Args:
-            tell: called with a sentence before anything that takes long.
+            tell: function that receives a message before a slow step.
 
         Raises:
-            BenchError: the disk is too small for it.
+            BenchError: there is not enough free disk space.
         """
         directory = cache_directory() / self.name
         directory.parent.mkdir(parents=True, exist_ok=True)
@@ -62,11 +62,11 @@ class Cached(Generic[T]):
                 self._make(directory, tell)
                 found = self.found(directory)
         if found is None:
-            raise BenchError(f"{directory} was made and does not open; check the disk it is on")
+            raise BenchError(f"{directory} was written but cannot be read; check its disk")
         return found
 
     def found(self, directory: Path) -> T | None:
-        """What is there, if it is whole and of this maker."""
+        """The existing entry, if it is complete and up to date; otherwise None."""
         try:
             if (directory / "made-by").read_text("utf-8") != self.maker:
                 return None
@@ -75,18 +75,18 @@ class Cached(Generic[T]):
             return None
 
     def _make(self, directory: Path, tell: Callable[[str], None]) -> None:
-        """Made under another name and renamed, so that what has the name is whole; the caller holds the lock."""
+        """Generate the entry in a temporary directory and rename it when complete. The caller holds the lock."""
         partial = directory.with_name(f"{directory.name}.partial")
-        for stale in (directory, partial):  # a partial one is from a run that was killed
+        for stale in (directory, partial):  # a partial directory is left over from a run that was killed
             if stale.exists():
                 shutil.rmtree(stale)
         free = shutil.disk_usage(directory.parent).free / 1e9
         if free < self.gb:
             raise BenchError(
                 f"{directory.parent} has {free:.1f} GB free, the {self.what} needs {self.gb:.2g} GB; "
-                "free some space or set XDG_CACHE_HOME"
+                "free disk space or set XDG_CACHE_HOME"
             )
-        tell(f"making a {self.what} once: {self.gb:.2g} GB on disk in {directory}, {self.cost}")
+        tell(f"creating a {self.what} in the cache: {self.gb:.2g} GB on disk in {directory}, {self.cost}")
         try:
             self.make(partial)
             (partial / "made-by").write_text(self.maker, "utf-8")
@@ -96,13 +96,13 @@ class Cached(Generic[T]):
 
 
 def cache_directory() -> Path:
-    """$XDG_CACHE_HOME/jinaclip, by default ~/.cache/jinaclip."""
+    """Directory of the cache: $XDG_CACHE_HOME/jinaclip, by default ~/.cache/jinaclip."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "jinaclip"
 
 
 def exporter(*more: Path) -> str:
-    """Digest of the sources that decide a graph, and of `more`: one that is no longer written must not be measured."""
+    """Digest of the sources that determine an exported graph, and of the files `more`. It detects outdated graphs."""
     digest = hashlib.sha256()
     packages: tuple[Any, ...] = (jinaclip_engines, jinaclip_export)
     folders = [Path(package.__file__).parent for package in packages]
@@ -115,11 +115,11 @@ def exporter(*more: Path) -> str:
 
 @contextmanager
 def _locked(path: Path, what: str, tell: Callable[[str], None]) -> Iterator[None]:
-    """One process at a time; the system frees the lock of one that dies."""
+    """Lock the entry for this process. The system releases the lock when the process ends."""
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            tell(f"waiting for another run that is making the {what}")
+            tell(f"waiting for another run that is creating the {what}")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -1,6 +1,7 @@
-"""Run a module that ends when its parent does: `python -m …child_process PARENT MODULE …`, PARENT its process id.
+"""Run a module in a process that ends with its parent: `python -m …child_process PARENT MODULE …`.
 
-A server that outlives a run that was killed would take the cores from all later ones.
+PARENT is the parent's process id. Without this, the server of a run that was killed would keep running and slow down
+later runs.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ import os
 import signal
 import sys
 
-PR_SET_PDEATHSIG = 1  # of Linux's prctl(2); kept over exec
+PR_SET_PDEATHSIG = 1  # option of Linux's prctl(2); preserved by exec
 
 
 def command(module: str, *words: str) -> list[str]:
-    """What to start for a module that ends with this process; on Linux alone, elsewhere it goes on."""
+    """Command that runs a module in a process that ends with this one. On systems other than Linux it does not end."""
     return [sys.executable, "-P", "-m", "jinaclip_bench.measuring.child_process", str(os.getpid()), module, *words]
 
 
@@ -22,7 +23,7 @@ def main() -> int:
     parent, *module = sys.argv[1:]
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != int(parent):  # it ended before that call
+        if os.getppid() != int(parent):  # the parent ended before the call
             return 1
     os.execv(sys.executable, [sys.executable, "-P", "-m", *module])
 

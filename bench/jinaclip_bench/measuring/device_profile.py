@@ -1,19 +1,20 @@
-"""What the device does in one call, whoever called it: CUPTI, through torch's profiler, sees all of a process's work.
+"""Measure the device's stages in one call, with CUPTI through torch's profiler.
 
-So every session is told apart in the same way, with CUDA graphs or without, and none has to measure itself.
+The profiler sees all device work of the process. It therefore works the same for every backend, with or without CUDA
+graphs, and sessions need no measuring code.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
-Stages = Mapping[str, float | None]  # seconds; None: not told
+Stages = Mapping[str, float | None]  # seconds; None if not available
 DEVICE_STAGES = ("copy in", "run", "copy out")
 NOT_TOLD: Stages = dict.fromkeys(DEVICE_STAGES)
 
 
 def device_stages(call: Callable[[], object]) -> Stages:
-    """Run a call that waits for the device, and tell its stages there; all None where the driver lets nobody look."""
+    """Profile a call that waits for the device. Returns its stages, all None if the driver does not allow profiling."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
@@ -26,10 +27,10 @@ def device_stages(call: Callable[[], object]) -> Stages:
 
 
 def stages_of(events: Iterable[tuple[str, float, float]]) -> Stages:
-    """Stages of (name, begin, end) in seconds, by CUPTI's names.
+    """Compute the stages from events (name, begin, end), with CUPTI's names and times in seconds.
 
-    Copies are the sums of their times. "run" is from the first kernel's begin to the last one's end, what lies between
-    included.
+    "copy in" and "copy out" are sums of the durations. "run" is the time from the first kernel's begin to the last
+    kernel's end, gaps included.
     """
     copied = {"copy in": 0.0, "copy out": 0.0}
     kernels = []

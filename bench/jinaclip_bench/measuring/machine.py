@@ -1,4 +1,4 @@
-"""What a figure was measured on: processor, memory, system, versions, commit. No names of hosts, users or paths."""
+"""Facts about the machine: processor, memory, system, versions, commit. No names of hosts or users, and no paths."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from typing import Any
 from jinaclip.backends.cuda.gpu import Gpu
 from jinaclip.backends.machine import available_threads
 
-# What decides how fast int8 and bfloat16 are, as /proc/cpuinfo calls it on x86 and on Arm.
+# Instruction sets that determine the speed of int8 and bfloat16, with their names in /proc/cpuinfo on x86 and Arm.
 _INSTRUCTIONS = (
     "avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16",
     "asimddp", "i8mm", "bf16", "sve", "sve2",
 )  # fmt: skip
 
-# What a server reads and answers HTTP with: uvicorn takes the last two where they are installed, which is quicker.
+# Packages of the HTTP server. uvicorn uses the last two, which are faster, if they are installed.
 SERVE = ("uvicorn", "httptools", "uvloop")
 
 
 def machine_facts(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> dict[str, Any]:
-    """Processor, memory and system; None for what this system does not tell."""
+    """Processor, memory and system; None for facts that this system does not provide."""
     try:
         cpuinfo = (proc / "cpuinfo").read_text()
     except OSError:
@@ -42,18 +42,18 @@ def machine_facts(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgrou
 
 
 def load() -> float | None:
-    """Runnable processes of the last minute, on average."""
+    """Average number of runnable processes in the last minute."""
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 
 def versions() -> dict[str, str | None]:
-    """Of python, of what computes and of what serves; None for what is not installed."""
+    """Versions of Python, the compute libraries and the server's packages; None for packages not installed."""
     found = {name: _version(name) for name in ("jinaclip", "onnxruntime", "torch", *SERVE)}
     return {"python": platform.python_version(), **found}
 
 
 def gpu_versions(gpu: Gpu, proc: Path = Path("/proc")) -> dict[str, str | None]:
-    """NVIDIA's driver, and the CUDA that it serves; None for what this system does not tell."""
+    """Version of NVIDIA's driver, and the CUDA version it supports; None for values that are not available."""
     try:
         text = (proc / "driver/nvidia/version").read_text()
     except OSError:
@@ -63,13 +63,13 @@ def gpu_versions(gpu: Gpu, proc: Path = Path("/proc")) -> dict[str, str | None]:
 
 
 def commit(directory: Path = Path(__file__).parent) -> str | None:
-    """Commit of the checkout that this package runs from, with "-dirty" if tracked files differ; None elsewhere."""
+    """Commit of the checkout of this package, with "-dirty" if tracked files were changed; None outside a checkout."""
     in_checkout = _git(directory, "ls-files", "--error-unmatch", "__init__.py") is not None
     return _git(directory, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*") if in_checkout else None
 
 
 def memory_of_this_process(proc: Path = Path("/proc/self")) -> Mapping[str, float | None]:
-    """Peak of the resident set, and the proportional set now, in MiB; None where there is no such /proc."""
+    """Peak resident set and current proportional set, in MiB; None on systems without these files in /proc."""
     return {
         "peak_rss_mib": _kilobytes(proc / "status", "VmHWM"),
         "pss_mib": _kilobytes(proc / "smaps_rollup", "Pss"),
@@ -77,20 +77,20 @@ def memory_of_this_process(proc: Path = Path("/proc/self")) -> Mapping[str, floa
 
 
 def resident_mib(proc: Path = Path("/proc/self")) -> float | None:
-    """The resident set now; None where there is no such /proc."""
+    """Current resident set in MiB; None on systems without this file in /proc."""
     return _kilobytes(proc / "status", "VmRSS")
 
 
 def restart_peak(proc: Path = Path("/proc/self")) -> None:
-    """Let the peak of the resident set count from now. Where the system refuses, it stays the process's highest."""
+    """Reset the peak resident set. If the system does not allow it, the peak stays that of the whole process."""
     with suppress(OSError):
         (proc / "clear_refs").write_text("5")
 
 
 def cpu_seconds(pid: int, proc: Path = Path("/proc")) -> float | None:
-    """CPU that a process has used, its threads included, in steps of 10 ms; None where there is no such /proc."""
+    """CPU time of a process and its threads in seconds, with a resolution of 10 ms; None on systems without /proc."""
     try:
-        fields = (proc / str(pid) / "stat").read_text().rpartition(")")[2].split()  # from the third on
+        fields = (proc / str(pid) / "stat").read_text().rpartition(")")[2].split()  # fields from the third on
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
     except (OSError, IndexError, ValueError):
         return None
@@ -113,7 +113,7 @@ def _kilobytes(path: Path, field: str) -> float | None:
 
 
 def _line(text: str, name: str) -> str:
-    """What stands behind `name:` in the first such line, or nothing."""
+    """The value after `name:` in the first line that has it, or an empty string."""
     found = re.search(rf"^(?:{name})\s*:\s*(.*?)\s*$", text, re.MULTILINE)
     return found[1] if found else ""
 

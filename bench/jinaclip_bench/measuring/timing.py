@@ -1,7 +1,7 @@
-"""Time the sides of a case in turn, A B C A B C …, and compare what they return.
+"""Time the sides of a case in turn, A B C A B C …, and compare their outputs.
 
-Side by side in one run, a machine that slows down slows every side: the ratio of one round means something
-where two absolute figures of different minutes do not.
+If the machine slows down during a run, it slows down every side. The ratio of two sides in one round is therefore
+meaningful, even if absolute times from different minutes are not comparable.
 """
 
 from __future__ import annotations
@@ -15,42 +15,42 @@ import numpy as np
 
 from jinaclip_bench.errors import BenchError
 
-OURS = "jinaclip"  # then a blank and the precision; then a blank and the backend on a GPU, or "served"
-# Torch on a GPU: texts one behind the other without padding; and what ends the name of a side that torch.compile made,
-# of one that is also captured as a CUDA graph, and of one whose products were chosen by timing.
+OURS = "jinaclip"  # followed by a space and the precision; then a space and the backend on a GPU, or "served"
+# Torch on a GPU: name of the side with concatenated texts without padding; suffixes of sides compiled by torch.compile,
+# compiled and captured as a CUDA graph, and compiled with max-autotune.
 UNPADDED = "torch-fp16-unpadded"
 COMPILED, CAPTURED, AUTOTUNED = "-compiled", "-compiled-graph", "-max-autotune"
-# After a call, onnxruntime's threads spin on for about 20 ms each and torch's for 5 (2 cores), and would take the
-# cores from the side that comes next: without a pause, torch's barriers stalled for 200 ms.
+# After a call, onnxruntime's threads spin for about 20 ms and torch's for 5 ms (2 cores), and use cores that the next
+# side needs. Without a pause, torch's barriers stalled for 200 ms.
 SETTLE_S = 0.1
-# By the precision of the weights: sides further apart than the coarser of the two allows do not compute the same
-# thing. bfloat16 has 8 bits, and 24 blocks to lose them in.
+# Lowest cosine between sides by the precision of the weights. If two sides have a lower cosine than the less precise of
+# the two allows, they do not compute the same. bfloat16 has 8 significant bits, and errors add up over 24 blocks.
 LOWEST_COSINE = {"fp32": 0.99, "fp16": 0.99, "bf16": 0.95, "int8": 0.95}
 
 
 def ours(precision: str, how: str | None = None) -> str:
-    """Name of our side in a precision; on a GPU, with a backend."""
+    """Name of jinaclip's side in a precision; on a GPU, with a backend."""
     return " ".join([OURS, precision, *([how] if how else [])])
 
 
 def is_ours(side: str) -> bool:
-    """Whether a side is jinaclip, in whatever precision."""
+    """Whether a side is jinaclip, in any precision."""
     return side.split()[0] == OURS
 
 
 def precision_of(side: str) -> str:
-    """Of a side's weights, from its name: "torch-bf16", "jinaclip int8". fused-onnx, without one, is fp32."""
+    """Precision of a side's weights, from its name ("torch-bf16", "jinaclip int8"). Names without one are fp32."""
     return next((name for name in LOWEST_COSINE if name in side), "fp32")
 
 
 @dataclass(frozen=True)
 class Requests:
-    """What a server did in a sample.
+    """Requests to a server in one sample.
 
     Attributes:
-        seconds: of each request, from sending it to having read its answer.
-        clients_cpu_s, server_cpu_s: CPU that the two processes used meanwhile; None where the system does not tell.
-        batches: the server's runs, by their number of items.
+        seconds: duration of each request, from sending it until the response was read.
+        clients_cpu_s, server_cpu_s: CPU time of the two processes, in seconds; None if the system does not provide it.
+        batches: number of the server's runs by their number of items.
     """
 
     seconds: Sequence[float]
@@ -64,13 +64,13 @@ class Sample:
     """One timed call.
 
     Attributes:
-        seconds: how long it took.
-        output: what it returned: vectors [rows, D], or pixels.
-        peak_rss_mib, pss_mib: of the process that ran it, where it had one for itself.
-        above_load_mib: peak of the resident set during the call, above what it was before.
-        device_s: how long the GPU took for the tower, where that can be told.
-        stages: seconds by stage, None for one that cannot be told; where the case tells them.
-        requests: where a server was asked.
+        seconds: duration of the call.
+        output: output of the call: vectors [rows, D], or pixels.
+        peak_rss_mib, pss_mib: memory of the process, if the call ran in its own process.
+        above_load_mib: increase of the peak resident set during the call.
+        device_s: the GPU's time for the tower in seconds, if available.
+        stages: seconds by stage, None for a stage that is not available; only if the case measures stages.
+        requests: the requests, only if the call used a server.
     """
 
     seconds: float
@@ -89,11 +89,12 @@ Side = Callable[[], Sample]
 def timed(
     call: Callable[[], np.ndarray], *, wake: bool = False, device_seconds: Callable[[], float] | None = None
 ) -> Side:
-    """The side that a call in this process is.
+    """Make a side of a call in this process.
 
     Args:
-        wake: call once before, untimed: a GPU that waited while others had their turn lowers its clocks.
-        device_seconds: the device's time of all calls since it was asked last.
+        call: function to time.
+        wake: whether to call once untimed before each timed call, because an idle GPU lowers its clocks.
+        device_seconds: function that returns the device's time of all calls since it was last called.
     """
 
     def side() -> Sample:
@@ -112,7 +113,7 @@ def timed(
 def interleave(
     sides: Mapping[str, Side], rounds: int, *, advance: Callable[[], None] = lambda: None
 ) -> dict[str, list[Sample]]:
-    """`rounds` samples of each side; sample i of every side is from round i."""
+    """Take `rounds` samples of each side. Sample i of every side is from round i."""
     samples: dict[str, list[Sample]] = {name: [] for name in sides}
     for _ in range(rounds):
         for name, side in sides.items():
@@ -123,10 +124,13 @@ def interleave(
 
 
 def agreement(outputs: Mapping[str, np.ndarray]) -> dict[tuple[str, str], float]:
-    """Lowest cosine, over the rows, of a side's vectors with ours; by (side, ours), for every two different sides.
+    """Compare the vectors of every side with those of each of jinaclip's sides.
+
+    Returns:
+        The lowest cosine over the rows, by (side, jinaclip's side), for each pair of different sides.
 
     Raises:
-        BenchError: a side returns something else, so that comparing the times would mean nothing.
+        BenchError: two sides return different vectors, so their times must not be compared.
     """
     pairs = [(side, mine) for side in outputs for mine in outputs if is_ours(mine) and side != mine]
     return {(side, mine): _cosine(side, outputs[side], mine, outputs[mine]) for side, mine in pairs}
@@ -137,23 +141,23 @@ def _cosine(side: str, theirs: np.ndarray, mine: str, expected: np.ndarray) -> f
         raise BenchError(f"{side} returns shape {theirs.shape}, {mine} {expected.shape}; expected equal shapes")
     cosine = float((_unit(theirs) * _unit(expected)).sum(axis=-1).min())
     lowest = min(LOWEST_COSINE[precision_of(name)] for name in (side, mine))
-    if not cosine >= lowest:  # also when it is NaN
+    if not cosine >= lowest:  # true for NaN too
         raise BenchError(
             f"{side} and {mine} return different vectors (cosine {cosine:.4f}, expected at least {lowest}), so their "
-            "times are not compared; check the bundle with `jinaclip verify`, and that the checkpoint's config.json "
-            "is the one it was exported with"
+            "times are not compared; check the bundle with `jinaclip verify`, and check that the checkpoint's "
+            "config.json was not changed after the export"
         )
     return cosine
 
 
 def summary(values: Sequence[float]) -> dict[str, float]:
-    """p50, p90, p99, min and max, interpolated between neighbours."""
+    """p50, p90, p99, min and max. Percentiles are interpolated linearly."""
     p50, p90, p99 = np.percentile(values, (50, 90, 99))
     return {"p50": float(p50), "p90": float(p90), "p99": float(p99), "min": min(values), "max": max(values)}
 
 
 def paired_ratio(theirs: Sequence[float], mine: Sequence[float]) -> dict[str, float]:
-    """theirs ÷ mine of every round, above 1 where mine is faster: p50, and p10 and p90 as its spread."""
+    """p50, p10 and p90 of theirs ÷ mine over the rounds. A ratio above 1 means that mine is faster."""
     return spread([a / b for a, b in zip(theirs, mine, strict=True)])
 
 

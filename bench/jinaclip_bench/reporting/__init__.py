@@ -1,4 +1,4 @@
-"""Records of a run, the bounds they are held to, and reports of them.
+"""Records of a run, the bounds on their figures, and reports.
 
 Imports jinaclip_bench.measuring and cases.
 """

@@ -1,4 +1,4 @@
-"""What the figures must hold, ratio by ratio, and whether those of a run do."""
+"""Bounds on measured figures, and the check of a run against them."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ TORCHS_BEST = "torch's best"  # the fastest of torch's sides in the run
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure of our side that is bounded by itself.
+    """A figure of jinaclip's side that has an absolute bound.
 
     Attributes:
-        words: what it is.
-        at_least: whether more of it is better.
+        words: description of the figure.
+        at_least: whether larger values are better.
     """
 
     words: str
@@ -28,17 +28,17 @@ class Figure:
 FIGURES = {
     "above_load_mib": Figure("MiB above load", at_least=False),
     "device_ms": Figure("ms on the device", at_least=False),
-    "matmul_share": Figure("part of the matmul rate", at_least=True),
+    "matmul_share": Figure("share of the matmul rate", at_least=True),
 }
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a run measured of a bound.
+    """The measured value of a bounded figure.
 
     Attributes:
         figures: p50, p10 and p90.
-        between: the sides that they are of.
+        between: the sides that were compared.
     """
 
     figures: Mapping[str, float]
@@ -47,15 +47,16 @@ class Measured:
 
 @dataclass(frozen=True)
 class Bound:
-    """One bound on a median. Of our sides in the precision, the fastest of the case stands for us.
+    """A bound on a median. It applies to the fastest of jinaclip's sides of the case in the precision.
 
     Attributes:
-        suite: whose table it stands in.
-        case: a name of jinaclip_bench.cases.table.CASES.
-        precision: of our side.
-        over: the side whose time ÷ ours is bounded from below; a field of FIGURES where ours is bounded by itself.
-        limit: that must hold; None where the figure is only reported.
-        target: that is wanted.
+        suite: suite in whose table the bound is listed.
+        case: a name in jinaclip_bench.cases.table.CASES.
+        precision: precision of jinaclip's side.
+        over: a side, for a lower bound on the ratio of its time to jinaclip's; or a field of FIGURES, for an absolute
+            bound.
+        limit: the bound; None if the figure is only reported.
+        target: desired value, stricter than the limit; None if there is none.
     """
 
     suite: str
@@ -67,7 +68,7 @@ class Bound:
 
     @property
     def what(self) -> str:
-        """What is bounded, in words."""
+        """Description of the bounded figure."""
         mine = ours(self.precision)
         return f"{mine}, {FIGURES[self.over].words}" if self.over in FIGURES else f"{self.over} ÷ {mine}"
 
@@ -77,7 +78,7 @@ class Bound:
         return self.over not in FIGURES or FIGURES[self.over].at_least
 
     def measured(self, records: Iterable[Record]) -> Measured | None:
-        """What a run has of it; None where it was not measured."""
+        """The figure's value in a run; None if it was not measured."""
         of_case = [record for record in records if record["case"] == self.case]
         mine = _fastest(r for r in of_case if is_ours(r["side"]) and precision_of(r["side"]) == self.precision)
         if mine is None:
@@ -92,11 +93,11 @@ class Bound:
         return Measured(theirs["against"][mine["side"]], f"{theirs['side']} ÷ {mine['side']}")
 
     def holds(self, median: float) -> bool:
-        """Whether a median keeps the bound; one that is only reported always does."""
+        """Whether a median satisfies the bound. It always does if the figure is only reported."""
         return self.limit is None or self._keeps(median, self.limit)
 
     def verdict(self, median: float) -> str:
-        """In words."""
+        """Text of the verdict on a median."""
         words = [] if self.limit is None else ["holds" if self.holds(median) else "MISSED"]
         if self.target is not None:
             words.append(f"target {'met' if self._keeps(median, self.target) else 'missed'}")

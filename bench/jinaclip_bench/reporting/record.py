@@ -1,4 +1,4 @@
-"""One measurement as one JSON line. FIELDS is the format: every line has exactly these."""
+"""Records of measurements, one JSON object per line. Every line has exactly the fields in FIELDS."""
 
 from __future__ import annotations
 
@@ -21,66 +21,66 @@ SCHEMA = 4
 
 FIELDS = {
     "schema": "version of this format",
-    "run": "when the run began, UTC; lines of one run were measured side by side",
-    "time": "when this was measured, UTC",
-    "suite": "a name of jinaclip_bench.cases.table.SUITES; null where cases were named one by one",
-    "case": "a name of jinaclip_bench.cases.table.CASES",
+    "run": "start of the run, UTC; the sides in lines of one run were measured in turn",
+    "time": "time of this measurement, UTC",
+    "suite": "a name in jinaclip_bench.cases.table.SUITES; null if cases were given by name",
+    "case": "a name in jinaclip_bench.cases.table.CASES",
     "side": (
-        "jinaclip and a precision, then a backend on a GPU, or served; ClipModel where what is ours is a server; "
+        "jinaclip and a precision, then a backend on a GPU, or served; ClipModel if jinaclip's side is a server; "
         "torch-fp32, torch-fp32-unsorted, torch-bf16 or fused-onnx; "
         "on a GPU torch-fp16 alone (eager), -compiled, -compiled-graph, -max-autotune, -unpadded or -unpadded-compiled"
     ),
-    "unit": "of samples, p50, p90, p99, min and max: ms",
-    "samples": "every timed call in order; those of equal position on two sides are one round",
+    "unit": "unit of samples, p50, p90, p99, min and max: ms",
+    "samples": "durations of all timed calls in order; samples with the same index on two sides are from one round",
     "p50": "median of samples",
     "p90": "90th percentile",
-    "p99": "99th percentile, near max where there are few samples",
-    "min": "shortest",
-    "max": "longest",
-    "items_per_s": "texts or images a second, by the median; null where each call is a new process",
-    "tokens_per_s": "tokens a second, by the median; null for images",
-    "against": "by side of ours but itself: p50, p10, p90 of this side ÷ ours by round; lowest cosine",
+    "p99": "99th percentile, close to max if there are few samples",
+    "min": "shortest sample",
+    "max": "longest sample",
+    "items_per_s": "texts or images per second, from the median; null if each call is a new process",
+    "tokens_per_s": "tokens per second, from the median; null for images",
+    "against": "by jinaclip's other sides: p50, p10, p90 of this side's time ÷ theirs by round; lowest cosine",
     "peak_rss_mib": "peak resident set of the process (VmHWM), median; null for calls within one process",
-    "pss_mib": "its proportional set after the first vector, median; null likewise",
-    "above_load_mib": "peak resident set in a call above that before: p50, p10, p90; null if not measured",
-    "device_ms": "the GPU's time for the tower: p50, p10, p90; null if not told",
-    "stages_ms": "median by stage, of STAGES, null for one that is not told; null if the case tells none",
+    "pss_mib": "proportional set of the process after the first vector, median; null for calls within one process",
+    "above_load_mib": "increase of the peak resident set during a call: p50, p10, p90; null if not measured",
+    "device_ms": "the GPU's time for the tower: p50, p10, p90; null if not available",
+    "stages_ms": "median by stage of STAGES, null for a stage that is not available; null if the case has no stages",
     "first_call_ms": "first call of the new session; null if not timed",
     "served": (
-        "what a server did in all samples: ms of a request, p50 and p99; ms of CPU a request, of the server and of its "
-        "clients; runs by their number of items; null if none was asked"
+        "a server's work in all samples: ms per request, p50 and p99; ms of CPU per request, of the server and of its "
+        "clients; number of runs by their number of items; null if the side is not a server"
     ),
-    "tflops": "floating-point operations a second that were asked for, by the median, in 10^12; null if not counted",
-    "matmul_tflops": "what the GPU reached with float16 matrices of 8192 × 8192, median over rounds; null on a CPU",
-    "matmul_share": "tflops ÷ matmul_tflops of the same round: p50, p10, p90; null for other precisions than fp16",
-    "shape": "of the input: [texts, longest's tokens], [images, height, width, 3] or one photo's [height, width, 3]",
-    "threads": "cores a call may use",
+    "tflops": "useful floating-point operations per second, from the median, in 10^12; null if not counted",
+    "matmul_tflops": "the GPU's rate for float16 matrices of 8192 × 8192, median over rounds; null on a CPU",
+    "matmul_share": "tflops ÷ matmul_tflops of the same round: p50, p10, p90; null for precisions other than fp16",
+    "shape": "input shape: [texts, most tokens], [images, height, width, 3] or one photo's [height, width, 3]",
+    "threads": "number of cores that a call may use",
     "repeats": "number of samples",
-    "burn_in": "calls before them",
-    "precision": "of the weights; null where none take part",
+    "burn_in": "number of untimed calls before the samples",
+    "precision": "precision of the weights; null if the case does not use weights",
     "model": "random-small, random-full or the published id; null for other checkpoints",
-    "weights_sha256": "of the checkpoint's weights",
-    "provenance": "of the bundle in this precision; null for other sides",
-    "machine": "cpu, instructions that low precisions use, cores, memory_gib, os; if it is measured, gpu",
-    "load": "runnable processes of the minute before the run; well above 0, others took part in the timing",
-    "versions": "python, jinaclip, onnxruntime, torch, uvicorn, …; on a GPU also its driver, cuda that it serves, …",
-    "commit": "of the checkout, -dirty if changed; null outside one",
+    "weights_sha256": "SHA-256 of the checkpoint's weights",
+    "provenance": "provenance of the bundle in this precision; null for other sides",
+    "machine": "cpu, instructions that low precisions use, cores, memory_gib, os; gpu if a GPU is measured",
+    "load": "average number of runnable processes in the minute before the run; above 0, timings may be disturbed",
+    "versions": "python, jinaclip, onnxruntime, torch, uvicorn, …; on a GPU also driver, the CUDA it supports, …",
+    "commit": "commit of the checkout, with -dirty if it was changed; null outside a checkout",
 }
-# What each version brought: older lines are read as if these were null.
+# Fields that each version added. They are null in records read from older versions.
 SINCE = {
     3: ("device_ms", "stages_ms", "first_call_ms", "tflops", "matmul_tflops", "matmul_share"),
     4: ("served",),
 }
 OLDEST = min(SINCE) - 1
-# In the order of a call.
+# Stages in the order of a call.
 STAGES = ("tokenise", "decode and resize", "session", "copy in", "run", "copy out")
-_PUBLIC_IDS = ("random-small", "random-full", "jinaai/jina-clip-v2")  # another may be the name of a directory
+_PUBLIC_IDS = ("random-small", "random-full", "jinaai/jina-clip-v2")  # other ids may be names of directories
 
 
 def run_facts(
     bundle: Bundle, suite: str | None = None, backends: Sequence[Backend] = (OnnxRuntimeCpu(),)
 ) -> dict[str, Any]:
-    """The fields that all lines of a run share."""
+    """The fields with the same value in all lines of a run."""
     gpu = backends[0].gpu
     libraries = {b.name: b.facts()["version"] for b in backends if b.name != OnnxRuntimeCpu.name}
     model_id = bundle.model.get("id")
@@ -106,11 +106,16 @@ def records_of(
     facts: Mapping[str, Any],
     rates: Sequence[float] = (),
 ) -> list[dict[str, Any]]:
-    """One record for each side, in FIELDS' order.
+    """One record for each side, with fields in the order of FIELDS.
 
     Args:
-        samples: by side, one of each round.
-        rates: of the rounds, what the GPU reached with large matrices, TFLOP/s; () on a CPU.
+        case: the case.
+        opened: the opened case.
+        settings: settings of the run.
+        samples: samples by side, one for each round.
+        cosines: result of `agreement`.
+        facts: result of `run_facts`.
+        rates: the GPU's rate for a large matrix product in each round, in TFLOP/s; () on a CPU.
     """
     bundle = settings.bundle
     times = {side: [sample.seconds * 1e3 for sample in of_side] for side, of_side in samples.items()}
@@ -160,7 +165,7 @@ def records_of(
 
 
 def upgraded(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A line of an older version as one of this; anything else as it is."""
+    """Convert a record of an older version to this version. Other values are returned unchanged."""
     schema = record.get("schema")
     if not isinstance(schema, int) or not OLDEST <= schema < SCHEMA:
         return dict(record)
@@ -169,7 +174,7 @@ def upgraded(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def to_line(record: Mapping[str, Any]) -> str:
-    """The record as a line of a .jsonl file, without its end."""
+    """The record as a line of a .jsonl file, without the newline."""
     return json.dumps(record, ensure_ascii=False, allow_nan=False)
 
 
@@ -178,7 +183,7 @@ def _rounded(figures: Mapping[str, float]) -> dict[str, float]:
 
 
 def _stages(samples: Sequence[Mapping[str, float | None]]) -> dict[str, float | None] | None:
-    """Milliseconds by stage; None for one that no sample tells."""
+    """Median milliseconds by stage; None for a stage that no sample has."""
     if not samples:
         return None
     told = {name: [s for found in samples if (s := found[name]) is not None] for name in samples[0]}
@@ -201,7 +206,7 @@ def _served(samples: Sequence[Requests]) -> dict[str, Any] | None:
 
 
 def _share(flops: int | None, milliseconds: Sequence[float], rates: Sequence[float]) -> dict[str, float] | None:
-    """The part of the GPU's rate that the calls reach, each of the rate of its round."""
+    """Each call's share of the GPU's rate in its round: p50, p10 and p90."""
     if flops is None:
         return None
     return _rounded(spread([flops / ms / 1e9 / rate for ms, rate in zip(milliseconds, rates, strict=True)]))

@@ -1,4 +1,4 @@
-"""Measurements as Markdown: for the terminal, and for the README from a file that was kept."""
+"""Render records as Markdown, for the terminal and for the README."""
 
 from __future__ import annotations
 
@@ -18,27 +18,32 @@ Record = Mapping[str, Any]
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """Records of a .jsonl file.
+    """Read the records of a .jsonl file.
 
     Raises:
-        BenchError: a line is not a record that this version knows; names it.
+        BenchError: a line is not a record of a supported schema. The message has the line number.
     """
     records = []
     for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
         try:
             record = json.loads(line)
         except ValueError as error:
-            raise BenchError(f"{path} line {number} is not JSON ({error}); expected a file of `bench run`") from error
+            raise BenchError(
+                f"{path} line {number} is not JSON ({error}); expected a file written by `bench run`"
+            ) from error
         if isinstance(record, dict):
             record = upgraded(record)
         if not isinstance(record, dict) or record.get("schema") != SCHEMA or not record.keys() >= FIELDS.keys():
-            raise BenchError(f"{path} line {number} is no measurement of schema {SCHEMA}; measure again")
+            raise BenchError(f"{path} line {number} is not a record of schema {SCHEMA}; measure again")
         records.append(record)
     return records
 
 
 def render(records: Iterable[Record]) -> str:
-    """Each run as facts and tables: steady calls, new processes, stages, servers, bounds. Equal records, equal text."""
+    """Render each run as a line of facts and tables: steady calls, new processes, stages, servers, bounds.
+
+    The output depends only on the records.
+    """
     parts = []
     for _, run in groupby(records, key=lambda record: record["run"]):
         lines = list(run)
@@ -58,7 +63,7 @@ def render(records: Iterable[Record]) -> str:
 
 
 def render_bounds(records: Iterable[Record]) -> str:
-    """What must hold and what was measured, of all runs together."""
+    """Render the table of bounds and measured values of all runs."""
     return "\n".join(_table(list(_bounds(list(records))), _BOUNDS)) + "\n"
 
 
@@ -125,7 +130,7 @@ _STEADY: Columns = (
     ("MiB above load", lambda record: _number((record["above_load_mib"] or {}).get("p50"))),
     ("device ms", lambda record: _number((record["device_ms"] or {}).get("p50"))),
     ("TFLOP/s", _figure("tflops")),
-    ("part of matmul", lambda record: _number((record["matmul_share"] or {}).get("p50"))),
+    ("share of matmul", lambda record: _number((record["matmul_share"] or {}).get("p50"))),
 )
 _STARTING: Columns = (
     *_NAMES,
@@ -156,7 +161,7 @@ _BOUNDS: Columns = (
 
 
 def _compared(records: Sequence[Record]) -> Columns:
-    """Every side against each of ours: the ratios, then the cosines."""
+    """Columns that compare every side with each of jinaclip's: the ratios, then the cosines."""
     sides = [side for side in dict.fromkeys(record["side"] for record in records) if is_ours(side)]
 
     def ratio(side: str) -> Callable[[Record], str]:
@@ -180,19 +185,19 @@ def _limit(bound: Bound, limit: float | None) -> str:
 
 
 def _sides(bound: Bound, measured: Measured | None) -> str:
-    """The sides that a figure is of, where the bound itself does not name them."""
+    """The compared sides, or an empty string if the bound's description names them."""
     return "" if measured is None or bound.what.startswith(measured.between) else measured.between
 
 
 def _stages(records: Sequence[Record]) -> Columns:
-    """A column for every stage that some record has."""
+    """One column for each stage that at least one record has."""
 
     def cell(stage: str) -> Callable[[Record], str]:
         def text(record: Record) -> str:
             if stage not in record["stages_ms"]:
                 return ""
             found = record["stages_ms"][stage]
-            return "not told" if found is None else _number(found)
+            return "not available" if found is None else _number(found)
 
         return text
 
@@ -206,7 +211,7 @@ def _stages(records: Sequence[Record]) -> Columns:
 
 
 def _bounds(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """What the run measured of the bounds; of its own suite's, also what it did not."""
+    """Rows of the table of bounds: all that were measured, and those of the run's suite that were not."""
     rows = []
     for bound in BOUNDS:
         measured = bound.measured(records)
@@ -217,7 +222,7 @@ def _bounds(records: Sequence[Record]) -> list[dict[str, Any]]:
 
 
 def _table(records: Sequence[Record], columns: Columns) -> Iterator[str]:
-    """Padded, so that it also reads well on a terminal; a column that no row fills is left out."""
+    """Lines of a Markdown table, padded for reading on a terminal. Empty columns are omitted."""
     cells = [[cell(record) for record in records] for _, cell in columns]
     kept = [(title, column) for (title, _), column in zip(columns, cells, strict=True) if any(column)]
     widths = [max(3, *map(len, (title, *column))) for title, column in kept]

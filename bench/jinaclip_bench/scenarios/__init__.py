@@ -1,4 +1,4 @@
-"""How a case is measured: in this process, in new ones, or through a server.
+"""The kinds of measurements: in this process, in new processes, or through a server.
 
 Imports jinaclip_bench.sides, cases and measuring.
 """

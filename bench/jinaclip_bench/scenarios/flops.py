@@ -1,7 +1,7 @@
-"""Floating-point operations of a tower's run, by the sizes in the manifest, and what a GPU reaches in such.
+"""Count the floating-point operations of a tower's run, from the sizes in the manifest.
 
-Two for each multiply-add. Norms, activations, softmax and rotary positions are left out, and so is padding: this is the
-work that was asked for, whatever a side makes of it.
+A multiply-add counts as two operations. Norms, activations, softmax, rotary positions and padding are not counted. The
+count is the useful work and is the same for every side.
 """
 
 from __future__ import annotations
@@ -17,14 +17,18 @@ from jinaclip_bench.cases.table import Case
 if TYPE_CHECKING:
     from jinaclip_export.towers.config import ImageConfig
 
-FEED_FORWARD_MATRICES = {"text": 2, "image": 3}  # of width × hidden_size in a block; SwiGLU has three
+FEED_FORWARD_MATRICES = {"text": 2, "image": 3}  # matrices of width × hidden_size in a block; SwiGLU has three
 
 
 def work(settings: Settings, case: Case, lengths: Sequence[int]) -> tuple[int | None, Callable[[], float] | None]:
-    """Operations of a call, and what measures the TFLOP/s that the GPU reaches with large matrices; None on a CPU.
+    """Operations of a call, and a function that measures the GPU's rate for a large matrix product, in TFLOP/s.
+
+    Both are None on a CPU.
 
     Args:
-        lengths: of the texts, in tokens.
+        settings: settings of the run.
+        case: the case.
+        lengths: lengths of the texts, in tokens.
     """
     if settings.gpu is None:
         return None, None
@@ -33,18 +37,18 @@ def work(settings: Settings, case: Case, lengths: Sequence[int]) -> tuple[int | 
     manifest, flops = settings.bundle.tower(case.tower), None
     if case.tower == "text":
         flops = flops_of_texts(manifest, lengths)
-    elif settings.checkpoint is not None:  # only it tells how large a patch is
+    elif settings.checkpoint is not None:  # the manifest does not have the patch size
         flops = flops_of_images(manifest, case.rows, settings.checkpoint.config.image)
     return flops, partial(matmul_tflops, settings.gpu.index)
 
 
 def flops_of_texts(tower: TowerManifest, lengths: Sequence[int]) -> int:
-    """Of texts with so many tokens each."""
+    """Operations for texts with the given numbers of tokens."""
     return _flops_of_blocks(tower, lengths)
 
 
 def flops_of_images(tower: TowerManifest, images: int, config: ImageConfig) -> int:
-    """Of so many images: their patches are embedded, then CLS goes with them through the blocks."""
+    """Operations for images: the patch embedding, and the blocks for the patches and the CLS token."""
     patches = config.grid**2
     embedding = 2 * patches * 3 * config.patch_size**2 * tower.width
     return images * embedding + _flops_of_blocks(tower, [patches + 1] * images)
@@ -53,5 +57,5 @@ def flops_of_images(tower: TowerManifest, images: int, config: ImageConfig) -> i
 def _flops_of_blocks(tower: TowerManifest, lengths: Sequence[int]) -> int:
     width = tower.width
     weights = 4 * width**2 + FEED_FORWARD_MATRICES[tower.name] * width * tower.hidden_size
-    attention = sum(4 * tokens**2 * width for tokens in lengths)  # scores, and the values that they weigh
+    attention = sum(4 * tokens**2 * width for tokens in lengths)  # scores, and the weighted sum of the values
     return tower.layers * (2 * weights * sum(lengths) + attention)

@@ -1,6 +1,6 @@
-"""How each kind of case becomes sides to call: `kind(case, settings, torch)` opens it and frees it again.
+"""The kinds of cases. `kind(case, settings, torch)` is a context manager that opens a case's sides and frees them.
 
-Every side of a case starts from the same ids, pixels, texts or file and ends with the same unit vectors.
+Every side of a case has the same input (ids, pixels, texts or a file) and must return the same unit vectors.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from jinaclip_bench.scenarios.new_process import long_text, process
 from jinaclip_bench.scenarios.served import serve
 from jinaclip_bench.scenarios.stages import stages
 
-PUBLISHER_BATCH = 32  # the publisher's encode_text pads this many texts to the longest of them
-UNPADDED_BATCH = 512  # without padding a batch costs its tokens alone: enough of them to keep a GPU busy
+PUBLISHER_BATCH = 32  # batch size of the publisher's encode_text, which pads each batch to its longest text
+UNPADDED_BATCH = 512  # batch size without padding, large enough to keep a GPU busy
 
 
 @contextmanager
 def graph(case: Case, settings: Settings, torch: Mapping[str, Embed]) -> Iterator[Opened]:
-    """Ids or pixels to unit vectors: the tower alone."""
+    """Ids or pixels to unit vectors, without tokenizer and image decoding."""
     bundle = settings.bundle
     bundle.tower(case.tower)
     if case.tower == "text":
@@ -43,7 +43,7 @@ def graph(case: Case, settings: Settings, torch: Mapping[str, Embed]) -> Iterato
             name: stack.enter_context(_our_graph(settings, case.tower, backend, precision))
             for name, backend, precision in settings.ours(case.tower)
         }
-        # A single row has its launches captured; many rows have no need of it.
+        # CUDA graphs save launch overhead for a single row; for many rows they make no difference.
         unwanted = [COMPILED if case.rows == 1 else CAPTURED, *([] if case.name == AUTOTUNED_CASE else [AUTOTUNED])]
         calls |= {name: embed for name, embed in torch.items() if not name.endswith(tuple(unwanted))}
         if case.name == "text-1x32":
@@ -62,14 +62,14 @@ def graph(case: Case, settings: Settings, torch: Mapping[str, Embed]) -> Iterato
 
 @contextmanager
 def encode(case: Case, settings: Settings, torch: Mapping[str, Embed]) -> Iterator[Opened]:
-    """A text to its vector, tokenizer included; torch gets the same tokenizer."""
+    """A text to its vector, tokenizer included. Torch's side uses the same tokenizer."""
     with _encoding([QUERY], case, settings, torch) as opened:
         yield opened
 
 
 @contextmanager
 def query(case: Case, settings: Settings, torch: Mapping[str, Embed]) -> Iterator[Opened]:
-    """A text of so many tokens to its vector, tokenizer included, beside the fused graph with its dummy image."""
+    """A text to its vector, tokenizer included, compared with the fused graph and its dummy image."""
     text = texts_of(settings.bundle, settings.bundle.open_tokenizer(), [_tokens(case)])
     with ExitStack() as stack, _encoding(text, case, settings, _fused(settings, stack)) as opened:
         yield opened
@@ -77,10 +77,10 @@ def query(case: Case, settings: Settings, torch: Mapping[str, Embed]) -> Iterato
 
 @contextmanager
 def mix(case: Case, settings: Settings, torch: Mapping[str, Embed]) -> Iterator[Opened]:
-    """Texts of mixed lengths to vectors, tokenizer included; at most five times, it takes long.
+    """Texts of mixed lengths to vectors, tokenizer included. There are at most five rounds, because they are slow.
 
-    Torch goes the publisher's way: texts sorted by their number of characters, padded batches of PUBLISHER_BATCH.
-    torch-fp32-unsorted takes the same batches in the caller's order; torch without padding larger ones.
+    Torch works as in the publisher's implementation: texts are sorted by their number of characters, in padded batches
+    of PUBLISHER_BATCH. torch-fp32-unsorted uses the caller's order. Torch without padding uses larger batches.
     """
     bundle, longest = settings.bundle, _tokens(case)
     tokenizer = bundle.open_tokenizer()
@@ -100,7 +100,7 @@ def mix(case: Case, settings: Settings, torch: Mapping[str, Embed]) -> Iterator[
             name: partial(model.encode_text, texts, max_length=longest) for name, model in models.items()
         }
         for name, embed in torch.items():
-            if name.endswith(CAPTURED):  # a graph for every shape there is
+            if name.endswith(CAPTURED):  # it would capture a graph for every shape
                 continue
             calls[name] = partial(without_padding if name.startswith(UNPADDED) else theirs, embed)
             if name == "torch-fp32":
@@ -112,7 +112,7 @@ def mix(case: Case, settings: Settings, torch: Mapping[str, Embed]) -> Iterator[
             tokens=sum(lengths),
             threads=settings.threads,
             rounds=min(settings.repeats, 5),
-            burn_in=1 if settings.gpu is None else 3,  # on a GPU the first runs of a bucket capture it
+            burn_in=1 if settings.gpu is None else 3,  # on a GPU the first runs of a bucket capture a CUDA graph
             flops=flops,
             matmul_tflops=matmul_tflops,
         )
@@ -120,7 +120,7 @@ def mix(case: Case, settings: Settings, torch: Mapping[str, Embed]) -> Iterator[
 
 @contextmanager
 def preprocessing(case: Case, settings: Settings, torch: Mapping[str, Embed]) -> Iterator[Opened]:
-    """A JPEG to pixels, in one thread. Torch has no part in it, so it stands alone."""
+    """A JPEG to pixels, in one thread. Torch is not measured."""
     settings.bundle.tower(case.tower)
     call = partial(preprocess, photo_jpeg(), settings.bundle.preprocessing)
     width, height = PHOTO_SIZE
@@ -138,7 +138,7 @@ KINDS: dict[str, Kind] = {
     "serve": serve,
     "stages": stages,
 }
-USES_TORCH = ("graph", "encode", "mix")  # the kinds that are handed torch's towers
+USES_TORCH = ("graph", "encode", "mix")  # kinds that measure torch's towers
 
 
 @contextmanager
@@ -156,14 +156,14 @@ def _our_graph(settings: Settings, tower: str, backend: Backend, precision: str)
 
 
 def _side(settings: Settings, call: Callable[[], np.ndarray], embed: Embed | None) -> Side:
-    """A call, with the device's time where the embedder under it tells that."""
+    """Make a side of a call, with the device's time if the embedder provides it."""
     take = getattr(embed, "take_device_seconds", None)
     return timed(call, wake=settings.gpu is not None, device_seconds=take)
 
 
 @contextmanager
 def _encoding(texts: Sequence[str], case: Case, settings: Settings, others: Mapping[str, Embed]) -> Iterator[Opened]:
-    """`ClipModel.encode_text` beside sides that take the ids of the same tokenizer."""
+    """Sides of `ClipModel.encode_text`, and other sides with the same tokenizer."""
     tokenizer = settings.bundle.open_tokenizer()
     ids = tokenizer.encode(texts)
 
@@ -184,7 +184,7 @@ def _encoding(texts: Sequence[str], case: Case, settings: Settings, others: Mapp
 
 
 def _models(case: Case, settings: Settings, stack: ExitStack) -> dict[str, ClipModel]:
-    """Our sides, one of each precision and backend, closed with the stack."""
+    """jinaclip's sides, one for each precision and backend. They are closed with the stack."""
     tower = case.tower
     return {
         name: stack.enter_context(
@@ -198,7 +198,7 @@ def _models(case: Case, settings: Settings, stack: ExitStack) -> dict[str, ClipM
 
 
 def _fused(settings: Settings, stack: ExitStack) -> dict[str, Embed]:
-    """The side of the fused graph, where it is measured."""
+    """The side of the fused graph, if it is measured."""
     if settings.fused is None:
         return {}
     from jinaclip_bench.sides.fused_onnx import FusedSession
@@ -211,7 +211,7 @@ def _in_batches(
     texts: Sequence[str], order: Sequence[int], tokenizer: TextTokenizer, max_length: int, embed: Embed,
     *, size: int = PUBLISHER_BATCH,
 ) -> np.ndarray:  # fmt: skip
-    """Vectors [N, D] in the caller's order, of texts that run in another, so many at once."""
+    """Vectors [N, D] in the caller's order, of texts that are run in the order `order` in batches of `size`."""
     vectors = []
     for start in range(0, len(order), size):
         batch = [texts[i] for i in order[start : start + size]]

@@ -1,4 +1,4 @@
-"""The kinds of case that run in new processes, jinaclip_bench.sides.single_call, so that memory can be told."""
+"""The kinds of cases that run in new processes (jinaclip_bench.sides.single_call), to measure memory."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from jinaclip_bench.cases.table import PHOTO_SIZE, QUERY, Case, photo_jpeg
 from jinaclip_bench.errors import BenchError
 from jinaclip_bench.measuring.timing import Sample, is_ours, ours, precision_of
 
-MOST_ROUNDS = 3  # it takes long
+MOST_ROUNDS = 3  # a round is slow
 
 
 @contextmanager
 def process(case: Case, settings: Settings, torch: Mapping[str, Embed]) -> Iterator[Opened]:
-    """A new process to its first vector, its files in the page cache."""
+    """Time from the start of a new process to its first vector, with its files in the page cache."""
     shape: tuple[int, ...]
     if case.tower == "text":
         tokens: int | None = len(settings.bundle.open_tokenizer().encode([QUERY])[0])
@@ -40,10 +40,7 @@ def process(case: Case, settings: Settings, torch: Mapping[str, Embed]) -> Itera
 
 @contextmanager
 def long_text(case: Case, settings: Settings, torch: Mapping[str, Embed]) -> Iterator[Opened]:
-    """A text in a process that has loaded the model and done nothing else: time and memory of that call alone.
-
-    Torch is not measured.
-    """
+    """Time and memory of one call in a new process, without the loading of the model. Torch is not measured."""
     assert case.tokens is not None  # the table of cases gives it its length
     (text,) = texts_of(settings.bundle, settings.bundle.open_tokenizer(), [case.tokens])
     with _input(text.encode()) as path:
@@ -88,12 +85,12 @@ def _start(side: str, timing: str, tower: str, path: Path, settings: Settings) -
         options["checkpoint"] = settings.checkpoint.directory
     words = [f"--{name}={value}" for name, value in options.items()]
     command = [sys.executable, "-P", "-m", "jinaclip_bench.sides.single_call", *words]
-    start = time.monotonic()  # one clock for all processes of a machine
+    start = time.monotonic()  # this clock is the same in all processes
     done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
     if done.returncode != 0:
         said = (done.stderr.strip().splitlines() or ["nothing"])[-1]
         killed = "; was there enough memory?" if done.returncode < 0 else ""
-        raise BenchError(f"the {side} {tower} process ended with status {done.returncode} and said: {said}{killed}")
+        raise BenchError(f"the {side} {tower} process failed with status {done.returncode}: {said}{killed}")
     found = json.loads(done.stdout)
     begun = start if timing == "first" else found["begun_s"]
     return Sample(

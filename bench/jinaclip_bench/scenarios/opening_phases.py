@@ -1,9 +1,9 @@
-"""Where the time and memory of a new process go, from its start to its first text vector.
+"""Measure the time and memory of a new process by phase, from its start to its first text vector.
 
     python -m jinaclip_bench.scenarios.opening_phases BUNDLE [--precision int8]
 
-One line a phase: milliseconds, and MiB of the process's own memory after it (pages of files, which processes share, are
-not counted). `jinaclip bench run --cases process-text` has the whole, in turn with torch.
+It prints one line per phase: milliseconds, and the process's own memory after the phase in MiB. Pages of files, which
+processes share, are not counted. `jinaclip bench run --cases process-text` measures the total, in turn with torch.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ TEXT = "A cup of coffee on a wooden table"
 
 
 def own_mib() -> float:
-    """Memory that no file backs, in MiB; NaN where the system does not tell."""
+    """Anonymous memory of the process, in MiB; NaN if the system does not provide it."""
     try:
         lines = Path("/proc/self/smaps_rollup").read_text("utf-8").splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith("Pss_Anon:")) / 1024
@@ -28,7 +28,7 @@ def own_mib() -> float:
 
 
 def interpreter_ms() -> float:
-    """Since this process was started; NaN where the system does not tell."""
+    """Milliseconds since the start of this process; NaN if the system does not provide it."""
     try:
         ticks = int(Path("/proc/self/stat").read_text("utf-8").rpartition(")")[2].split()[19])
         uptime = float(Path("/proc/uptime").read_text("utf-8").split()[0])

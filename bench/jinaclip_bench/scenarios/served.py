@@ -1,4 +1,4 @@
-"""The kind of case that asks a server: many clients at once, beside ClipModel in one process."""
+"""The kind of case that measures a server with concurrent clients, compared with ClipModel in one process."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from jinaclip_bench.measuring.timing import Requests, Sample, Side, ours, timed
 from jinaclip_bench.sides.server_process import Server, serving
 
 MOST_ROUNDS = 9
-SERVED = "served"  # behind the name of our side
+SERVED = "served"  # suffix of the name of the server's side
 
 
 @contextmanager
 def serve(case: Case, settings: Settings, torch: Mapping[str, Embed]) -> Iterator[Opened]:
-    """Items to vectors: from a server, each in a request of its own, and from ClipModel in this process.
+    """Items to vectors: from a server, with one item per request, and from ClipModel in this process.
 
-    ClipModel gets texts one a call, as code does that answers one query after another; photos all in one call, which is
-    the quickest it has. The server, its clients and ClipModel run on the same cores; while one side is measured the
-    other waits. Torch is not measured.
+    ClipModel gets one text per call, as in code that answers queries one after another, and all photos in one call,
+    which is fastest. The server, its clients and ClipModel use the same cores, and only one side runs at a time. Torch
+    is not measured.
     """
     bundle, tower = settings.bundle, case.tower
     assert case.clients is not None  # the table of cases gives it its clients
@@ -77,14 +77,14 @@ def _all_in_a_call(files: Sequence[bytes], model: ClipModel) -> np.ndarray:
 
 
 def _asked(server: Server, bodies: Sequence[bytes], clients: int) -> Sample:
-    """All vectors from the server, with clients in a process that is started for it; its start is not timed."""
+    """Get all vectors from the server. The clients run in a new process, whose start is not timed."""
     before, cpu_before = server.batches(), server.cpu_s()
     started = command("jinaclip_bench.sides.load_clients", server.url, f"--clients={clients}")
     done = subprocess.run(started, input=b"\n".join(bodies), capture_output=True)
     if done.returncode != 0:
         said = (done.stderr.decode("utf-8", "replace").strip().splitlines() or ["nothing"])[-1]
         raise BenchError(
-            f"the clients of `jinaclip serve` ended with status {done.returncode} and said: {said}; the server said: "
+            f"the clients of `jinaclip serve` failed with status {done.returncode}: {said}; last line of the server: "
             f"{server.said()}"
         )
     cpu_after, after = server.cpu_s(), server.batches()
@@ -103,7 +103,7 @@ def _asked(server: Server, bodies: Sequence[bytes], clients: int) -> Sample:
 
 
 def _body(given: object) -> bytes:
-    """What OpenAI's client sends: vectors in base64 are what it asks for."""
+    """Request body as sent by OpenAI's client, which requests vectors in base64."""
     return json.dumps({"input": given, "encoding_format": "base64"}).encode("ascii")
 
 
@@ -113,7 +113,7 @@ def _base64(content: bytes) -> str:
 
 @contextmanager
 def _cores(count: int) -> Iterator[None]:
-    """So many cores for this thread, for the threads and processes that it starts, and for theirs."""
+    """Limit this thread, and all threads and processes started from it, to `count` cores."""
     if not hasattr(os, "sched_setaffinity"):
         yield
         return

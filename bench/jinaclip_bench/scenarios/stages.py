@@ -1,7 +1,7 @@
-"""The kind of case that tells where the time of one call of ours goes, and what a new session's first call takes.
+"""The kind of case that measures the stages of one call of jinaclip, and the first call of a new session.
 
-Torch has no part in it. Each stage of the host is timed by itself; those of the device come from a second, profiled run
-of the same inputs, so that profiling is in no figure of the host.
+Torch is not measured. The host's stages are timed directly. The device's stages are measured in a second, profiled run
+with the same inputs, so that profiling does not affect the host's times.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ HOST_STAGES = {"text": "tokenise", "image": "decode and resize"}
 
 @contextmanager
 def stages(case: Case, settings: Settings, torch: Mapping[str, Embed]) -> Iterator[Opened]:
-    """One text or JPEG to its vector, in stages."""
+    """Compute the vector of one text or JPEG, with the time of each stage."""
     bundle, tower = settings.bundle, case.tower
     tokenizer = bundle.open_tokenizer() if tower == "text" else None
     if tokenizer is not None:
@@ -67,7 +67,7 @@ def _one_call(
     on_gpu: bool,
 ) -> Sample:  # fmt: skip
     if on_gpu:
-        session.run(fed(read()))  # one that waited has lowered its clocks
+        session.run(fed(read()))  # an idle GPU has lowered its clocks
     begin = time.perf_counter()
     values = read()
     ready = time.perf_counter()

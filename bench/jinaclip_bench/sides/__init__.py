@@ -1,4 +1,4 @@
-"""What is measured side by side: torch, the publisher's kind of graph, servers and their clients.
+"""The sides of a benchmark: torch, a graph like the publisher's, servers and their clients.
 
 Imports jinaclip_bench.cases and measuring.
 """

@@ -1,7 +1,7 @@
-"""One graph of both towers, shaped as the file that the publisher offers: what a text query costs there.
+"""One graph of both towers, like the publisher's ONNX file, to measure the cost of a text query with it.
 
-Both inputs are required, so a text needs a picture beside it. The operators are those of our own graphs, one fused
-Attention a block: the graph at its best, so that the ratio shows what the shape costs and nothing else.
+Both inputs are required, so a text needs a dummy image. The operators are the same as in jinaclip's graphs, with one
+fused Attention per block, so the ratio shows only the cost of having both towers in one graph.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ OUTPUTS = ("text_embeddings", "image_embeddings", "l2norm_text_embeddings", "l2n
 
 
 def fused_graph(checkpoint: Checkpoint, *, tell: Callable[[str], None]) -> Path:
-    """The cached .onnx file of a checkpoint, made if it is not there; its weights lie beside it.
+    """Path of the cached .onnx file of a checkpoint. It is generated if it is missing. Its weights are in the same
+    directory.
 
     Raises:
-        BenchError: the disk is too small for it.
+        BenchError: there is not enough free disk space.
     """
-    gb = checkpoint.file(WEIGHTS).stat().st_size * 2 / 1e9  # 16 bits there, 32 here
+    gb = checkpoint.file(WEIGHTS).stat().st_size * 2 / 1e9  # the checkpoint has 16 bits per weight, the graph 32
     cached = Cached(
         name=f"fused-{checkpoint.weights_sha256()[:16]}",
         what="fused graph like the publisher's",
@@ -71,7 +72,7 @@ def write_fused(checkpoint: Checkpoint, directory: Path) -> None:
     quiet.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # torch's own deprecations
+            warnings.simplefilter("ignore")  # torch's deprecation warnings
             program = torch.onnx.export(
                 Fused(), (ids, pixels), dynamo=True, opset_version=OPSET, input_names=["input_ids", "pixel_values"],
                 output_names=OUTPUTS, dynamic_shapes=shapes, verbose=False,
@@ -83,18 +84,18 @@ def write_fused(checkpoint: Checkpoint, directory: Path) -> None:
 
 
 class FusedSession:
-    """The graph in plain onnxruntime: default options but for the threads.
+    """The graph in onnxruntime, with default options except for the number of threads.
 
     Args:
-        path: what `fused_graph` returned.
-        threads: for one run.
+        path: path that `fused_graph` returned.
+        threads: number of threads of a run.
     """
 
     def __init__(self, path: Path, threads: int) -> None:
         ort = import_onnxruntime()
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
-        options.log_severity_level = 4  # errors arrive as exceptions
+        options.log_severity_level = 4  # errors are raised as exceptions
         self._session: Any = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         size = self._session.get_inputs()[1].shape[-1]
         self._dummy = np.zeros((1, 3, size, size), np.float32)
@@ -105,7 +106,7 @@ class FusedSession:
         return dict(zip(OUTPUTS, self._session.run(list(OUTPUTS), feeds), strict=True))
 
     def embed_text(self, ids: np.ndarray) -> np.ndarray:
-        """ids [B, T] -> unit vectors [B, D], with the dummy picture that the graph insists on."""
+        """ids [B, T] -> unit vectors [B, D], with the dummy image that the graph requires."""
         return self.run(ids, self._dummy)["l2norm_text_embeddings"]
 
     def close(self) -> None:
@@ -116,5 +117,5 @@ class FusedSession:
 def _open(directory: Path) -> Path:
     path = directory / "model.onnx"
     for file in (path, directory / "model.onnx.data"):
-        file.stat()  # OSError where it is gone
+        file.stat()  # raises OSError if the file is missing
     return path

@@ -1,11 +1,11 @@
-"""Clients that ask a server at the same time, in a process of their own (scenarios/served.py starts it).
+"""Concurrent clients of a server, in a separate process started by scenarios/served.py.
 
-Reads bodies of POST /v1/embeddings from stdin, one a line, each of one item with its vector asked for in base64. A
-client has a connection, which it keeps, and sends the next body as soon as it has read the answer to its last.
+It reads bodies of POST /v1/embeddings from stdin, one per line, each with one item and base64 as the encoding format.
+Each client keeps one connection open and sends the next body when it has read the response to the last one.
 
-Light, for it shares the cores with the server that it measures: no HTTP library, and requests that are made beforehand.
-Prints one JSON object: seconds of the whole, seconds of each request and its vector in the order of the bodies, and
-seconds of CPU of this process meanwhile.
+The clients share the cores with the server, so they use little CPU: no HTTP library, and requests built in advance.
+It prints one JSON object: the total seconds, the seconds and the vector of each request in the order of the bodies, and
+the CPU seconds of this process.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from typing import Any
 from urllib.parse import urlsplit
 
 PATH = "/v1/embeddings"
-ANSWER_S = 300  # a server that takes longer is taken for dead
+ANSWER_S = 300  # timeout of a response
 Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 class Refused(Exception):
-    """An answer that is no vector."""
+    """A response without a vector."""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("url", metavar="URL", help="of the server's root")
+    parser.add_argument("url", metavar="URL", help="URL of the server's root")
     parser.add_argument("--clients", type=int, required=True)
     args = parser.parse_args()
     try:
@@ -43,7 +43,7 @@ def main() -> int:
 
 
 async def ask(url: str, clients: int, bodies: Sequence[bytes]) -> dict[str, Any]:
-    """Send all bodies, so many at a time; the time counts from the first byte sent, over open connections."""
+    """Send all bodies over `clients` connections. Timing starts when all connections are open."""
     address = urlsplit(url)
     requests = [_request(address.netloc, body) for body in bodies]
     seconds, vectors = [0.0] * len(bodies), [""] * len(bodies)
@@ -56,7 +56,7 @@ async def ask(url: str, clients: int, bodies: Sequence[bytes]) -> dict[str, Any]
             seconds[index] = time.perf_counter() - sent
 
     connections = [await asyncio.open_connection(address.hostname, address.port) for _ in range(clients)]
-    waiting = iter(range(len(bodies)))  # whoever is free takes the next
+    waiting = iter(range(len(bodies)))  # a free client takes the next body
     begun, cpu = time.perf_counter(), time.process_time()
     await asyncio.gather(*(client(connection, waiting) for connection in connections))
     whole, cpu = time.perf_counter() - begun, time.process_time() - cpu
@@ -73,13 +73,13 @@ def _request(host: str, body: bytes) -> bytes:
 
 
 async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes) -> str:
-    """The vector of the answer, in base64."""
+    """The vector of the response, in base64."""
     writer.write(request)
     await writer.drain()
     head = await reader.readuntil(b"\r\n\r\n")
     length = re.search(rb"content-length: *(\d+)", head, re.IGNORECASE)
     if length is None:
-        raise Refused(f"an answer without content-length: {head[:200]!r}")
+        raise Refused(f"the response has no content-length: {head[:200]!r}")
     body = await reader.readexactly(int(length[1]))
     if head.split(maxsplit=2)[1] != b"200":
         raise Refused(body[:300].decode("utf-8", "replace"))

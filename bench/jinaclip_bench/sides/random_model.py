@@ -1,7 +1,7 @@
-"""A random model to measure when there is no bundle: made once, kept in the user's cache.
+"""A random model to measure without a bundle. It is generated once and stored in the user's cache.
 
-Speed does not depend on the values of the weights, so random ones of the published shape stand in for the
-published ones, which nobody has to download or accept a licence for.
+Speed does not depend on the values of the weights. Random weights of the published shape need no download and no
+licence.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from jinaclip_export.bundle.writer import export_bundle
 from jinaclip_export.checkpoint.random_weights import SIZES, published_config, write_random_checkpoint
 from jinaclip_export.checkpoint.reader import Checkpoint
 
-# By device: what is exported, and prepared where it can be.
+# Precisions to export and prepare, by device.
 PRECISIONS = {"cpu": ("fp32", "int8"), "cuda": ("fp16",)}
 _DISK_GB = {"small": 0.2, "full": 14.0}
 _COST = {"small": "some seconds", "full": "about 9 GB of memory, some minutes"}
@@ -28,21 +28,22 @@ _COST = {"small": "some seconds", "full": "about 9 GB of memory, some minutes"}
 def random_model(
     size: str, *, seed: int = 0, device: str = "cpu", tell: Callable[[str], None]
 ) -> tuple[Bundle, Checkpoint]:
-    """The cached random model, made if it is not there, is damaged or is another exporter's.
+    """The cached random model. It is generated if it is missing, damaged or written by other code of the exporter.
 
     Args:
         size: "small" or "full".
-        device: "cpu" or "cuda", which it is measured on.
-        tell: called with a sentence before anything that takes long.
+        seed: random seed of the weights.
+        device: device to measure it on, "cpu" or "cuda".
+        tell: function that receives a message before a slow step.
 
     Raises:
-        BenchError: the disk is too small for it.
+        BenchError: there is not enough free disk space.
     """
     return cached_model(size, seed, device).get(tell)
 
 
 def cached_model(size: str, seed: int = 0, device: str = "cpu") -> Cached[tuple[Bundle, Checkpoint]]:
-    """The random model as the cache keeps it."""
+    """The cache entry of the random model."""
 
     def make(directory: Path) -> None:
         write_random_checkpoint(directory / "checkpoint", published_config(**SIZES[size]), seed=seed)

@@ -1,4 +1,4 @@
-"""`jinaclip serve` in a process of its own, for as long as a case is measured."""
+"""`jinaclip serve` in a separate process, while a case is measured."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from jinaclip_bench.errors import BenchError
 from jinaclip_bench.measuring.child_process import command
 from jinaclip_bench.measuring.machine import cpu_seconds
 
-START_S = 300  # a full-size graph that is not prepared, from a slow disk
+START_S = 300  # enough to load a full-size graph that is not prepared from a slow disk
 
 
 class Server:
-    """A server that answers.
+    """A running server.
 
     Attributes:
-        tower: that it serves.
-        pid: of its process.
-        url: of its root.
+        tower: tower that it serves.
+        pid: id of its process.
+        url: URL of its root.
     """
 
     def __init__(self, tower: str, process: subprocess.Popen[bytes], log: Path) -> None:
@@ -35,16 +35,18 @@ class Server:
         self.url = self._started()
 
     def cpu_s(self) -> float | None:
-        """CPU that it has used; None where the system does not tell."""
+        """CPU time that the server has used, in seconds; None if the system does not provide it."""
         return cpu_seconds(self.pid)
 
     def batches(self) -> dict[int, int]:
-        """Its runs so far, by their number of items."""
+        """Number of the server's runs so far, by their number of items."""
         try:
             with urlopen(f"{self.url}/metrics", timeout=60) as answer:
                 text = answer.read().decode("utf-8")
         except OSError as error:
-            raise BenchError(f"`jinaclip serve` answers no more ({error}); it said: {self.said()}") from error
+            raise BenchError(
+                f"`jinaclip serve` stopped responding ({error}); last line on stderr: {self.said()}"
+            ) from error
         found = {}
         for labels, count in re.findall(r"^jinaclip_batches_total\{(.*)\} (\S+)$", text, re.MULTILINE):
             named = dict(re.findall(r'(\w+)="(.*?)"', labels))
@@ -53,12 +55,12 @@ class Server:
         return found
 
     def said(self) -> str:
-        """The last line that it wrote to stderr."""
+        """The last line that the server wrote to stderr."""
         lines = self._log.read_text("utf-8", "replace").strip().splitlines()
         return lines[-1] if lines else "nothing"
 
     def _started(self) -> str:
-        """Its address, once it answers there."""
+        """Wait until the server is ready and return its URL."""
         deadline = time.monotonic() + START_S
         while self._process.poll() is None and time.monotonic() < deadline:
             found = re.search(r" at (http://\S+)/v1/embeddings", self._log.read_text("utf-8", "replace"))
@@ -68,15 +70,15 @@ class Server:
             time.sleep(0.02)
         status = self._process.poll()
         how = f"within {START_S} s" if status is None else f"and ended with status {status}"
-        raise BenchError(f"`jinaclip serve` did not answer {how}; it said: {self.said()}")
+        raise BenchError(f"`jinaclip serve` did not become ready {how}; last line on stderr: {self.said()}")
 
 
 @contextmanager
 def serving(bundle: Bundle, tower: str, precision: str, *, threads: int) -> Iterator[Server]:
-    """A server of one tower on the CPU. It ends with the block, and at the latest with this process.
+    """Run a server of one tower on the CPU. It is stopped at the end of the block, or when this process ends.
 
     Raises:
-        BenchError: it did not start; says what it wrote last.
+        BenchError: the server did not start. The message has its last line on stderr.
     """
     words = {
         "port": 0, "towers": tower, "precision": precision, "threads": threads, "device": "cpu",

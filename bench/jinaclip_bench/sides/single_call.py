@@ -1,7 +1,7 @@
-"""One vector in a new process (scenarios/new_process.py starts it).
+"""Compute one vector in a new process, started by scenarios/new_process.py.
 
-Imports no more than its side needs. Prints one JSON object: the clock before the call and when the vector was
-there, the memory of this process, and the vector.
+It imports only what its side needs. It prints one JSON object: the clock before and after the call, the memory of this
+process, and the vector.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--side", required=True)
     parser.add_argument("--time", choices=("first", "call"), required=True,
-                        help="first: all of the process counts; call: what is loaded before does not")  # fmt: skip
+                        help="first: measure the whole process; call: exclude the loading of the model")  # fmt: skip
     parser.add_argument("--tower", choices=("text", "image"), required=True)
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--checkpoint", type=Path)
@@ -44,7 +44,7 @@ def main() -> int:
             begun = time.monotonic()
             vector = call()
             done = time.monotonic()
-            memory = memory_of_this_process()  # while the model is still there
+            memory = memory_of_this_process()  # before the model is freed
     except JinaClipError as error:
         print(" ".join(str(error).split()), file=sys.stderr)
         return 1

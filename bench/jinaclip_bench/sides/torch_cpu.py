@@ -1,4 +1,4 @@
-"""What jinaclip is compared with on a CPU: torch, eager, on the checkpoint that the bundle was made from."""
+"""Torch's sides on a CPU: eager execution of the bundle's checkpoint."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ DTYPES = {"torch-fp32": torch.float32, "torch-bf16": torch.bfloat16}
 
 
 def matching_checkpoint(bundle: Bundle, directory: Path) -> Checkpoint:
-    """The checkpoint in `directory`, with the adapter that the bundle was made with.
+    """Open the checkpoint in `directory`, with the adapter of the bundle.
 
     Raises:
-        BenchError: it holds other weights. CheckpointError: it is no checkpoint.
+        BenchError: the checkpoint's weights are not those of the bundle.
+        CheckpointError: the directory is not a valid checkpoint.
     """
     checkpoint = Checkpoint(directory, bundle.model.get("adaptation"))
     found, expected = checkpoint.weights_sha256(), bundle.model["weights_sha256"]
     if found != expected:
         raise BenchError(
             f"{directory / WEIGHTS} has sha256 {found[:16]}…, the bundle was made from {expected[:16]}…; "
-            "expected the checkpoint that it was exported from"
+            "expected the checkpoint that the bundle was exported from"
         )
     return checkpoint
 
@@ -39,7 +40,7 @@ def matching_checkpoint(bundle: Bundle, directory: Path) -> Checkpoint:
 def open_torch(
     checkpoint: Checkpoint, bundle: Bundle, tower: str, *, threads: int, sides: Sequence[str] = tuple(DTYPES)
 ) -> Iterator[dict[str, Embed]]:
-    """One tower in each side's type, freed at the end; torch has `threads` threads while it is open."""
+    """Open one tower in the type of each side and free it at the end. Meanwhile torch uses `threads` threads."""
     threads_before = torch.get_num_threads()
     torch.set_num_threads(threads)
     load = _text if tower == "text" else _image

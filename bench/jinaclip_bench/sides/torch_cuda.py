@@ -1,6 +1,6 @@
-"""What jinaclip is compared with on a GPU: torch on the checkpoint's towers (jinaclip_bench.sides.torch_forwards).
+"""Torch's sides on a GPU: the checkpoint's towers (jinaclip_bench.sides.torch_forwards).
 
-A single row is also captured as a CUDA graph. "torch's best" of a case is the fastest of them in that run.
+A single row is also captured as a CUDA graph. "torch's best" of a case is the fastest of torch's sides in the run.
 """
 
 from __future__ import annotations
@@ -27,24 +27,26 @@ MATMUL_SIZE = 8192
 
 
 def require_torch_cuda(index: int) -> None:
-    """Raises BenchError: torch is not one for CUDA, does not see the device, or has no flash attention for it."""
+    """Check that torch can be measured on the device.
+
+    Raises:
+        BenchError: torch was built without CUDA, does not see the device, or has no flash attention for it.
+    """
     if not torch.cuda.is_available():
         found = "was built without CUDA" if torch.version.cuda is None else f"for CUDA {torch.version.cuda} sees no GPU"
         raise BenchError(
-            f"torch {torch.__version__} {found}, so there is nothing to compare with on a GPU; install a build for "
-            "this driver's CUDA"
+            f"torch {torch.__version__} {found}, so torch cannot be measured on a GPU; install a build for this "
+            "driver's CUDA"
         )
     if index >= torch.cuda.device_count():
         raise BenchError(f"torch sees {torch.cuda.device_count()} GPUs, no cuda:{index}; see CUDA_VISIBLE_DEVICES")
     major, minor = torch.cuda.get_device_capability(index)
     if major < 8:
-        raise BenchError(
-            f"cuda:{index} has capability {major}.{minor}; torch's flash attention, which is measured, needs 8.0"
-        )
+        raise BenchError(f"cuda:{index} has capability {major}.{minor}; torch's flash attention needs 8.0 or higher")
 
 
 def compile_problem(device: torch.device) -> str | None:
-    """Why torch.compile does not work here, in words; None if it does. It needs triton and a C compiler."""
+    """Reason why torch.compile does not work on this machine, or None. It needs triton and a C compiler."""
     try:
         torch.compile(torch.sin)(torch.zeros(8, device=device))
     except torch._dynamo.exc.TorchDynamoException as error:
@@ -66,17 +68,20 @@ def open_torch_cuda(
     max_autotune: bool = False,
     tell: Callable[[str], None],
 ) -> Iterator[dict[str, Embed]]:
-    """One tower on a GPU as every side, freed at the end.
+    """Open all of torch's sides of one tower on a GPU. They are freed at the end.
 
     Args:
-        index: of the device.
-        max_autotune: of images, add the side of that name.
-        tell: called with a sentence where torch.compile does not work and its sides are left out.
+        checkpoint: the checkpoint.
+        bundle: the bundle made from it.
+        tower: "text" or "image".
+        index: index of the device.
+        max_autotune: for images, whether to add the side compiled with max-autotune.
+        tell: function that receives a message if torch.compile does not work and its sides are skipped.
     """
     device = torch.device("cuda", index)
     problem = compile_problem(device)
     if problem is not None:
-        tell(f"torch.compile does not work here, its sides are left out: {problem}")
+        tell(f"torch.compile does not work on this machine, so its sides are skipped: {problem}")
     compiles = problem is None
     with torch.cuda.device(device):
         if tower == "text":
@@ -92,11 +97,11 @@ def open_torch_cuda(
 
 
 class CudaEmbed:
-    """A side: arrays of the host to arrays of the host, and the device's time for the tower between them.
+    """A side from host arrays to host arrays, which also measures the device's time for the tower.
 
     Args:
-        name: of the side.
-        place: arrays to what `forward` takes, on the device.
+        name: name of the side.
+        place: function that copies arrays to the device, as arguments of `forward`.
         forward: the tower.
     """
 
@@ -112,23 +117,23 @@ class CudaEmbed:
         try:
             raw = self._forward(*arguments)
         except torch._dynamo.exc.TorchDynamoException as error:
-            raise NotCompiled(f"torch.compile does not compile {self._name}: {_first_line(error)}") from error
+            raise NotCompiled(f"torch.compile cannot compile {self._name}: {_first_line(error)}") from error
         self._end.record()
         vectors: np.ndarray = F.normalize(raw, dim=-1).cpu().numpy()
         self._seconds += self._begin.elapsed_time(self._end) / 1e3
         return vectors
 
     def take_device_seconds(self) -> float:
-        """Of all calls since this was asked last."""
+        """The device's time of all calls since the last call of this method, in seconds."""
         seconds, self._seconds = self._seconds, 0.0
         return seconds
 
 
 class Captured:
-    """A tower as CUDA graphs, one for each shape that comes: its launches cost one.
+    """A tower captured as CUDA graphs, one for each input shape, so that a run needs a single launch.
 
     Args:
-        forward: takes one tensor, and values that decide what runs.
+        forward: function of one tensor, and of values that determine which kernels run.
     """
 
     def __init__(self, forward: Forward) -> None:
@@ -148,7 +153,7 @@ class Captured:
         beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         beside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(beside):
-            for _ in range(3):  # kernels are compiled and chosen, which may not be captured
+            for _ in range(3):  # compile and select kernels, which is not allowed during a capture
                 self._forward(source, *others)
         torch.cuda.current_stream().wait_stream(beside)
         graph = torch.cuda.CUDAGraph()
@@ -158,7 +163,7 @@ class Captured:
 
 
 def matmul_tflops(index: int) -> float:
-    """What this GPU reaches now in float16, TFLOP/s: the median of ten products of random 8192 × 8192 matrices."""
+    """The GPU's current rate in float16, in TFLOP/s: the median of ten products of random 8192 × 8192 matrices."""
     size, device = MATMUL_SIZE, torch.device("cuda", index)
     with torch.cuda.device(device), torch.inference_mode():
         a, b = (torch.randn(size, size, dtype=torch.float16, device=device) for _ in range(2))
@@ -175,7 +180,7 @@ def matmul_tflops(index: int) -> float:
 
 
 def unpadded(ids: np.ndarray, pad: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]:
-    """ids [B, T] without their padding, as TextsWithoutPadding takes them: ids, positions, rows, offsets, longest."""
+    """Remove padding from ids [B, T]. Returns ids, positions, rows, offsets, longest for TextsWithoutPadding."""
     rows, positions = np.nonzero(ids != pad)
     lengths = np.bincount(rows, minlength=len(ids))
     offsets = np.concatenate(([0], lengths.cumsum())).astype(np.int32)
@@ -224,7 +229,7 @@ def _events(count: int) -> list[torch.cuda.Event]:
 
 
 def _upload(array: np.ndarray, device: torch.device) -> Tensor:
-    """Through pinned memory, as the quickest of ours does."""
+    """Copy an array to the device through pinned memory, as jinaclip's fastest backend does."""
     source = torch.from_numpy(array)
     pinned = torch.empty(source.shape, dtype=source.dtype, pin_memory=True)
     return pinned.copy_(source).to(device, non_blocking=True)

@@ -1,6 +1,6 @@
-"""The ways in which torch runs a tower on a GPU in float16: eager, and compiled as one graph by torch.compile.
+"""Torch's ways to run a tower on a GPU in float16: eager, and compiled to one graph by torch.compile.
 
-Each is a function of tensors on the device, under the name of its side in the records. Nothing here needs CUDA.
+Each is a function of tensors on the device, with the name of its side in the records. This module does not need CUDA.
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ Forward = Callable[..., Tensor]
 
 
 def compiled(forward: nn.Module, *, dynamic: bool, max_autotune: bool = False) -> Forward:
-    """`torch.compile` without breaks in the graph.
+    """Compile a module with `torch.compile`, without graph breaks.
 
     Args:
-        dynamic: one graph for all shapes; otherwise one for each shape that comes.
-        max_autotune: time Triton's products against cuBLAS's while compiling, which takes minutes at full size.
+        forward: the module.
+        dynamic: whether to use one graph for all shapes; otherwise one for each input shape.
+        max_autotune: whether to choose between Triton's and cuBLAS's products by timing them while compiling, which
+            takes minutes at full size.
     """
     torch._dynamo.config.specialize_float = True  # otherwise a dynamic graph is traced and compiled twice
     mode = "max-autotune-no-cudagraphs" if max_autotune else None
@@ -33,12 +35,12 @@ def compiled(forward: nn.Module, *, dynamic: bool, max_autotune: bool = False) -
 
 
 def image_forwards(forward: nn.Module, *, compiles: bool, max_autotune: bool = False) -> dict[str, Forward]:
-    """Of pixels. The one to be captured as a CUDA graph is compiled, too.
+    """Sides of the image tower. The side that is captured as a CUDA graph is also compiled.
 
     Args:
-        forward: ImagesOfPixels.
-        compiles: whether torch.compile works here.
-        max_autotune: add the side of that name.
+        forward: an ImagesOfPixels module.
+        compiles: whether torch.compile works on this machine.
+        max_autotune: whether to add the side compiled with max-autotune.
     """
     found: dict[str, Forward] = {FP16: forward}
     if compiles:
@@ -49,13 +51,15 @@ def image_forwards(forward: nn.Module, *, compiles: bool, max_autotune: bool = F
 
 
 def text_forwards(tower: TextTower, attention: Attention, *, compiles: bool) -> dict[str, Forward]:
-    """Of ids with their padding, and, where the name starts with UNPADDED, without it.
+    """Sides of the text tower. Sides whose name starts with UNPADDED take ids without padding.
 
-    Batches of texts differ in shape, so they share a graph; the one to be captured has a graph for each shape.
+    Batches of texts have different shapes, so compiled sides use one graph for all shapes. The side that is captured
+    has a graph for each shape.
 
     Args:
-        attention: of texts without padding. torch.compile does not see through `jagged_attention`.
-        compiles: whether torch.compile works here.
+        tower: the text tower.
+        attention: attention of texts without padding. torch.compile cannot compile `jagged_attention`.
+        compiles: whether torch.compile works on this machine.
     """
     padded, bare = TextsOfIds(tower), TextsWithoutPadding(tower, attention)
     found: dict[str, Forward] = {FP16: padded, UNPADDED: bare}

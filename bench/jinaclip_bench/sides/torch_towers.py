@@ -1,7 +1,8 @@
-"""The towers as one writes them for a GPU: operators that torch.compile sees through, and texts without padding.
+"""Towers written for torch on a GPU: with operators that torch.compile can optimise, and for texts without padding.
 
-The exporter's own turn queries and keys with `torch.onnx.ops.rotary_embedding`: to torch.compile that is one opaque
-call, and dear to launch. These share its modules and weights, and are held to its vectors by tests/test_bench_gpu.py.
+The exporter's towers use `torch.onnx.ops.rotary_embedding`, which torch.compile cannot optimise and which is slow to
+launch. The towers here use the exporter's modules and weights; tests/test_bench_gpu.py compares their vectors with the
+exporter's.
 
 Symbols: B rows, T tokens, N tokens of all rows together, D width, H heads, K head size.
 """
@@ -46,7 +47,7 @@ class ImagesOfPixels(nn.Module):
 
 
 class TextsOfIds(nn.Module):
-    """ids [B, T] int64, and whether some are padding -> raw vectors [B, D] float32: as the publisher runs it."""
+    """ids [B, T] int64, and whether some are padding -> raw vectors [B, D] float32, as in the publisher's code."""
 
     def __init__(self, tower: TextTower) -> None:
         super().__init__()
@@ -70,10 +71,11 @@ class TextsOfIds(nn.Module):
 
 
 class TextsWithoutPadding(nn.Module):
-    """Texts one behind the other -> raw vectors [B, D] float32. Rotary positions start again in each text.
+    """Concatenated texts -> raw vectors [B, D] float32. Rotary positions restart in each text.
 
     Args:
-        attention: that keeps to the rows; see `without_padding`.
+        tower: the text tower.
+        attention: attention within each text; see `without_padding`.
     """
 
     def __init__(self, tower: TextTower, attention: Attention) -> None:
@@ -81,7 +83,7 @@ class TextsWithoutPadding(nn.Module):
         self.tower, self.attention = tower, attention
 
     def forward(self, ids: Tensor, positions: Tensor, rows: Tensor, offsets: Tensor, longest: int) -> Tensor:
-        """ids, positions in their text and number of the text, each int64 [N]; offsets int32 [B + 1]."""
+        """ids, positions in the text and indexes of the text, each int64 [N]; offsets of the texts int32 [B + 1]."""
         tower = self.tower
         cos, sin = tower.cos[positions][:, None], tower.sin[positions][:, None]  # [N, 1, K/2]
         x = tower.norm(tower.word_embeddings(ids) + tower.type_embeddings.weight[0])  # [N, D]
@@ -96,7 +98,7 @@ class TextsWithoutPadding(nn.Module):
 
 
 def varlen_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, longest: int) -> Tensor:
-    """Flash attention over rows of their own lengths; on GPUs, from torch 2.10 on."""
+    """Flash attention over rows of different lengths. It needs a GPU and torch 2.10 or later."""
     from torch.nn.attention.varlen import varlen_attn
 
     attended = varlen_attn(q, k, v, offsets, offsets, longest, longest)
@@ -105,7 +107,7 @@ def varlen_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, longest: 
 
 
 def jagged_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, longest: int) -> Tensor:
-    """The same over nested jagged tensors: older, with more work on the host, and also on a CPU."""
+    """The same with nested jagged tensors. It works in older versions and on a CPU, with more work on the host."""
     rows = offsets.long()
     q, k, v = (
         torch.nested.nested_tensor_from_jagged(t.contiguous(), rows, min_seqlen=1, max_seqlen=longest).transpose(1, 2)
@@ -115,7 +117,7 @@ def jagged_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, longest: 
 
 
 def without_padding() -> Attention:
-    """The quickest that this torch has for a GPU."""
+    """The fastest attention without padding that this torch version has for a GPU."""
     try:
         import torch.nn.attention.varlen  # noqa: F401
     except ImportError:
@@ -124,7 +126,7 @@ def without_padding() -> Attention:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False) -> Tensor:
-    """Turn pairs (i, i + K/2) of x [..., K], interleaved pairs (2i, 2i + 1), by cos and sin [..., K/2]."""
+    """Rotate pairs (i, i + K/2) of x [..., K], or (2i, 2i + 1) if interleaved, by cos and sin [..., K/2]."""
     first, second = (x[..., 0::2], x[..., 1::2]) if interleaved else x.chunk(2, dim=-1)
     turned = (first * cos - second * sin, second * cos + first * sin)
     return torch.stack(turned, dim=-1).flatten(-2) if interleaved else torch.cat(turned, dim=-1)

@@ -1,4 +1,4 @@
-"""Graphs prepared for ONNX Runtime on this machine.
+"""Prepared graphs for ONNX Runtime.
 
 Imports jinaclip_engines.passes, graph and store.
 """

@@ -1,8 +1,9 @@
 """Prepare a bundle's graph for ONNX Runtime.
 
-For this machine's CPU: passes, its own optimisations, packed weights. The result opens several times faster, and its
-weights are pages of a file that all processes share, in the layout that this CPU's kernels read; so it is tied to the
-CPU's features and to onnxruntime's version. For CUDA: passes over the fp16 graph, tied to nothing.
+For this machine's CPU: run the passes and ONNX Runtime's own optimisations, and pack the weights. The prepared graph
+opens several times faster. Its weights are memory-mapped from a file, so processes share them, and they have the layout
+that this CPU's kernels read. The graph is therefore only valid for these CPU features and this onnxruntime version.
+For CUDA: run the passes on the fp16 graph. The result is valid on any machine.
 """
 
 from __future__ import annotations
@@ -19,26 +20,29 @@ from jinaclip_engines.passes.onnxruntime_cpu import TILED_ABOVE, for_cpu
 from jinaclip_engines.passes.onnxruntime_cuda.pipeline import for_cuda
 from jinaclip_engines.store import graph_bytes, write_engine
 
-# What has kernels worth preparing for, by device: float16 none on a CPU; fp32 runs on a GPU as it is.
+# Precisions that are prepared for each device. On CPUs, ONNX Runtime has no float16 kernels. On GPUs, fp32 graphs run
+# without preparation.
 PRECISIONS = {"cpu": ("fp32", "int8"), "cuda": ("fp16",)}
 
 
 def prepare(
     bundle: Bundle, tower: str, precision: str, device: str = "cpu", *, operators: bool = False, force: bool = False
 ) -> tuple[str, bool]:
-    """Write `engines/<key>/` for one graph, beside the bundle or in its cache directory.
+    """Write the prepared graph of one tower to `engines/<key>/`, in the bundle or in its cache directory.
 
     Args:
-        precision: of PRECISIONS[device].
+        bundle: the bundle that has the graph.
+        tower: "text" or "image".
+        precision: one of PRECISIONS[device].
         device: "cpu" or "cuda".
-        operators: for "cuda", with jinaclip's own CUDA operators.
-        force: make it again even if one fits already.
+        operators: for "cuda", whether to use jinaclip's own CUDA operators.
+        force: prepare the graph again even if a usable one exists.
 
     Returns:
-        The key, and whether it was made now.
+        The key, and whether the graph was prepared by this call.
 
     Raises:
-        BackendError: it cannot be written; nothing is left of it.
+        BackendError: the graph cannot be prepared or written. Partial files are removed.
     """
     found, _ = find_prepared(bundle, tower, precision, device, operators=operators)
     if found is not None and found.operators == operators and not force:
@@ -78,7 +82,7 @@ def _write_for_cpu(bundle: Bundle, tower: str, precision: str, directory: Path) 
     options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
     try:
         open_onnxruntime(ort, rewritten, options, None)
-    except Exception as error:  # onnxruntime's exceptions have no common class of their own
+    except Exception as error:  # onnxruntime's exceptions have no common base class
         raise BackendError(
             f"onnxruntime {ort.__version__} cannot prepare the {precision} {tower} graph: {error}"
         ) from error

@@ -1,4 +1,4 @@
-"""The image tower reads one vector of its last block, the CLS token's: `last_block_for_cls` computes no other."""
+"""Compute the last image block only for the CLS token, the only one whose output is used: `last_block_for_cls`."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from jinaclip_engines.graph import Ops, array, attributes, initializer, nodes, p
 
 
 def last_block_for_cls(model: ir.Model, heads: int) -> int:
-    """The last image block for token 0 alone, the only one that is read: keys and values still come from all.
+    """Compute the last image block only for token 0, whose output is the only one used. Keys and values use all tokens.
 
     Args:
-        model: a bundle's graph, in any precision, before other passes; changed.
-        heads: as every pass takes them.
+        model: a bundle's graph, in any precision, before other passes; modified in place.
+        heads: attention heads of the tower; not used.
 
     Returns:
-        1, or 0 for a text tower, which takes the mean of all tokens.
+        1, or 0 for a text tower, which uses the mean of all tokens.
+
+    Raises:
+        PassError: the last block does not have the expected structure.
     """
     pooled = [node for node in nodes(model, "Gather") if _selects_token_0(node)]
     if len(pooled) != 1:
@@ -31,10 +34,10 @@ def last_block_for_cls(model: ir.Model, heads: int) -> int:
     for node in (reshape, _merged_heads(attention)):
         shape = array(node.inputs[1])  # [B, tokens, …]
         if shape is None or len(shape) < 3:
-            raise PassError("a Reshape of the last image block has no constant shape; export it again")
+            raise PassError("a Reshape of the last image block has no constant shape; export the bundle again")
         one = np.concatenate([shape[:1], [1], shape[2:]]).astype(np.int64)
         node.replace_input_with(1, initializer(model, one))
-    # Where the residual stream comes in again, only its first token is wanted. All in between is by token.
+    # At the residual addition only the first token is needed. Everything in between works on each token separately.
     add, index, stream = _residual_add(attention.outputs[0])
     with Ops(model, before=add) as op:
         sliced = _first_token(op, stream)
@@ -43,8 +46,8 @@ def last_block_for_cls(model: ir.Model, heads: int) -> int:
 
 
 def _queries(value: ir.Value | None) -> tuple[ir.Node, ir.Node, ir.Node]:
-    """What makes queries [B, heads, T, K] of [B, T, width]: Reshape, Transpose, and a RotaryEmbedding, which leaves
-    token 0 as it is; in a lower precision casts come after them.
+    """The nodes that compute queries [B, heads, T, K] from [B, T, width]: Reshape, Transpose and RotaryEmbedding. The
+    RotaryEmbedding does not change token 0. In lower precisions, casts after these nodes are skipped.
     """
     while (cast := producer(value, "Cast")) is not None:
         value = cast.inputs[0]
@@ -52,20 +55,20 @@ def _queries(value: ir.Value | None) -> tuple[ir.Node, ir.Node, ir.Node]:
     transpose = producer(rotary.inputs[0], "Transpose") if rotary else None
     reshape = producer(transpose.inputs[0], "Reshape") if transpose else None
     if rotary is None or transpose is None or reshape is None:
-        raise PassError("the last image block has no RotaryEmbedding before its Attention; export it again")
+        raise PassError("the last image block has no RotaryEmbedding before its Attention; export the bundle again")
     cos, sin = array(rotary.inputs[1]), array(rotary.inputs[2])
     if cos is None or sin is None or not (cos[0] == 1).all() or sin[0].any():
-        raise PassError("the image tower turns its CLS token by a rotary position; this pass knows none that does")
+        raise PassError("the image tower applies a rotary position to its CLS token, which this pass does not support")
     return reshape, transpose, rotary
 
 
 def _merged_heads(attention: ir.Node) -> ir.Node:
-    """The Reshape that makes [B, T, width] of what attention returns."""
+    """The Reshape of the attention's output to [B, T, width]."""
     node = next(iter(attention.outputs[0].uses())).node
     while node.op_type in ("Cast", "Transpose"):
         node = next(iter(node.outputs[0].uses())).node
     if node.op_type != "Reshape":
-        raise PassError("an Attention node is not between the reshapes of a standard graph; export it again")
+        raise PassError("an Attention node is not between a standard graph's reshapes; export the bundle again")
     return node
 
 
@@ -80,7 +83,7 @@ def _selects_token_0(gather: ir.Node) -> bool:
 
 
 def _residual_add(attended: ir.Value) -> tuple[ir.Node, int, ir.Value]:
-    """The Add where the attention's projection meets the residual stream, the index of the stream, and the stream."""
+    """The Add of the attention's projection to the residual stream, the stream's input index, and the stream."""
     reached = {attended}
     value = attended
     while True:

@@ -1,7 +1,7 @@
-"""Passes for ONNX Runtime on a CPU: the same vectors from a graph that its kernels are faster with.
+"""Passes for ONNX Runtime on a CPU. The rewritten graph gives the same vectors and runs faster.
 
-Each pass takes a graph of one tower, in any precision, changes it in place and says how many places it changed.
-`for_cpu` runs them in order. What each is worth is in docs/decisions/014.
+Each pass takes a graph of one tower, in any precision, modifies it in place and returns the number of changes.
+`for_cpu` runs them in order. DECISIONS.md has the measured gain of each.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from jinaclip_engines.graph import (
 from jinaclip_engines.passes.cls_pooling import last_block_for_cls
 from jinaclip_engines.passes.unpadding import unpad
 
-# Above this many tokens attention runs in tiles, where its memory grows with the length and not with its square;
-# below it the plain kernel is as fast, and takes padding.
+# Above this many tokens attention runs in tiles, so that its memory grows linearly with the length, not quadratically.
+# Below it, the plain kernel is as fast and supports padding.
 TILED_ABOVE = 512
 
 
@@ -37,15 +37,15 @@ def for_cpu(model: ir.Model, heads: int, names: Sequence[str] | None = None) -> 
     """Run passes.
 
     Args:
-        model: a standard graph of one tower; changed.
+        model: a standard graph of one tower; modified in place.
         heads: attention heads of the tower.
-        names: of PASSES, in their order; None takes all.
+        names: passes to run, a subset of PASSES in their order; None runs all.
 
     Returns:
-        By pass, the places that it changed.
+        The number of changes by pass.
 
     Raises:
-        PassError: the graph has no attention that the passes know, so it is no standard graph.
+        PassError: the graph does not have the structure of a standard graph.
     """
     counts = {}
     for name in PASSES if names is None else names:
@@ -56,9 +56,9 @@ def for_cpu(model: ir.Model, heads: int, names: Sequence[str] | None = None) -> 
 
 
 def token_major(model: ir.Model, heads: int) -> int:
-    """Attention and rotary positions on [B, tokens, width], as the linear layers write it: no transposes around it.
+    """Run attention and rotary positions on [B, tokens, width], the linear layers' output, to avoid transposes.
 
-    ONNX Runtime's kernels split the heads while they read.
+    ONNX Runtime's kernels split the heads while reading.
     """
     count = 0
     for attention in nodes(model, "Attention"):
@@ -67,7 +67,7 @@ def token_major(model: ir.Model, heads: int) -> int:
         flat = merged and only_user(merged.outputs[0], "Reshape")
         sources = [_token_major_source(value) for value in (q, k, v)]
         if flat is None or None in sources:
-            raise PassError("an Attention node is not between the reshapes of a standard graph; export it again")
+            raise PassError("an Attention node is not between a standard graph's reshapes; export the bundle again")
         with Ops(model, before=attention) as op:
             inputs = []
             for source in sources:
@@ -84,9 +84,10 @@ def token_major(model: ir.Model, heads: int) -> int:
 
 
 def tile_attention(model: ir.Model, heads: int) -> int:
-    """Attention in tiles, without a matrix of all scores: always for images, for long texts without padding.
+    """Compute attention in tiles, without a matrix of all scores, for images and for long texts without padding.
 
-    The tiled kernel takes no mask. A batch of long texts with padding still works, in the memory of all scores.
+    The tiled kernel does not support a mask. Long texts with padding use the plain kernel, which needs memory for the
+    matrix of all scores.
     """
     count = 0
     unpadded: ir.Value | None = None
@@ -112,7 +113,7 @@ def tile_attention(model: ir.Model, heads: int) -> int:
 
 
 def integer_gemm(model: ir.Model, heads: int) -> int:
-    """`MatMulInteger`, the cast of its sums and the scale of its columns in one kernel: two passes over y less."""
+    """Fuse `MatMulInteger`, the cast of its sums and the scale of its columns, which saves two passes over y."""
     count = 0
     for matmul in nodes(model, "MatMulInteger"):
         cast = only_user(matmul.outputs[0], "Cast")
@@ -139,7 +140,7 @@ PASSES: Mapping[str, Callable[[ir.Model, int], int]] = {
 
 
 def _token_major_source(value: ir.Value | None) -> tuple[ir.Value, ir.Node | None] | None:
-    """What an input of Attention [B, H, T, K] was before heads were split: [B, T, D], and its rotary node."""
+    """The value [B, T, D] from which an input of Attention [B, H, T, K] was made, and its rotary node."""
     rotary = producer(value, "RotaryEmbedding")
     transpose = producer(rotary.inputs[0] if rotary else value, "Transpose")
     reshape = producer(transpose.inputs[0], "Reshape") if transpose else None
@@ -152,13 +153,13 @@ def _interleaved(rotary: ir.Node) -> dict[str, Any]:
 
 
 def _head_size(model: ir.Model, heads: int) -> int:
-    """Width of a head: the rotary tables have half of it."""
+    """Width of a head, which is twice the width of the rotary tables."""
     tables = constant(nodes(model, "RotaryEmbedding")[0].inputs[1])
     return 2 * int(tables.shape[-1])
 
 
 def _long_without_padding(model: ir.Model, before: ir.Node, mask: ir.Value) -> ir.Value:
-    """Whether there are more than TILED_ABOVE tokens and none of them is padding: a bool."""
+    """A bool value: whether there are more than TILED_ABOVE tokens and none of them is padding."""
     expand = producer(mask, "Expand")
     if expand is None or expand.inputs[0] is None:
         raise PassError("the attention mask is not expanded from [B, 1, 1, T]; export the bundle again")
@@ -174,7 +175,7 @@ def _long_without_padding(model: ir.Model, before: ir.Node, mask: ir.Value) -> i
 def _branch(
     name: str, op_type: str, inputs: list[ir.Value | None], domain: str, attributes: Mapping[str, object]
 ) -> ir.Graph:
-    """A graph of one node that reads the values around it."""
+    """A subgraph of one node that reads values of the outer graph."""
     node = ir.node(op_type, inputs, dict(attributes), domain=domain)  # type: ignore[arg-type]
     node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
     return ir.Graph([], [node.outputs[0]], nodes=[node], name=name)

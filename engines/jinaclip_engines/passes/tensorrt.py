@@ -1,10 +1,10 @@
-"""A bundle's fp16 graph -> the graph that TensorRT compiles: `for_tensorrt`.
+"""Rewrite a bundle's fp16 graph for TensorRT: `for_tensorrt`.
 
-The numbers stay those of the fp16 graph, in operators whose fusion and precision TensorRT's compiler leaves as they are
-written. It takes precision from the graph alone: a product of float16 operands may be summed in float16 by any kernel
-that it likes, unless the operands are cast to float32, with the result cast back *before* the bias is added. Then it
-sums in float32 and still keeps float16 weights. With the bias first, or no cast back, it computes in float32 with
-weights of twice the size. `jinaclip_engines.tensorrt.build_report` reads from the build which one it was.
+The rewritten graph computes the same as the fp16 graph, with operators whose fusion and precision TensorRT's compiler
+does not change. The compiler takes precision from the graph alone. It may sum a product of float16 operands in float16,
+unless the operands are cast to float32 and the result is cast back *before* the bias is added. In that pattern it sums
+in float32 and stores the weights in float16. If the bias is added first, or the result is not cast back, it stores the
+weights in float32, at twice the size. `jinaclip_engines.tensorrt.build_report` reads the outcome from the build.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from jinaclip_engines.graph import (
 )
 from jinaclip_engines.passes.cls_pooling import last_block_for_cls
 
-# What a policy asks of the sums of float16 products, attention's included.
+# How each policy sums float16 products, attention included.
 POLICIES: Mapping[str, str] = {
     "fp16-acc32": "float16 operands, sums in float32",
-    "fp16-fast": "float16 operands, sums in whatever type the compiler finds quickest",
+    "fp16-fast": "float16 operands, sums in the type that the compiler finds fastest",
 }
 HALF = ir.DataType.FLOAT16
 FULL = ir.DataType.FLOAT
@@ -46,15 +46,15 @@ FULL = ir.DataType.FLOAT
 
 @dataclass(frozen=True)
 class Expected:
-    """What the compiler must make of the graph; `jinaclip_engines.tensorrt.build_report` holds it to that.
+    """Requirements on the compiled graph, which `jinaclip_engines.tensorrt.build_report` checks.
 
     Attributes:
-        attention: nodes that must each become one kernel with float16 operands: "blocks.0.attention".
-        mask: the value [B, 1, 1, T] that says which tokens are not padding, which each of them must read; None for
+        attention: nodes that must each be compiled to one kernel with float16 operands: "blocks.0.attention".
+        mask: name of the mask [B, 1, 1, T] of tokens that are not padding, which every attention must read; None for
             images.
-        products: nodes with float16 weights, which must keep them: "patch_embed", "blocks.0.qkv".
-        float32_products: how many have float32 weights, in blocks that the bundle keeps so.
-        weight_bytes: of all constants.
+        products: nodes whose weights must stay float16: "patch_embed", "blocks.0.qkv".
+        float32_products: number of products with float32 weights, in blocks that are float32 in the bundle.
+        weight_bytes: size of all constants, in bytes.
     """
 
     attention: tuple[str, ...]
@@ -68,13 +68,16 @@ def for_tensorrt(model: ir.Model, policy: str, *, attention_operator: bool = Tru
     """Rewrite a bundle's fp16 graph.
 
     Args:
-        model: changed.
-        policy: of POLICIES.
-        attention_operator: leave `Attention` one operator, which TensorRT-RTX and TensorRT from 11.3 on compile with
-            float32 sums; False spells it out in matrix products and a softmax, for TensorRT before that.
+        model: the graph; modified in place.
+        policy: one of POLICIES.
+        attention_operator: True keeps `Attention` as one operator, which TensorRT-RTX and TensorRT from 11.3 on compile
+            with float32 sums. False replaces it with matrix products and a softmax, for earlier TensorRT versions.
+
+    Returns:
+        The requirements on the compiled graph.
 
     Raises:
-        PassError: the graph is no fp16 graph of a bundle.
+        PassError: `policy` is unknown, or the graph is not a bundle's fp16 graph.
     """
     if policy not in POLICIES:
         raise PassError(f"policy is {policy!r}, expected one of {', '.join(POLICIES)}")
@@ -97,7 +100,7 @@ def for_tensorrt(model: ir.Model, policy: str, *, attention_operator: bool = Tru
     )
     in_float32 = policy == "fp16-acc32"
     for node in attentions:
-        # The operator has no kernel for float32 operands, nor for a single query.
+        # TensorRT has no kernel of the operator for float32 operands or for a single query.
         single = counts[cls_alone] and node is attentions[-1]
         if not attention_operator or single or node not in fused:
             spell_out_attention(model, node, head_size, in_float32=in_float32)
@@ -111,7 +114,7 @@ def for_tensorrt(model: ir.Model, policy: str, *, attention_operator: bool = Tru
 
 
 def int32_ids(model: ir.Model) -> int:
-    """Token ids as int32: half the bytes to the device."""
+    """Change the token ids to int32, which halves the bytes copied to the device."""
     ids = model.graph.inputs[0]
     if ids.dtype != ir.DataType.INT64:
         return 0
@@ -125,8 +128,8 @@ def int32_ids(model: ir.Model) -> int:
 
 
 def half_split_rotary(model: ir.Model) -> int:
-    """Rotary positions over the two halves of a head instead of neighbours: the columns of queries and keys change
-    places, which leaves their products as they are.
+    """Apply rotary positions to the two halves of a head instead of to neighbouring columns. The columns of queries and
+    keys are permuted, which does not change their products.
     """
     count = 0
     for node in nodes(model, "RotaryEmbedding"):
@@ -136,7 +139,7 @@ def half_split_rotary(model: ir.Model) -> int:
         for op_type in ("Transpose", "Reshape"):  # [B, heads, T, K] <- [B, T, heads * K]
             found = producer(value, op_type)
             if found is None:
-                raise PassError("a RotaryEmbedding is not after the reshape of a standard graph; export it again")
+                raise PassError("a RotaryEmbedding is not after a standard graph's reshape; export the bundle again")
             value = found.inputs[0]
         tables = constant(node.inputs[1])
         head = 2 * tables.shape[-1]
@@ -148,7 +151,7 @@ def half_split_rotary(model: ir.Model) -> int:
 
 
 def merge_projections(model: ir.Model) -> int:
-    """Queries, keys and values of an image block as one product, as a text block has them."""
+    """Compute queries, keys and values of an image block in one product, as text blocks already do."""
     count = 0
     by_input: dict[ir.Value, list[Linear]] = {}
     for layer in linears(model):
@@ -174,13 +177,13 @@ def merge_projections(model: ir.Model) -> int:
 
 
 def plain_rotary(model: ir.Model) -> int:
-    """RotaryEmbedding over positions 0 … T-1 as products with one table [T, K / 2], not one for each row of a batch."""
+    """Replace RotaryEmbedding by products with one table [T, K / 2] for all rows of a batch."""
     count = 0
     tables: dict[tuple[ir.Value, ir.Value], tuple[ir.Value, ir.Value]] = {}
     for node in nodes(model, "RotaryEmbedding"):
         x, cos, sin, positions = node.inputs
         if attributes(node).get("interleaved"):
-            raise PassError("plain_rotary comes after half_split_rotary")
+            raise PassError("plain_rotary must run after half_split_rotary")
         assert cos is not None and sin is not None and positions is not None
         expanded = producer(positions, "Expand")
         with Ops(model, before=node) as op:
@@ -203,8 +206,8 @@ def plain_rotary(model: ir.Model) -> int:
 
 
 def sum_in_float32(model: ir.Model) -> int:
-    """Products of float16 operands summed in float32, the result rounded to float16 as before: the exact pattern that
-    TensorRT's compiler reads as such.
+    """Sum products of float16 operands in float32 and round the result to float16, in the exact pattern that TensorRT's
+    compiler recognises.
     """
     count = 0
     for node in (*_products(model), *(n for n in nodes(model, "Conv") if _is_weight(n.inputs[1], HALF))):
@@ -219,7 +222,7 @@ def sum_in_float32(model: ir.Model) -> int:
 
 
 def attention_in_float16(node: ir.Node) -> None:
-    """An Attention on its float16 operands, without the casts to float32 that ask for float32 sums."""
+    """Connect an Attention to its float16 operands, without the casts to float32 that request float32 sums."""
     rounded = only_user(node.outputs[0], "Cast")
     if rounded is None or attributes(rounded).get("to") != HALF:
         raise PassError("the output of a float16 attention is not rounded to float16; export the bundle again")
@@ -229,10 +232,13 @@ def attention_in_float16(node: ir.Node) -> None:
 
 
 def spell_out_attention(model: ir.Model, node: ir.Node, head_size: int, *, in_float32: bool) -> None:
-    """An Attention as products, mask and softmax, in the one order that TensorRT before 11.3 fuses.
+    """Replace an Attention by products, mask and softmax, in the only order that TensorRT before 11.3 fuses.
 
     Args:
-        in_float32: sum the products in float32.
+        model: the graph; modified in place.
+        node: the Attention node.
+        head_size: width of a head.
+        in_float32: whether to sum the products in float32.
     """
     half = _is_half(node)
     mask = _mask(node)
@@ -258,8 +264,8 @@ def spell_out_attention(model: ir.Model, node: ir.Node, head_size: int, *, in_fl
 
 
 def finite_output(model: ir.Model) -> int:
-    """One more output, `all_finite` bool [B]: whether a row's vector has neither NaN nor infinity, told by its norm."""
-    (norm,) = nodes(model, "Sqrt") or nodes(model, "ReduceL2")  # the latter in older bundles
+    """Add an output `all_finite`, bool [B]: whether a row's vector has no NaN or infinity, tested on its norm."""
+    (norm,) = nodes(model, "Sqrt") or nodes(model, "ReduceL2")  # older bundles use ReduceL2
     with Ops(model, before=_after(model, norm)) as op:
         finite = op("LessOrEqual", [norm.outputs[0], op.const(np.float32(np.finfo(np.float32).max))])
         finite = op("Squeeze", [finite, op.const(np.array([1]))])
@@ -269,11 +275,11 @@ def finite_output(model: ir.Model) -> int:
 
 
 def cls_alone(model: ir.Model) -> int:
-    """The last image block for the one token that is read."""
+    """Compute the last image block only for the CLS token."""
     return last_block_for_cls(model, 0)
 
 
-# In this order, whatever the policy.
+# The passes of every policy, in this order.
 PASSES: tuple[Callable[[ir.Model], int], ...] = (
     int32_ids,
     half_split_rotary,
@@ -285,7 +291,7 @@ PASSES: tuple[Callable[[ir.Model], int], ...] = (
 
 
 def _after(model: ir.Model, node: ir.Node) -> ir.Node:
-    """The node that comes next."""
+    """The node after `node` in the graph."""
     order = list(model.graph)
     return order[order.index(node) + 1]
 
@@ -301,8 +307,8 @@ def _is_weight(value: ir.Value | None, dtype: ir.DataType) -> bool:
 
 
 def _name_nodes(model: ir.Model) -> None:
-    """Call products and attentions what the tower calls them, "blocks.3.fc1" and "blocks.3.attention": the compiler's
-    report speaks of nodes by these names.
+    """Name products and attentions as in the tower, "blocks.3.fc1" and "blocks.3.attention". The compiler's report uses
+    these names.
     """
     layers = linears(model)
     for layer in layers:
@@ -316,7 +322,7 @@ def _name_nodes(model: ir.Model) -> None:
 
 
 def _mask_name(model: ir.Model) -> str | None:
-    """Of the mask before it is expanded, the same for every attention."""
+    """Name of the mask before it is expanded. Every attention must have the same mask."""
     names = set()
     for node in nodes(model, "Attention"):
         mask = _mask(node)
@@ -346,7 +352,7 @@ def _operands(attention: ir.Node) -> list[ir.Value]:
 
 
 def _is_half(attention: ir.Node) -> bool:
-    """Whether queries, keys and values of an Attention were rounded to float16, and cast back to float32."""
+    """Whether queries, keys and values of an Attention are rounded to float16 and cast back to float32."""
     for value in attention.inputs[:3]:
         rounded = producer(value, "Cast")
         rounded = None if rounded is None else producer(rounded.inputs[0], "Cast")
@@ -356,7 +362,7 @@ def _is_half(attention: ir.Node) -> bool:
 
 
 def _permute_columns(model: ir.Model, value: ir.Value | None, within: np.ndarray) -> None:
-    """Reorder the columns of each head of a linear layer's output, in its weights and bias."""
+    """Reorder the columns of each head in a linear layer's output, by reordering its weights and bias."""
     node = None if value is None else value.producer()
     while node is not None and node.op_type in ("Add", "Cast"):
         step = None
@@ -377,6 +383,6 @@ def _permuted(model: ir.Model, value: ir.Value | None, values: np.ndarray, withi
     assert value is not None and value.name is not None
     name = value.name
     if len(list(value.uses())) == 1:
-        model.graph.initializers.pop(name)  # the new one is called the same
+        model.graph.initializers.pop(name)  # the new one has the same name
     heads = values.reshape(*values.shape[:-1], -1, len(within))
     return initializer(model, heads[..., within].reshape(values.shape), name)

@@ -1,4 +1,4 @@
-"""Padding of a batch of texts is computed by attention alone: `unpad` leaves it out of everything else."""
+"""Remove the padding of a text batch from every operator except attention: `unpad`."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from jinaclip_engines.graph import Ops, constant, nodes, producer
 
 
 def unpad(model: ir.Model, heads: int) -> int:
-    """Linear layers and norms on the N tokens of a batch that are no padding, [1, N, width]; attention as before.
+    """Compute linear layers and norms only for the N tokens of a batch that are not padding, [1, N, width].
 
-    Before attention queries, keys and values are put back to their places, [B, T, 3 width], and after it the tokens are
-    taken out again, so that texts of unequal length may share a run.
+    Before attention, queries, keys and values are expanded to [B, T, 3 width]. After it, the N tokens are gathered
+    again. Batches of texts of different lengths therefore do not waste computation on padding.
 
     Args:
-        model: after `token_major`; changed.
-        heads: as every pass takes them.
+        model: a graph after `token_major`; modified in place.
+        heads: attention heads of the tower; not used.
 
     Returns:
         The number of attention nodes; 0 for an image tower, which has no padding.
 
     Raises:
-        PassError: the graph is none that the pass knows.
+        PassError: the graph does not have the expected structure.
     """
     ids = next((value for value in model.graph.inputs if value.name == "input_ids"), None)
     if ids is None:
@@ -32,14 +32,14 @@ def unpad(model: ir.Model, heads: int) -> int:
     embeddings = [node for node in nodes(model, "Gather") if node.inputs[1] is ids]
     mask = producer(attentions[0].inputs[3], "Expand") if len(attentions[0].inputs) > 3 else None
     if not embeddings or mask is None:
-        raise PassError("the text graph has no mask, or does not look its tokens up; export it again")
+        raise PassError("the text graph has no attention mask or no token embedding; export the bundle again")
     with Ops(model, before=embeddings[0]) as op:
         every = op.const(np.array([-1]))
         keep = op("Reshape", [mask.inputs[0], every])  # [B T], of [B, 1, 1, T]
-        kept = op("NonZero", [keep])  # [1, N]: places of tokens among all
+        kept = op("NonZero", [keep])  # [1, N]: positions of tokens that are not padding
         tokens = op("Gather", [op("Reshape", [ids, every]), kept])
         count = op("CumSum", [op("Cast", [keep], to=ir.DataType.INT64), op.const(np.int64(0))])
-        # Of every place its token among the N; of padding any: its values are masked.
+        # Index of each position's token among the N. Padding may get any index, because its values are masked.
         token = op("Max", [op("Sub", [count, op.const(np.int64(1))]), op.const(np.int64(0))])
         token = op("Reshape", [token, op("Shape", [ids])])  # [B, T]
     for node in embeddings:
@@ -54,11 +54,11 @@ def unpad(model: ir.Model, heads: int) -> int:
 
 
 def _unpad_around(model: ir.Model, attention: ir.Node, kept: ir.Value, token: ir.Value) -> None:
-    """Padding put in before queries, keys and values are parted, and taken out behind the attention."""
+    """Add padding before the split into queries, keys and values, and remove it after the attention."""
     rotary = producer(attention.inputs[0], "RotaryEmbedding")
     split = producer(rotary.inputs[0], "Split") if rotary else None
     if split is None:
-        raise PassError("queries, keys and values of a text block are not one product; export the bundle again")
+        raise PassError("a text block does not compute q, k and v in one product; export the bundle again")
     with Ops(model, before=split) as op:
         padded = _padded(op, split.inputs[0], token)
     split.replace_input_with(0, padded)
@@ -78,11 +78,11 @@ def _padded(op: Ops, tokens: ir.Value | None, token: ir.Value) -> ir.Value:
 
 
 def _pooled(model: ir.Model) -> ir.Node:
-    """The product of the last norm and the mask, of which the mean is taken."""
+    """The product of the last norm and the mask, from which the mean is computed."""
     found = [
         node for node in nodes(model, "Mul")
         if producer(node.inputs[0], "LayerNormalization") and producer(node.inputs[1], "Unsqueeze")
     ]  # fmt: skip
     if len(found) != 1:
-        raise PassError("the text graph does not take the mean of its tokens; export the bundle again")
+        raise PassError("the text graph does not compute the mean of its tokens; export the bundle again")
     return found[0]

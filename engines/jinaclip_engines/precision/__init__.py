@@ -1,4 +1,4 @@
-"""Graphs of other precisions than fp32: which blocks take them, and how large values get.
+"""Conversion of fp32 graphs to fp16 and int8: calibration, selection of blocks, and the rewrites.
 
 Imports jinaclip_engines.graph.
 """

@@ -1,4 +1,4 @@
-"""The range probe: how large each value of a graph gets on given inputs, by channel."""
+"""Calibration: measure the largest absolute value of each channel of a graph's activations on given inputs."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def channel_ranges(
 
     Args:
         graph: an .onnx file.
-        names: of float32 values [..., channels] in it.
-        inputs: what to run it with.
+        names: names of float32 values [..., channels] in the graph.
+        inputs: calibration inputs to run the graph with.
 
     Returns:
-        By name, float32 [channels]; and for each of `inputs`, the graph's own outputs by name.
+        The ranges by name, float32 [channels]; and for each of `inputs`, the graph's outputs by name.
     """
     model = read(graph)
     by_name = {value.name: value for node in model.graph for value in node.outputs}
@@ -33,7 +33,7 @@ def channel_ranges(
     with Ops(model, before=last) as op:
         for name in dict.fromkeys(names):
             value = by_name[name]
-            # Over all axes but the last, whatever their number: as one matrix [rows, channels].
+            # Flatten to a matrix [rows, channels], to reduce over all axes except the last.
             rows = op("Flatten", [op("Abs", [value])], axis=-1)
             wanted[name] = op("ReduceMax", [rows, op.const(np.array([0]))], keepdims=0)
     for name, value in wanted.items():
@@ -42,7 +42,7 @@ def channel_ranges(
         model.graph.outputs.append(value)
     largest: dict[str, np.ndarray] = {}
     outputs = []
-    probe = graph.with_name(f".{graph.stem}.probe.onnx")  # beside the weights, which it names relative to itself
+    probe = graph.with_name(f".{graph.stem}.probe.onnx")  # paths of weights are relative to it
     try:
         tidy(model)
         ir.save(model, probe)

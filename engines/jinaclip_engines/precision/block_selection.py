@@ -1,8 +1,8 @@
-"""Which blocks of a tower stay in float32, so that a lower precision holds what it must: `choose_kept`.
+"""Select the blocks of a tower that stay in float32 to keep a lower precision accurate: `choose_kept`.
 
-Rounding is not equally dear everywhere: what is lost before a channel grows large is multiplied with it. So nothing is
-assumed. Where the graph with every block lowered is not near enough on the probe's inputs, each block is lowered alone,
-and those that cost most stay in float32: as few as do.
+Some blocks tolerate rounding less than others, so each block's error is measured. First all blocks are lowered. If this
+is not accurate enough on the calibration inputs, each block is lowered alone to measure its error, and the blocks with
+the largest errors stay in float32, as few as possible.
 """
 
 from __future__ import annotations
@@ -10,20 +10,20 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
-# Where blocks have to stay at all, some inputs fare far worse than most, and the probe may not hold the worst: what it
-# shows must then be this many times nearer.
+# If blocks must stay in float32, some inputs have much larger errors than others, and the calibration inputs may not
+# include the worst ones. The allowed error is then divided by this factor.
 CAUTION = 3.0
-# A graph with more of its blocks in float32 is not worth its name; the certificate refuses what that leaves.
+# Largest share of blocks in float32. A graph that is still inaccurate with this many does not pass certification.
 MOST_KEPT = 1 / 2
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen.
+    """The selected blocks.
 
     Attributes:
         kept: blocks that stay in float32, in the tower's order.
-        cosine: smallest cosine with float32 that was measured with these.
+        cosine: smallest cosine with float32 that was measured with this selection.
     """
 
     kept: tuple[str, ...]
@@ -31,13 +31,17 @@ class Choice:
 
 
 def choose_kept(blocks: Sequence[str], measure: Callable[[Collection[str]], float], enough: float) -> Choice:
-    """The fewest blocks in float32 with which `measure` is near enough, at most MOST_KEPT of them, rounded up.
+    """Select the fewest blocks that must stay in float32, at most the share MOST_KEPT, rounded up.
 
     Args:
-        blocks: all of the tower, in order.
-        measure: smallest cosine with float32 over the probe's inputs, when these blocks stay in float32.
-        enough: what to reach without any; with some, 1 - cosine must be CAUTION times smaller. Where nothing does, the
-            best that was measured is taken.
+        blocks: all blocks of the tower, in order.
+        measure: function that returns the smallest cosine with float32 over the calibration inputs, when the given
+            blocks stay in float32.
+        enough: required cosine when no block stays in float32. With some blocks in float32, 1 - cosine must be CAUTION
+            times smaller.
+
+    Returns:
+        The first selection that reaches the required cosine; if none does, the best one measured.
     """
     best = Choice((), measure(()))
     if best.cosine >= enough:
@@ -47,11 +51,11 @@ def choose_kept(blocks: Sequence[str], measure: Callable[[Collection[str]], floa
     dearest = sorted(blocks, key=lambda block: -cost[block])
     for count in range(1, int(-(-len(blocks) * MOST_KEPT // 1)) + 1):
         kept = tuple(block for block in blocks if block in dearest[:count])
-        # Losses about add up: with twice what is allowed left, measuring would only take time.
+        # Errors of blocks approximately add up. If their sum is over twice the allowed error, skip the measurement.
         if sum(cost[block] for block in dearest[count:]) > 2 * (1 - enough) and 2 * count < len(blocks) * MOST_KEPT:
             continue
         choice = Choice(kept, measure(kept))
-        if not best.cosine >= choice.cosine:  # also where the first was NaN
+        if not best.cosine >= choice.cosine:  # true also if the first one was NaN
             best = choice
         if best.cosine >= enough:
             break

@@ -1,10 +1,11 @@
-"""fp32 graph -> fp16 graph: `to_fp16`. What is float16 and what is not is said in the graph, type by type.
+"""Convert an fp32 graph to fp16: `to_fp16`. The graph has explicit types for every value.
 
-float16: the weights and operands of every matrix product, that of patches included, the embedding table, and what goes
-into and comes out of attention. float32: sums leave a product as float32, bias and residual are added there; the
-residual stream, LayerNorm, rotary positions, GELU, SwiGLU's product (which may pass 65504), softmax, pooling and the
-L2 norm. Attention is computed in float32 from operands rounded to float16, `Cast(f16) -> Cast(f32)` on each side:
-compilers for GPUs fuse that into a float16 kernel with float32 sums.
+float16: the weights and operands of every matrix product, including the patch embedding; the embedding table; the
+inputs and outputs of attention.
+float32: the addition of bias and residual after a product; the residual stream, LayerNorm, rotary positions, GELU,
+SwiGLU's product (which may exceed 65504), softmax, pooling and the L2 norm.
+Attention is computed in float32 from operands rounded to float16, with `Cast(f16) -> Cast(f32)` on each side. GPU
+compilers fuse this into a float16 kernel with float32 accumulation.
 """
 
 from __future__ import annotations
@@ -17,28 +18,33 @@ import onnx_ir as ir
 
 from jinaclip_engines.graph import Linear, Ops, constant, linears, nodes, patch_product, shape_of
 
-LARGEST = 65504.0  # of float16
-# A layer whose input or output came closer to LARGEST than this factor on the probe's inputs stays in float32.
+LARGEST = 65504.0  # largest finite float16
+# A layer stays in float32 if its input or output on the calibration inputs exceeds LARGEST divided by this factor.
 HEADROOM = 4.0
 
 
 @dataclass(frozen=True)
 class Fp16Report:
-    """Layers that were left in float32: those of the blocks that were asked for, and those whose values or weights come
-    too close to float16's end.
+    """Result of `to_fp16`.
+
+    Attributes:
+        kept: layers left in float32: those of the requested blocks, and those whose values or weights are too large for
+            float16.
     """
 
     kept: tuple[str, ...]
 
 
 def to_fp16(model: ir.Model, ranges: Mapping[str, np.ndarray], keep: Collection[str] = ()) -> Fp16Report:
-    """Make the matrix products of a tower float16.
+    """Convert the matrix products of a tower to float16.
 
     Args:
-        model: the standard fp32 graph; changed.
-        ranges: for the input and the output of each linear layer, by the value's name: the largest |x| of each
-            channel.
-        keep: blocks to leave in float32, attention included: "blocks.3".
+        model: the standard fp32 graph, modified in place.
+        ranges: the largest |x| of each channel, for the input and output of each linear layer, by the value's name.
+        keep: blocks to leave in float32, attention included, for example "blocks.3".
+
+    Returns:
+        The layers that were left in float32.
     """
     kept = []
     rounded: dict[str, ir.Value] = {}
@@ -66,7 +72,7 @@ def to_fp16(model: ir.Model, ranges: Mapping[str, np.ndarray], keep: Collection[
 def _replace(model: ir.Model, layer: Linear, rounded: dict[str, ir.Value]) -> None:
     with Ops(model, before=layer.matmul) as op:
         key = layer.x.name or ""
-        if key not in rounded:  # q, k and v, or gate and up, read the same
+        if key not in rounded:  # q, k and v share an input, as do gate and up
             rounded[key] = op("Cast", [layer.x], to=ir.DataType.FLOAT16)
         weight = op.const(constant(layer.weight).astype(np.float16), f"{layer.name}.fp16")
         y = op("Cast", [op("MatMul", [rounded[key], weight])], to=ir.DataType.FLOAT)

@@ -1,13 +1,13 @@
-"""fp32 graph -> int8 graph, in standard operators: `to_int8`.
+"""Convert an fp32 graph to int8, in standard operators: `to_int8`.
 
-Weights are int8 with one scale for each output channel. Activations are quantised while the graph runs, with one
-scale for each row (token): integer sums are exact, so that a row's result depends on that row alone, whatever else is
-in the batch, and nothing has to be calibrated. A row x becomes bytes round(127 x / max|x|) + 128, which is what CPU
-kernels are fast with; 128 is taken off again inside `MatMulInteger`.
+Weights are int8 with one scale per output channel. Activations are quantised while the graph runs, with one scale per
+row (token), so their scales need no calibration. Integer sums are exact, so a row's result does not depend on the other
+rows of the batch. A row x becomes the bytes round(127 x / max|x|) + 128, a format for which CPU kernels are fast;
+`MatMulInteger` subtracts the 128.
 
-A channel that is far larger than the others would take the whole range of its row. Such outlier channels are found
-by the range probe (ranges.py) and stay in float32, as in LLM.int8() (arXiv 2208.07339): they are zeroed on the int8
-side and multiplied with their own few rows of the weights.
+A channel that is much larger than the others would use the whole range of its row. Such outlier channels are found by
+calibration (activation_ranges.py) and stay in float32, as in LLM.int8() (arXiv 2208.07339): they are set to zero in the
+int8 product, and multiplied with their rows of the weights in a separate float32 product.
 """
 
 from __future__ import annotations
@@ -20,21 +20,22 @@ import onnx_ir as ir
 
 from jinaclip_engines.graph import Linear, Ops, constant, linears, nodes, producer, shape_of
 
-# A channel counts as an outlier from this many times the median channel's largest value ...
+# A channel is an outlier if its largest value is this many times the median channel's.
 OUTLIER_RATIO = 5.0
-# ... and a layer with more of them than this part of its channels stays in float32 altogether.
+# A layer in which more than this share of the channels are outliers stays in float32.
 MAX_OUTLIERS = 1 / 16
-# GELU is never below -0.17 (-0.16997 at -0.7518): shifted by that, its rows need no sign, and steps are half as wide.
+# GELU is never below -0.17 (its minimum is -0.16997 at -0.7518). Its rows are shifted by this value to be non-negative,
+# which halves the quantisation step.
 GELU_LEAST = 0.17
 
 
 @dataclass(frozen=True)
 class Int8Report:
-    """What became of the layers, by name.
+    """Result of `to_int8`, by the names of layers.
 
     Attributes:
-        outliers: layers with outlier channels, and how many.
-        kept: layers left in float32: those of the blocks that were asked for, and those with too many.
+        outliers: number of outlier channels of each layer that has some.
+        kept: layers left in float32: those of the requested blocks, and those with too many outlier channels.
     """
 
     outliers: Mapping[str, int]
@@ -42,12 +43,15 @@ class Int8Report:
 
 
 def to_int8(model: ir.Model, ranges: Mapping[str, np.ndarray], keep: Collection[str] = ()) -> Int8Report:
-    """Make the linear layers and the embedding table of a tower int8.
+    """Convert the linear layers and the embedding table of a tower to int8.
 
     Args:
-        model: the standard fp32 graph; changed.
-        ranges: for the input of each linear layer, by the value's name: the largest |x| of each channel [in].
-        keep: blocks to leave in float32: "blocks.3".
+        model: the standard fp32 graph, modified in place.
+        ranges: the largest |x| of each channel [in], for the input of each linear layer, by the value's name.
+        keep: blocks to leave in float32, for example "blocks.3".
+
+    Returns:
+        The layers with outlier channels, and the layers that were left in float32.
     """
     outliers: dict[str, int] = {}
     kept: list[str] = []
@@ -60,7 +64,7 @@ def to_int8(model: ir.Model, ranges: Mapping[str, np.ndarray], keep: Collection[
         if len(channels):
             outliers[layer.name] = len(channels)
         key = (layer.x.name or "", channels.tobytes())
-        if key not in quantised:  # q, k and v, or gate and up, read the same rows
+        if key not in quantised:  # q, k and v share an input, as do gate and up
             quantised[key] = _quantise_rows(model, layer, channels)
         _replace(model, layer, quantised[key], channels)
     for gather in nodes(model, "Gather"):
@@ -70,7 +74,7 @@ def to_int8(model: ir.Model, ranges: Mapping[str, np.ndarray], keep: Collection[
 
 
 def outlier_channels(largest: np.ndarray) -> np.ndarray:
-    """Indices of the channels whose largest |x| is OUTLIER_RATIO times the median channel's: int64 [n], ascending."""
+    """Indices of channels whose largest |x| exceeds OUTLIER_RATIO times the median channel's: int64 [n], ascending."""
     typical = np.median(largest[largest > 0]) if (largest > 0).any() else 0.0
     return np.flatnonzero(largest > OUTLIER_RATIO * typical).astype(np.int64)
 
@@ -83,7 +87,7 @@ def quantise_columns(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class _Rows:
-    """Quantised rows: x is scale · (values - zero) - shift, and beside it the outliers.
+    """Quantised rows: x = scale · (values - zero) - shift, plus the outlier channels.
 
     values uint8 [..., in], scale float32 [..., 1], outliers float32 [..., n] or None.
     """
@@ -110,7 +114,7 @@ def _quantise_rows(model: ir.Model, layer: Linear, channels: np.ndarray) -> _Row
         x = op("Add", [x, op.const(np.float32(GELU_LEAST))]) if gelu else x
         last = op.const(np.array([-1]))
         largest = op("ReduceMax", [x, last], keepdims=1)
-        if not gelu:  # two reductions are quicker than one of |x|, which has to be written first
+        if not gelu:  # two reductions are faster than computing |x| and reducing it
             largest = op("Max", [largest, op("Neg", [op("ReduceMin", [x, last], keepdims=1)])])
         scale = op("Max", [op("Mul", [largest, op.const(np.float32(1 / steps))]), op.const(np.float32(1e-30))])
         steps_each = op("Mul", [x, op("Reciprocal", [scale])])
@@ -131,7 +135,7 @@ def _replace(model: ir.Model, layer: Linear, rows: _Rows, channels: np.ndarray) 
         if rows.outliers is not None:
             y = op("Add", [y, op("MatMul", [rows.outliers, op.const(weight[channels])])])
         bias = np.zeros_like(scale) if layer.bias is None else constant(layer.bias)
-        if rows.shift:  # what the shift added to every sum
+        if rows.shift:  # subtract what the shift added to each sum
             bias = bias - np.float32(rows.shift) * quantised.sum(0, dtype=np.int64).astype(np.float32) * scale
         if layer.bias is not None or rows.shift:
             y = op("Add", [y, op.const(bias, f"{layer.name}.bias")])
@@ -139,7 +143,7 @@ def _replace(model: ir.Model, layer: Linear, rows: _Rows, channels: np.ndarray) 
 
 
 def _quantise_table(model: ir.Model, gather: ir.Node) -> None:
-    """An embedding table [rows, width] with one scale a row."""
+    """Convert an embedding table [rows, width] to int8 with one scale per row."""
     table, indices = gather.inputs
     assert table is not None
     values = constant(table)

@@ -1,4 +1,4 @@
-"""A tower's fp32 graph -> its graphs in other precisions, and what became of its layers."""
+"""Write a tower's graphs in other precisions from its fp32 graph, and report the precision of each layer."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from jinaclip_engines.precision.block_selection import choose_kept
 from jinaclip_engines.precision.fp16 import to_fp16
 from jinaclip_engines.precision.int8 import to_int8
 
-# Smallest cosine with fp32 that the probe must show, at every dim; a certificate's bounds with something to spare,
-# because it looks at ten times as many inputs.
+# Required smallest cosine with fp32 on the calibration inputs, at every dim. It is stricter than the certificate's
+# bound, because a certificate is measured on ten times as many inputs.
 ENOUGH = {"fp16": 0.99995, "int8": 0.997}
 
 
 def write_precisions(
     fp32: Path, precisions: Sequence[str], inputs: Sequence[Arrays], output: str, dims: Sequence[int]
 ) -> dict[str, Any]:
-    """Write `<tower>-<precision>.onnx` beside `<tower>-fp32.onnx`.
+    """Write `<tower>-<precision>.onnx` in the directory of `<tower>-fp32.onnx`.
 
     Args:
-        fp32: the standard graph.
-        precisions: some of "fp16" and "int8".
-        inputs: what to run the fp32 graph with to see how large its values get: the range probe.
-        output: name of the raw vectors.
-        dims: lengths that a vector may be cut to.
+        fp32: path of the standard fp32 graph.
+        precisions: any of "fp16" and "int8".
+        inputs: calibration inputs, with which the fp32 graph is run to measure its activations.
+        output: name of the graph output with the raw vectors.
+        dims: lengths that a vector may be truncated to.
 
     Returns:
-        For the manifest: "ranges", by layer the largest |input| and |output| on the probe; and by precision the
-        layers that were left in float32 ("kept"), those with outlier channels ("outliers", their number) and the
-        smallest cosine with fp32 on the probe ("cosine").
+        The manifest's entry: "ranges", the largest |input| and |output| of each layer on the calibration inputs; and
+        for each precision the layers left in float32 ("kept"), the number of outlier channels by layer ("outliers"),
+        and the smallest cosine with fp32 on the calibration inputs ("cosine").
     """
     if not precisions:
         return {}
@@ -57,7 +57,7 @@ def write_precisions(
 
 @dataclass(frozen=True)
 class _Probe:
-    """What a graph is run with, and the raw fp32 vectors [N, D] that `output` should have."""
+    """Calibration inputs, and the raw fp32 vectors [N, D] that are expected at the graph output `output`."""
 
     inputs: Sequence[Arrays]
     output: str
@@ -65,7 +65,7 @@ class _Probe:
     dims: Sequence[int]
 
     def smallest_cosine(self, path: Path) -> float:
-        """Of a graph's vectors with the expected ones, at any dim; -1 where one is not finite."""
+        """Smallest cosine of a graph's vectors with the expected ones, at any dim; -1 if a value is not finite."""
         session = OnnxRuntimeSession(path)
         try:
             found = np.concatenate([session.run(batch)[self.output] for batch in self.inputs])
@@ -79,9 +79,9 @@ class _Probe:
 def _lower(
     fp32: Path, precision: str, blocks: Sequence[str], ranges: Mapping[str, np.ndarray], probe: _Probe
 ) -> dict[str, Any]:
-    """Write the graph of one precision, with as many blocks in float32 as the probe asks for; its manifest entry."""
+    """Write the graph of one precision, with the selected blocks in float32. Returns its manifest entry."""
     path = fp32.with_name(fp32.name.replace("fp32", precision))
-    layers: dict[tuple[str, ...], dict[str, Any]] = {}  # by the blocks that stayed; the last one is on disk
+    layers: dict[tuple[str, ...], dict[str, Any]] = {}  # by the blocks in float32; the last entry's graph is on disk
 
     def measure(kept: Collection[str]) -> float:
         layers.pop(tuple(kept), None)
@@ -102,15 +102,15 @@ def lower(
     """Write a tower's graph in one precision.
 
     Args:
-        fp32: the standard graph.
-        path: to write, in place of what is there.
-        ranges: for the input and the output of each linear layer, by the value's name: the largest |x| of each
-            channel.
+        fp32: path of the standard fp32 graph.
+        path: path of the graph to write. An existing file is replaced.
+        precision: "fp16" or "int8".
+        ranges: the largest |x| of each channel, for the input and output of each linear layer, by the value's name.
         keep: blocks to leave in float32.
 
     Returns:
-        For the manifest: the layers that were left in float32 ("kept") and the number of outlier channels of those that
-        have some ("outliers").
+        For the manifest: the layers that were left in float32 ("kept"), and the number of outlier channels by layer
+        ("outliers").
     """
     model = read(fp32)
     for stale in (path, path.with_name(f"{path.name}.data")):

@@ -1,4 +1,4 @@
-"""Engines of TensorRT and TensorRT-RTX: shapes, compilation, and the check of what was compiled.
+"""Engines of TensorRT and TensorRT-RTX: profiles, compilation, and checks of the compiled plan.
 
 Imports jinaclip_engines.passes, graph, store and errors.
 """

@@ -1,8 +1,8 @@
-"""What the compiler made of a graph: read from its list of layers and from the plan, and held to what was asked.
+"""Check a compiled graph against the requirements, using the compiler's list of layers and the plan.
 
-TensorRT accepts a graph that it then runs in other ways than intended, without a word: attention as products over a
-matrix of all scores, products in float32 with weights twice the size, sums in float16. Its verbose log and its
-inspector list every kernel with the ONNX nodes it computes; TensorRT-RTX's plan also says how each product is summed.
+TensorRT may run a graph in other ways than intended without a warning: attention as products over a matrix of all
+scores, products with float32 weights of twice the size, or sums in float16. Its verbose log and its inspector list
+every kernel with the ONNX nodes it computes. TensorRT-RTX's plan also records how each product is summed.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any
 
 from jinaclip_engines.passes.tensorrt import Expected
 
-SIZE_MARGIN = 0.05  # a plan may be this much larger than its weights, and FIXED_BYTES a profile
-FIXED_BYTES = 16 << 20  # code and tables of one profile, whatever the size of the weights
-HALF_SUMS = "_f16f16_f16f16_f16_"  # in the name of TensorRT's kernels: operands, result and sums
-SUMMED_IN_FLOAT32 = 2  # `accumulation_type` of a plan; 0 leaves it to the kernel
+SIZE_MARGIN = 0.05  # a plan may exceed the size of its weights by this share, plus FIXED_BYTES per profile
+FIXED_BYTES = 16 << 20  # code and tables of one profile, independent of the size of the weights
+HALF_SUMS = "_f16f16_f16f16_f16_"  # in the name of a TensorRT kernel: operands, result and sums are float16
+SUMMED_IN_FLOAT32 = 2  # `accumulation_type` of a plan; with 0 the kernel chooses
 
 
 @dataclass(frozen=True)
@@ -25,17 +25,17 @@ class Operand:
     """A tensor that a kernel reads or writes; a dynamic size is -1."""
 
     shape: tuple[int, ...]
-    dtype: str  # as the compiler calls it: Half, Float, Int32, …
+    dtype: str  # the compiler's name of the type: Half, Float, Int32, …
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """One entry of the compiler's list.
+    """One entry of the compiler's list of layers.
 
     Attributes:
-        name, kind, tactic: as the compiler calls them: "_gemm_mha_v2_myl0_13", "kgen", …
-        nodes: ONNX nodes that it computes, in part or whole.
-        reads: inputs and constants.
+        name, kind, tactic: the compiler's own names: "_gemm_mha_v2_myl0_13", "kgen", …
+        nodes: ONNX nodes that the kernel computes, in part or completely.
+        reads: inputs and constants of the kernel.
     """
 
     name: str
@@ -46,17 +46,17 @@ class Kernel:
 
     @property
     def is_attention(self) -> bool:
-        """Whether it is a fused attention, by its name: "_gemm_mha_v2…", "…fmha…"."""
+        """Whether the kernel is a fused attention, by its name: "_gemm_mha_v2…", "…fmha…"."""
         return re.search(r"mha|flash_?attention", f"{self.name} {self.tactic}", re.IGNORECASE) is not None
 
     @property
     def profile(self) -> int:
-        """Of the optimisation profiles, the one that it runs in: "…_myl1_26" is of the second."""
+        """Index of the optimisation profile that the kernel belongs to: "…_myl1_26" belongs to the second."""
         found = re.search(r"_myl(\d+)_\d+$", self.name)
         return int(found[1]) if found else 0
 
     def weight(self) -> Operand | None:
-        """The matrix of a product: an operand with two sizes above 1 that are known."""
+        """The weight matrix of a product: an operand of fixed shape with at least two sizes above 1."""
         for operand in reversed(self.reads):
             if sum(size > 1 for size in operand.shape) >= 2 and -1 not in operand.shape:
                 return operand
@@ -65,18 +65,20 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Report:
-    """What became of one tower.
+    """Report on the compiled plan of one tower.
 
     Attributes:
-        profiles: shapes that it was compiled for, each with kernels of its own.
-        kernels: of all profiles together.
-        attention: fused attention kernels, of all profiles together.
-        attention_expected: blocks that must have one.
-        products: weight matrices found in float16, of `products_expected`.
-        summed_in_float32: of those, how many the plan says are summed in float32; None where it does not tell.
-        attention_sums: types that fused attention sums in, where the plan tells: "FP32".
-        plan_bytes, weight_bytes: sizes.
-        problems: what is not as asked, each naming the layer; an engine with one is not written.
+        profiles: number of optimisation profiles, each with its own kernels.
+        kernels: number of kernels in all profiles.
+        attention: number of fused attention kernels in all profiles.
+        attention_expected: number of blocks that must have fused attention.
+        products: number of products found with float16 weights, out of `products_expected`.
+        products_expected: number of products that must have float16 weights.
+        summed_in_float32: number of those products that the plan records as summed in float32; None without records.
+        attention_sums: types that fused attention sums in, if the plan records them: "FP32".
+        plan_bytes, weight_bytes: sizes of the plan and the weights, in bytes.
+        problems: requirements that are not met, each with the name of the layer. An engine with a problem is not
+            written.
     """
 
     profiles: int
@@ -95,8 +97,8 @@ class Report:
         return asdict(self)
 
     def lines(self) -> list[str]:
-        """For people."""
-        sums = "not told by this compiler" if self.summed_in_float32 is None else f"{self.summed_in_float32}"
+        """The report as lines of text."""
+        sums = "not reported by this compiler" if self.summed_in_float32 is None else f"{self.summed_in_float32}"
         return [
             f"attention: {self.attention} fused kernels, {self.attention_expected} blocks × {self.profiles} profiles"
             + (f", summed in {', '.join(self.attention_sums)}" if self.attention_sums else ""),
@@ -107,7 +109,7 @@ class Report:
 
 
 def read_kernels(text: str) -> list[Kernel]:
-    """The list of layers, as the verbose build log and the inspector's one-line format print it."""
+    """Parse the list of layers in the format of the verbose build log and of the inspector's one-line output."""
     return [_kernel(entry) for entry in re.split(r"(?:^|\n)Name: ", text)[1:] if "LayerType:" in entry]
 
 
@@ -115,15 +117,19 @@ def report_on(
     kernels: Sequence[Kernel], plan: memoryview | bytes, expected: Expected, policy: str, *, profiles: int = 1,
     tells_sums: bool = False,
 ) -> Report:  # fmt: skip
-    """Hold what was built to what was asked.
+    """Check a compiled plan against the requirements.
 
     Args:
-        kernels: of the build.
-        plan: the engine.
-        expected: by the pass that made the graph.
-        policy: of jinaclip_engines.passes.tensorrt.POLICIES.
-        profiles: optimisation profiles of the engine.
-        tells_sums: this compiler's plans say how products are summed; one that does not is refused.
+        kernels: kernels from the compiler's list of layers.
+        plan: the compiled plan.
+        expected: requirements returned by `for_tensorrt`.
+        policy: one of jinaclip_engines.passes.tensorrt.POLICIES.
+        profiles: number of optimisation profiles of the engine.
+        tells_sums: whether this compiler's plans record how products are summed. If so, a plan without such records
+            has a problem.
+
+    Returns:
+        The report. Its `problems` lists the requirements that are not met.
     """
     attention = {name: _attention_problem(name, kernels, expected) for name in expected.attention}
     products = {name: _product_problem(name, kernels) for name in expected.products}
@@ -134,14 +140,14 @@ def report_on(
     if policy == "fp16-acc32":
         problems += _sum_problems(sums, kernels, expected, tells_sums=tells_sums)
         if not problems and summed is not None and summed < len(expected.products):
-            problems.append(f"only {summed} of {len(expected.products)} products are told to be summed in float32")
+            problems.append(f"only {summed} of {len(expected.products)} products are reported as summed in float32")
         if set(attention_sums) - {"FP32"}:
             problems.append(f"attention sums in {', '.join(attention_sums)}, expected FP32")
     limit = expected.weight_bytes * (1 + SIZE_MARGIN) + profiles * FIXED_BYTES
     if len(plan) > limit:
         problems.append(
             f"the plan has {len(plan) / 1e6:,.1f} MB for {expected.weight_bytes / 1e6:,.1f} MB of weights, expected at "
-            f"most {limit / 1e6:,.1f} MB: weights are kept in float32 or more than once"
+            f"most {limit / 1e6:,.1f} MB: weights are stored in float32 or more than once"
         )
     return Report(
         profiles=profiles,
@@ -159,46 +165,46 @@ def report_on(
 
 
 def _attention_problem(name: str, kernels: Sequence[Kernel], expected: Expected) -> str | None:
-    """Why a block's attention is not one kernel with float16 operands and the mask; None if it is, in each profile."""
+    """Reason why a block's attention is not one kernel with float16 operands and the mask in each profile, or None."""
     owners = [kernel for kernel in kernels if _computes(kernel, name)]
     fused = [kernel for kernel in owners if kernel.is_attention]
     apart = [kernel for kernel in owners if kernel.kind == "gemm" and not kernel.is_attention]
     if not fused or apart:
-        what = ", ".join(kernel.name for kernel in (apart or owners)) or "nothing that the list shows"
-        return f"{name}: no fused attention, it runs as {what}"
+        what = ", ".join(kernel.name for kernel in (apart or owners)) or "no listed kernel"
+        return f"{name}: expected one fused attention kernel, found {what}"
     for kernel in fused:
         if kernel.reads and kernel.reads[0].dtype != "Half":
             return f"{name}: attention reads {kernel.reads[0].dtype}, expected Half"
-        if expected.mask is not None and len(kernel.reads) <= 3:  # queries, keys and values, and nothing else
-            return f"{name}: attention reads no mask, so that padding would change the vectors"
+        if expected.mask is not None and len(kernel.reads) <= 3:  # only queries, keys and values
+            return f"{name}: attention does not read the mask, so padding would change the vectors"
     return None
 
 
 def _product_problem(name: str, kernels: Sequence[Kernel]) -> str | None:
-    """Why a product does not have its weights in float16; None if it has, in each profile."""
+    """Reason why a product does not have float16 weights in each profile, or None."""
     found = [(kernel, kernel.weight()) for kernel in kernels if name in kernel.nodes]
     weights = [(kernel, weight) for kernel, weight in found if weight is not None]
     if not weights:
-        return f"{name}: the compiler's list shows no product with its weights"
+        return f"{name}: the compiler's list has no kernel with the product's weights"
     for kernel, weight in weights:
         if weight.dtype != "Half":
-            return f"{name}: its weights are {weight.dtype} in {kernel.name}, expected Half"
+            return f"{name}: the weights are {weight.dtype} in {kernel.name}, expected Half"
     return None
 
 
 def _sum_problems(
     sums: Mapping[tuple[str, int], Sequence[int]], kernels: Sequence[Kernel], expected: Expected, *, tells_sums: bool
 ) -> list[str]:
-    """Products that are not summed in float32, as far as the plan or a kernel's name tells."""
+    """Products that are not summed in float32, according to the plan or to kernel names."""
     if tells_sums and not sums:
-        return ["the plan does not tell how products are summed, as those of this compiler did; fp16-fast does not ask"]
+        return ["the plan does not record how products are summed, so float32 sums cannot be verified; use fp16-fast"]
     problems = []
     for name in expected.products:
         kinds = {kind for (of, _), found in sums.items() if of == name for kind in found}
         if other := kinds - {SUMMED_IN_FLOAT32}:
             problems.append(f"{name}: products are not summed in float32 (accumulation_type {min(other)})")
         elif tactic := next((k.tactic for k in kernels if name in k.nodes and HALF_SUMS in k.tactic), None):
-            problems.append(f"{name}: products are summed in float16, by the kernel's name ({tactic})")
+            problems.append(f"{name}: products are summed in float16, according to the kernel's name ({tactic})")
     return problems
 
 
@@ -223,14 +229,14 @@ def _field(text: str, name: str) -> str:
 
 
 def _computes(kernel: Kernel, attention: str) -> bool:
-    """Whether a kernel computes an attention, or a part of one that was spelled out."""
+    """Whether a kernel computes an attention node, or a part of an attention that was split into several nodes."""
     return any(node == attention or node.startswith(f"{attention}.") for node in kernel.nodes)
 
 
 def _sums_of_products(plan: memoryview | bytes) -> dict[tuple[str, int], list[int]]:
-    """How each product is summed, by its node and profile; where several are one, all are told under the first's name.
+    """Accumulation types of products by node and profile. Merged products are recorded under the name of the first.
 
-    A TensorRT-RTX plan holds the compiled graph as text, a record for each product. Other plans hold none.
+    A TensorRT-RTX plan contains the compiled graph as text, with a record for each product. Other plans do not.
     """
     found: dict[tuple[str, int], list[int]] = {}
     record = rb'fully_connected=\{ name="([^"]*)"[^\n]*?"__mye\d+([^"]*?)_alpha"[^\n]*?accumulation_type=(\d+)'
@@ -244,9 +250,10 @@ def _sums_of_products(plan: memoryview | bytes) -> dict[tuple[str, int], list[in
 def _least_summed(
     sums: Mapping[tuple[str, int], Sequence[int]], kernels: Sequence[Kernel], expected: Expected, profiles: int
 ) -> int:
-    """Products that are summed in float32, in the profile with the fewest.
+    """Number of products that are summed in float32, in the profile with the fewest.
 
-    One of a single row has no record: the compiler writes a kernel for it that multiplies and adds as the graph says.
+    A product of a single row has no record, because the compiler generates a kernel that multiplies and adds in the
+    graph's types. Such kernels are counted too.
     """
     counts = []
     for profile in range(profiles):
@@ -263,6 +270,6 @@ def _least_summed(
 
 
 def _sums_of_attention(plan: memoryview | bytes) -> tuple[str, ...]:
-    """Types that fused attention sums in, from the kernels' source that a TensorRT-RTX plan holds."""
+    """Types that fused attention sums in, from the kernel source in a TensorRT-RTX plan."""
     record = rb"\.initialize\(DATA_TYPE_\w+, DATA_TYPE_\w+, DATA_TYPE_(\w+), "
     return tuple(sorted({match[1].decode() for match in re.finditer(record, plan)}))

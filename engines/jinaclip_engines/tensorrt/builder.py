@@ -1,4 +1,4 @@
-"""A tower of a bundle -> an engine in its store: rewrite, compile, check, run it where its GPU is here, write."""
+"""Build the engine of one tower: rewrite the graph, compile it, check the plan, run the self-test, write the engine."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from jinaclip_engines.tensorrt.compiler import FLAGS, compile_plan, default_targ
 
 @dataclass(frozen=True)
 class Where:
-    """What engines are built for.
+    """The GPU or GPU generations that engines are built for.
 
     Attributes:
-        gpu: that is here; None where engines are compiled ahead of time.
-        targets: generations to compile for ahead of time, TensorRT-RTX only; () for `gpu`.
+        gpu: this machine's GPU; None if engines are compiled ahead of time.
+        targets: GPU generations to compile for ahead of time, TensorRT-RTX only; () to compile for `gpu`.
     """
 
     gpu: Gpu | None
@@ -37,25 +37,32 @@ class Where:
 
 
 def where_to_build(library: Library, device: int, targets: Sequence[str] | None) -> Where:
-    """The GPU that is here; without one, or with targets, ahead of time, which TensorRT-RTX alone can.
+    """Choose what to build for: this machine's GPU, or ahead of time for `targets`.
+
+    Without a GPU, TensorRT-RTX compiles ahead of time for all supported generations.
+
+    Args:
+        library: TensorRT or TensorRT-RTX.
+        device: index of the GPU.
+        targets: GPU generations to compile for ahead of time, or None.
 
     Raises:
         BackendMissing: there is no GPU, and this backend needs one to build.
-        BackendError: a target is unknown, or the backend has none.
+        BackendError: a target is unknown, or the backend does not support targets.
     """
     if targets and library.backend == "tensorrt":
-        raise BackendError("--target is for tensorrt-rtx: TensorRT builds for the GPU that is here")
+        raise BackendError("--target is only supported by tensorrt-rtx; TensorRT builds for this machine's GPU")
     problem = driver_problem()
     if library.backend == "tensorrt":
         if problem:
             raise BackendMissing(
-                f"TensorRT builds on the GPU that it will run on, and {problem}; "
-                "--backend tensorrt-rtx compiles without one"
+                f"TensorRT builds on the GPU that the engine will run on, but {problem}; "
+                "--backend tensorrt-rtx can compile without a GPU"
             )
         return Where(gpu(device), ())
     known = default_targets(library)
     if unknown := set(targets or ()) - set(known):
-        raise BackendError(f"--target {sorted(unknown)[0]} is unknown, TensorRT-RTX compiles for {', '.join(known)}")
+        raise BackendError(f"--target {sorted(unknown)[0]} is unknown; TensorRT-RTX supports {', '.join(known)}")
     if targets:
         return Where(None, tuple(target for target in known if target in targets))
     return Where(None, known) if problem else Where(gpu(device), ())
@@ -63,12 +70,12 @@ def where_to_build(library: Library, device: int, targets: Sequence[str] | None)
 
 @dataclass(frozen=True)
 class Built:
-    """What `build_engine` did.
+    """Result of `build_engine`.
 
     Attributes:
-        key: of the engine.
-        new: it was made now, and not there already.
-        sidecar: what stands beside it.
+        key: key of the engine.
+        new: whether the engine was built by this call; False if a usable one existed.
+        sidecar: content of the engine's sidecar file.
     """
 
     key: str
@@ -84,15 +91,21 @@ def build_engine(
     """Build one tower's engine.
 
     Args:
-        policy: of jinaclip_engines.passes.tensorrt.POLICIES.
-        profile_set: what the profiles were called, for the command that builds them again.
-        force: build even what is there.
-        stage: told what is done now, a line each.
+        bundle: the bundle that has the tower's fp16 graph.
+        tower: "text" or "image".
+        library: TensorRT or TensorRT-RTX.
+        where: GPU or GPU generations to build for.
+        policy: one of jinaclip_engines.passes.tensorrt.POLICIES.
+        profiles: optimisation profiles of the tower.
+        profile_set: name or file of the profiles, recorded for the command that rebuilds the engine.
+        workspace_mib: largest scratch memory of a kernel, in MiB; None uses the GPU's memory.
+        force: build even if a usable engine exists.
+        stage: function that receives a line of text at the start of each step.
 
     Raises:
         BundleError: the bundle has no fp16 graph of the tower.
-        BuildError: the engine is not what was asked, and is not written.
-        SelfTestFailed: its GPU is here, and it gives other vectors.
+        BuildError: the engine could not be built or does not meet the requirements. It is not written.
+        SelfTestFailed: the engine was run on this machine's GPU and did not pass the self-test.
     """
     source = bundle.graph(tower, PRECISION)
     stage(f"rewriting the {PRECISION} graph ({policy})")
@@ -112,7 +125,7 @@ def build_engine(
     key = engine_key(facts)
     for directory, sidecar in engines_of(bundle, tower, PRECISION, library.backend):
         if directory.name == key and not force and difference(sidecar, facts) is None:
-            stage("comparing the sha256 of what is there")
+            stage("checking the SHA-256 of the existing engine")
             if damage(directory, sidecar, PLAN, hashes=True) is None:
                 return Built(key, False, sidecar)
     sidecar = {}
@@ -150,7 +163,7 @@ def build_engine(
 
 
 def _timing_cache(bundle: Bundle, library: Library, where: Where) -> Path | None:
-    """Where TensorRT keeps what it measured: for one version and one GPU, shared by towers and profiles."""
+    """Path of TensorRT's timing cache. There is one per version and GPU, shared by towers and profiles."""
     if where.gpu is None or library.backend != "tensorrt":
         return None
     name = engine_key({"tower": "timing", "precision": library.version, "backend": "tensorrt", **where.gpu.facts()})

@@ -1,4 +1,4 @@
-"""Graph -> plan, with TensorRT or TensorRT-RTX: parse, mend what the parser does, compile, and check what came out."""
+"""Compile a graph to a plan with TensorRT or TensorRT-RTX: parse, fix the attention masks, compile, check the plan."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from jinaclip_engines.errors import BuildError
 from jinaclip_engines.passes.tensorrt import Expected
 from jinaclip_engines.tensorrt.build_report import Kernel, Report, read_kernels, report_on
 
-# What every engine is built with, and part of its key.
+# Build settings of every engine. They are part of its key.
 FLAGS = {
-    "tf32": False,  # rounds float32 operands to 10 bits, on by default
-    "strongly_typed": True,  # types are the graph's; TensorRT 11 knows nothing else
-    "max_aux_streams": 0,  # one stream: no events between kernels, and CUDA graphs can hold a run
-    "hardware_compatibility": "none",  # this GPU model
+    "tf32": False,  # TF32, on by default in TensorRT, rounds float32 operands to 10 bits
+    "strongly_typed": True,  # types are taken from the graph; TensorRT 11 has no other mode
+    "max_aux_streams": 0,  # a single stream: no events between kernels, and a CUDA graph can capture a run
+    "hardware_compatibility": "none",  # only this GPU model
 }
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """A plan, and what the compiler made of the graph.
+    """A compiled plan and the report on it.
 
     Attributes:
-        plan: bytes to write.
-        report: held to what was asked; its problems are empty.
-        inputs, outputs: of the engine: name, dtype and shape, -1 where it changes.
+        plan: bytes of the plan.
+        report: report of the checks; it has no problems.
+        inputs, outputs: name, dtype and shape of each input and output of the engine. Dynamic sizes are -1.
     """
 
     plan: Any
@@ -41,7 +41,7 @@ class Compiled:
 
 
 def default_targets(library: Library) -> tuple[str, ...]:
-    """GPU generations that TensorRT-RTX compiles for without a GPU: ("sm75", "sm80", …)."""
+    """GPU generations that TensorRT-RTX can compile for ahead of time: ("sm75", "sm80", …)."""
     names = (name for name in dir(library.module.ComputeCapability) if name.startswith("SM"))
     return tuple(sorted((name.lower() for name in names), key=lambda name: int(name[2:])))
 
@@ -61,16 +61,18 @@ def compile_plan(
     """Compile a graph that `for_tensorrt` wrote.
 
     Args:
-        library: with TensorRT a driver must be there, or its builder may end the process.
-        expected: what `for_tensorrt` returned.
-        policy: of jinaclip_engines.passes.tensorrt.POLICIES.
-        targets: for TensorRT-RTX, generations to compile for ahead of time; () for the GPU that is here.
-        workspace_mib: most memory of a kernel; None leaves it to the library: the GPU's.
-        timing_cache: kept there between builds, by TensorRT for one version and GPU.
-        stage: told what is done now, a line each.
+        library: TensorRT or TensorRT-RTX. TensorRT needs a GPU driver; without one its builder may end the process.
+        graph: path of the graph.
+        expected: requirements that `for_tensorrt` returned.
+        policy: one of jinaclip_engines.passes.tensorrt.POLICIES.
+        profiles: optimisation profiles.
+        targets: for TensorRT-RTX, GPU generations to compile for ahead of time; () for this machine's GPU.
+        workspace_mib: largest scratch memory of a kernel, in MiB; None uses the library's default, the GPU's memory.
+        timing_cache: file of TensorRT's timing cache, reused between builds; None for no cache.
+        stage: function that receives a line of text at the start of each step.
 
     Raises:
-        BuildError: it does not compile, or into something else than asked; names the layers.
+        BuildError: the graph does not compile, or the plan does not meet the requirements, with the names of layers.
     """
     trt = library.module
     with Messages(library) as messages:
@@ -79,7 +81,7 @@ def compile_plan(
         parser = trt.OnnxParser(network, logger_of(library))
         stage("parsing")
         if not parser.parse_from_file(str(graph)):
-            raise BuildError(f"{library.backend} {library.version} does not parse {graph.name}: {messages.errors()}")
+            raise BuildError(f"{library.backend} {library.version} cannot parse {graph.name}: {messages.errors()}")
         _rewire_masks(trt, network, expected)
         config = _configure(trt, builder, network, profiles, targets, workspace_mib)
         cache = _load_timing_cache(config, timing_cache)
@@ -87,12 +89,12 @@ def compile_plan(
         stage(f"compiling {len(profiles)} profile{'s' if len(profiles) > 1 else ''}{for_what}")
         plan = builder.build_serialized_network(network, config)
         if plan is None:
-            raise BuildError(f"{library.backend} {library.version} does not compile the graph: {messages.errors()}")
+            raise BuildError(f"{library.backend} {library.version} cannot compile the graph: {messages.errors()}")
         if cache is not None and timing_cache is not None:
             _save_timing_cache(config, timing_cache)
         inputs = tuple(_tensor(trt, network.get_input(index)) for index in range(network.num_inputs))
         outputs = tuple(_tensor(trt, network.get_output(index)) for index in range(network.num_outputs))
-        del parser, network, config, builder  # in this order: none keeps another alive
+        del parser, network, config, builder  # in this order, because they do not keep each other alive
     stage("checking")
     kernels = read_kernels(messages.text) or _inspect(library, plan)
     report = report_on(
@@ -101,7 +103,7 @@ def compile_plan(
     )  # fmt: skip
     if report.problems:
         raise BuildError(
-            f"{library.backend} {library.version} made something else of the graph than was asked: "
+            f"{library.backend} {library.version} did not compile the graph as required: "
             + "; ".join(report.problems[:6])
             + (f"; and {len(report.problems) - 6} more" if len(report.problems) > 6 else "")
             + ". Nothing was written"
@@ -110,26 +112,26 @@ def compile_plan(
 
 
 def _rewire_masks(trt: Any, network: Any, expected: Expected) -> None:
-    """Give every fused attention the mask as it is before it is expanded, [B, 1, 1, T] instead of [B, 1, T, T].
+    """Connect every fused attention to the mask before it is expanded, [B, 1, 1, T] instead of [B, 1, T, T].
 
-    ONNX Runtime takes only the second, so that is what the graph has. Here it would be read from memory by every block;
-    and the parser has dropped masks before, without a word.
+    ONNX Runtime supports only the expanded mask, so the graph has it. In TensorRT every block would read it from
+    memory. This also detects masks that the parser dropped without a warning.
     """
     attentions = list(_attentions(trt, network))
     wanted = set(expected.attention) if expected.mask is not None else set()
     masked = {str(attention.name) for attention in attentions if attention.mask is not None}
     operators = {str(attention.name) for attention in attentions}
     for name in sorted((wanted & operators) - masked):
-        raise BuildError(f"{name}: the parser dropped its mask, so that padding would change the vectors")
+        raise BuildError(f"{name}: the parser dropped the mask, so padding would change the vectors")
     if not masked:
         return
     source = _tensor_called(network, expected.mask)
     if source is None:
-        raise BuildError(f"the parser shows no tensor {expected.mask!r}, the mask before it is expanded")
+        raise BuildError(f"the parsed network has no tensor {expected.mask!r}, the mask before it is expanded")
     for attention in attentions:
         if attention.mask is not None:
             if attention.mask.dtype != trt.DataType.BOOL:
-                raise BuildError(f"{attention.name}: its mask is {attention.mask.dtype.name}, expected BOOL")
+                raise BuildError(f"{attention.name}: the mask has type {attention.mask.dtype.name}, expected BOOL")
             attention.mask = source
 
 
@@ -168,19 +170,19 @@ def _configure(
         shapes = builder.create_optimization_profile()
         shapes.set_shape(source.name, *(_shape(source, profile, corner) for corner in range(3)))
         if config.add_optimization_profile(shapes) < 0:
-            raise BuildError(f"the library does not take profile {profile.name} ({profile})")
+            raise BuildError(f"the library rejected profile {profile.name} ({profile})")
     return config
 
 
 def _shape(source: Any, profile: Profile, corner: int) -> tuple[int, ...]:
-    """The least, best or most shape of the input: [B, T] of ids, [B, …] of pixels."""
+    """The smallest, optimal or largest shape of the input: [B, T] for ids, [B, …] for pixels."""
     if profile.tokens is not None:
         return profile.batch[corner], profile.tokens[corner]
     return (profile.batch[corner], *tuple(source.shape)[1:])
 
 
 def _load_timing_cache(config: Any, path: Path | None) -> Any:
-    """What was measured by earlier builds; None where none is kept. A cache of another GPU is ignored."""
+    """Load the timing cache of earlier builds; None if there is no cache. A cache of another GPU is ignored."""
     if path is None:
         return None
     content = path.read_bytes() if path.is_file() else b""
@@ -189,7 +191,7 @@ def _load_timing_cache(config: Any, path: Path | None) -> Any:
 
 
 def _save_timing_cache(config: Any, path: Path) -> None:
-    """Atomically: builds may run at the same time. Where it cannot be written, the next build measures again."""
+    """Write the timing cache atomically, because builds may run in parallel. A failure to write is ignored."""
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, bytes(memoryview(config.get_timing_cache().serialize())))
@@ -200,7 +202,7 @@ def _tensor(trt: Any, tensor: Any) -> dict[str, Any]:
 
 
 def _inspect(library: Library, plan: Any) -> list[Kernel]:
-    """The list of layers from the inspector, where the build log has none: needs the GPU that the plan is for."""
+    """Read the list of layers from the inspector, if the build log has none. This needs the GPU of the plan."""
     trt = library.module
     engine = trt.Runtime(logger_of(library)).deserialize_cuda_engine(plan)
     if engine is None:

@@ -1,4 +1,4 @@
-"""Optimisation profiles from TOML: those that come with jinaclip, "server" and "edge", or a user's own file."""
+"""Read optimisation profiles from TOML: the built-in sets "server" and "edge", or a user's file."""
 
 from __future__ import annotations
 
@@ -13,18 +13,21 @@ from jinaclip.bundle.manifest import TOWERS
 from jinaclip_engines.errors import ProfileError
 
 NAMED = ("server", "edge")
-TOKEN_BUDGET = 32768  # where a file gives none
+TOKEN_BUDGET = 32768  # default if a file has no token_budget
 
 
 def load_profiles(name: str, *, max_tokens: int | None = None) -> dict[str, tuple[Profile, ...]]:
-    """Profiles by tower.
+    """Load the profiles of each tower.
 
     Args:
-        name: of NAMED, or the path of a TOML file of the same form.
-        max_tokens: of the model; longer lengths are cut to it.
+        name: one of NAMED, or the path of a TOML file in the same format.
+        max_tokens: the model's limit; larger lengths are reduced to it.
+
+    Returns:
+        The profiles by tower.
 
     Raises:
-        ProfileError: the file is missing or not of that form; names the field.
+        ProfileError: the file is missing or invalid. The message names the field.
     """
     if name in NAMED:
         where, text = name, files("jinaclip_engines.tensorrt").joinpath(f"profile-sets/{name}.toml").read_text("utf-8")
@@ -33,13 +36,13 @@ def load_profiles(name: str, *, max_tokens: int | None = None) -> dict[str, tupl
         try:
             text = Path(name).read_text("utf-8")
         except (OSError, ValueError) as error:
-            raise ProfileError(f"--profile {name} is neither {' nor '.join(NAMED)} nor a file ({error})") from error
+            raise ProfileError(f"--profile {name} is not {' or '.join(NAMED)} or a readable file ({error})") from error
     try:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ProfileError(f"{where} is not TOML: {error}") from error
+        raise ProfileError(f"{where} is not valid TOML: {error}") from error
     if unknown := set(document) - set(TOWERS):
-        raise ProfileError(f"{where}: {sorted(unknown)[0]!r} is no tower, expected {' or '.join(TOWERS)}")
+        raise ProfileError(f"{where}: {sorted(unknown)[0]!r} is not a tower, expected {' or '.join(TOWERS)}")
     return {tower: _tower(where, tower, section, max_tokens) for tower, section in document.items()}
 
 
@@ -56,10 +59,10 @@ def _tower(where: str, tower: str, section: Any, max_tokens: int | None) -> tupl
     for number, entry in enumerate(section["profile"]):
         profile = _profile(f"{where}: {tower}.profile {number}", tower, entry, max_tokens)
         if profile.name in {other.name for other in found}:
-            raise ProfileError(f"{where}: two {tower} profiles are called {profile.name!r}")
+            raise ProfileError(f"{where}: two {tower} profiles have the name {profile.name!r}")
         if tower == "text" and profile.corner > budget:
             raise ProfileError(
-                f"{where}: {tower} profile {profile.name!r} takes up to {profile.batch[2]} × "
+                f"{where}: {tower} profile {profile.name!r} has up to {profile.batch[2]} × "
                 f"{profile.tokens[2] if profile.tokens else 1} tokens, more than its token_budget of {budget}"
             )
         found.append(profile)
@@ -90,7 +93,7 @@ def _rising(where: str, entry: Mapping[str, Any], field: str) -> tuple[int, int,
         or not 1 <= values[0] <= values[1] <= values[2] < 1 << 20
     ):
         raise ProfileError(
-            f"{where}: {field} is {values!r}, expected three rising whole numbers, from 1 and below 2^20: "
-            "least, best, most"
+            f"{where}: {field} is {values!r}, expected three whole numbers in ascending order, from 1 and below 2^20: "
+            "smallest, optimal, largest"
         )
     return values[0], values[1], values[2]

@@ -1,8 +1,8 @@
-"""What the range probe runs an fp32 graph with: texts of many scripts and kinds, photos, and pictures as no photo is.
+"""Calibration inputs for an fp32 graph: texts in many scripts, photos and synthetic images.
 
-Fixed, so that the same checkpoint gives the same bundle everywhere. `jinaclip certify` measures the outcome on other
-sentences, and on crops of photos that are here only as a whole. probe-photos/ holds six of them, scaled down to at most
-512 px; NOTICE says whose they are.
+The inputs are fixed, so the same checkpoint gives the same bundle everywhere. `jinaclip certify` measures the result on
+other sentences, and on crops that are not among these inputs. probe-photos/ has six photos, scaled down to at most
+512 px; NOTICE names their authors.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ PROBE_TEXTS = (
     "the form on the help page keeps returning an error after the second step?",
 )
 
-CROPS = 3  # of each photo
+CROPS = 3  # number of crops of each photo
 
 
 def probe_pictures(size: int) -> Iterator[Image.Image]:
-    """RGB: six photos, each whole and in CROPS parts; then [size, size] black, white, noise, and soft shapes with ever
-    finer detail.
+    """RGB images: six photos, each followed by CROPS random crops of it; then [size, size] black, white, noise, and
+    smooth random shapes at several scales.
     """
     rng = np.random.default_rng(7)
     photos = files("jinaclip_export").joinpath("probe-photos")

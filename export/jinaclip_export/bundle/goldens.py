@@ -18,12 +18,12 @@ from jinaclip_export.onnx_export.graphs import ImageGraph
 from jinaclip_export.towers.image import ImageTower
 from jinaclip_export.towers.text import TextTower
 
-# Short, so that the self-test is quick; several scripts, so that it reads the tokenizer for more than English.
+# The texts are short to keep the self-test fast, and use several scripts to test the tokenizer on more than English.
 TEXTS = ("A beautiful sunset over the beach: 海滩上美丽的日落", "Καφές, кофе & قهوة no. 42")
 
 
 def text_goldens(tower: TextTower, tokenizer: TextTokenizer) -> list[dict[str, Any]]:
-    """Manifest entries of the text goldens, computed where the tower is."""
+    """Manifest entries of the text goldens, computed on the tower's device."""
     entries = []
     for text in TEXTS:
         ids = tokenizer.encode([text])[0][: tower.config.max_tokens]
@@ -34,7 +34,7 @@ def text_goldens(tower: TextTower, tokenizer: TextTokenizer) -> list[dict[str, A
 
 
 def image_goldens(tower: ImageTower, preprocessing: ImagePreprocessing, directory: Path) -> list[dict[str, Any]]:
-    """Writes the golden pictures to `directory` and returns their manifest entries, computed where the tower is."""
+    """Write the golden images to `directory` and return their manifest entries, computed on the tower's device."""
     entries = []
     graph = ImageGraph(tower, preprocessing).to(tower.cos.device)
     for index, image in enumerate(_pictures(preprocessing.size)):
@@ -49,7 +49,7 @@ def image_goldens(tower: ImageTower, preprocessing: ImagePreprocessing, director
 
 
 def _pictures(size: int) -> list[Image.Image]:
-    """Two pictures that are not of the model's size, so that both passes of the resize are under test."""
+    """Two images of other sizes than the model's, so that the self-test covers both passes of the resize."""
     rng = np.random.default_rng(2)
     blocks = rng.integers(0, 256, (9, 14, 3), np.uint8).repeat(size // 8 + 1, 0).repeat(size // 9 + 1, 1)
     y, x = np.mgrid[0 : 1.5 * size, 0 : 0.8 * size] / size

@@ -1,4 +1,4 @@
-"""bundle.json, section by section: docs/bundle.md is the format."""
+"""The sections of bundle.json. docs/bundle.md describes the format."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from jinaclip_export.towers.config import ImageConfig, TextConfig
 
 @dataclass(frozen=True)
 class Identity:
-    """What a bundle says of the model it was made from."""
+    """Name, revision and licence of the model that a bundle was made from."""
 
     model_id: str
     revision: str | None = None
@@ -32,10 +32,10 @@ class Identity:
 
 
 def new_manifest(checkpoint: Checkpoint, identity: Identity) -> dict[str, Any]:
-    """The sections that no tower has a part in; those of the towers are empty.
+    """A manifest with the sections common to both towers. The towers' own sections are empty.
 
     Raises:
-        CheckpointError: preprocessor_config.json is wrong, or not of this checkpoint.
+        CheckpointError: preprocessor_config.json is invalid, or does not match this checkpoint.
     """
     weights = checkpoint.weights_sha256()
     published = weights == PUBLISHED_SHA256
@@ -57,7 +57,7 @@ def new_manifest(checkpoint: Checkpoint, identity: Identity) -> dict[str, Any]:
         },
         "dims": list(checkpoint.config.matryoshka_dimensions),
         "logit_scale": checkpoint.logit_scale,
-        # These two also where their tower is left out: the provenance is the whole model's.
+        # These two are written even if their tower is not exported, because the provenance covers the whole model.
         "tokenizer_sha256": sha256_of(checkpoint.file("tokenizer.json")),
         "image": read_preprocessing(checkpoint).to_manifest(),
         "towers": {},
@@ -68,7 +68,7 @@ def new_manifest(checkpoint: Checkpoint, identity: Identity) -> dict[str, Any]:
 
 
 def add_text(manifest: dict[str, Any], config: TextConfig) -> None:
-    """The text tower, its graphs left out, and its tokenizer."""
+    """Add the text tower, without its graphs, and its tokenizer."""
     manifest["towers"]["text"] = {
         "input": {"name": "input_ids", "dtype": "int64", "shape": ["batch", "tokens"]},
         "outputs": ["text_embeddings", "l2norm_text_embeddings"],
@@ -89,10 +89,10 @@ def add_text(manifest: dict[str, Any], config: TextConfig) -> None:
 
 
 def add_image(manifest: dict[str, Any], config: ImageConfig, pixels: str) -> None:
-    """The image tower, its graphs left out.
+    """Add the image tower, without its graphs.
 
     Args:
-        pixels: what its graphs take, "uint8" or "float32".
+        pixels: input type of its graphs, "uint8" or "float32".
     """
     size = config.image_size
     shape = ["batch", size, size, 3] if pixels == "uint8" else ["batch", 3, size, size]
@@ -108,15 +108,15 @@ def add_image(manifest: dict[str, Any], config: ImageConfig, pixels: str) -> Non
 
 
 def special_ids(config: TextConfig) -> dict[str, int]:
-    """Ids of the tokens that a tokenizer puts around and behind a text."""
+    """Ids of the tokens that a tokenizer puts around a text (bos, eos) and after it (pad)."""
     return {"bos": config.bos_token_id, "pad": config.pad_token_id, "eos": config.eos_token_id}
 
 
 def read_preprocessing(checkpoint: Checkpoint) -> ImagePreprocessing:
-    """Of preprocessor_config.json.
+    """Read preprocessor_config.json.
 
     Raises:
-        CheckpointError: it is wrong, or not of this checkpoint.
+        CheckpointError: the file is invalid, or does not match this checkpoint.
     """
     try:
         preprocessing = ImagePreprocessing.from_manifest(checkpoint.read_json("preprocessor_config.json"))
@@ -126,7 +126,7 @@ def read_preprocessing(checkpoint: Checkpoint) -> ImagePreprocessing:
     if preprocessing.size != size:
         raise CheckpointError(
             f"preprocessor_config.json has size {preprocessing.size}, config.json has image_size {size}; "
-            "expected the files of one checkpoint"
+            "expected both files from the same checkpoint"
         )
     return preprocessing
 
@@ -142,6 +142,6 @@ def write_manifest(directory: Path, manifest: dict[str, Any]) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """Of a file's content, in hex."""
+    """SHA-256 of a file's content, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

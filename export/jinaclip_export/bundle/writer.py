@@ -1,4 +1,4 @@
-"""Checkpoint to bundle: every step, in order, into a directory that appears only when all of it is right."""
+"""Export a checkpoint to a bundle. The output directory appears only when every step has succeeded."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from jinaclip_export.errors import CheckpointError, ExportError
 from jinaclip_export.onnx_export.graphs import export_image, export_text
 
 PIXELS = ("uint8", "float32")
-BYTES = {"fp32": 4, "fp16": 2, "int8": 1}  # of a weight
+BYTES = {"fp32": 4, "fp16": 2, "int8": 1}  # size of a weight
 
 
 def export_bundle(
@@ -50,14 +50,20 @@ def export_bundle(
     """Write a bundle.
 
     Args:
-        output: directory that must not exist yet, or be empty.
+        checkpoint: the checkpoint to export.
+        output: directory to create. It must not exist, or must be empty.
+        identity: name, revision and licence of the model.
         towers: "text", "image" or both.
-        precisions: some of "fp32", "fp16" and "int8". Without "fp32" there is nothing to certify the others against.
-        pixels: input of the image graph, "uint8" or the published "float32".
+        precisions: any of "fp32", "fp16" and "int8". Without "fp32" the other precisions cannot be certified.
+        pixels: input type of the image graph, "uint8" or the published "float32".
+
+    Returns:
+        The new bundle.
 
     Raises:
-        CheckpointError: the checkpoint is wrong. ParityError: a graph differs from torch.
-        ExportError: `output` cannot be written. In every case nothing is left of it.
+        CheckpointError: the checkpoint is invalid.
+        ParityError: a graph differs from torch.
+        ExportError: `output` cannot be written. After any of these errors, `output` has no partial files.
     """
     _check_disk(checkpoint, output, towers, precisions)
     checkpoint.check(towers)
@@ -79,8 +85,8 @@ def export_bundle(
                 if precision == "fp32":
                     raise
                 raise ExportError(
-                    f"{str(error).partition(';')[0]}; this checkpoint does not stand {precision}: leave it out of "
-                    "--precision; nothing was written"
+                    f"{str(error).partition(';')[0]}; this checkpoint cannot be exported in {precision}: remove it "
+                    "from --precision; nothing was written"
                 ) from error
         shutil.rmtree(directory / "selftest", ignore_errors=True)
     return Bundle(output)
@@ -108,7 +114,7 @@ def _add_text(checkpoint: Checkpoint, directory: Path, manifest: dict[str, Any],
 def _add_graphs(
     tower: str, directory: Path, manifest: dict[str, Any], precisions: Sequence[str], inputs: Sequence[Arrays]
 ) -> None:
-    """The other precisions of a tower whose fp32 graph is written, which goes where it is not wanted itself."""
+    """Write a tower's other precisions from its fp32 graph. Remove the fp32 graph if it was not requested."""
     fp32 = directory / f"{tower}-fp32.onnx"
     others = [precision for precision in precisions if precision != "fp32"]
     if others:
@@ -142,7 +148,7 @@ def _add_image(
 
 @contextmanager
 def _new_directory(output: Path) -> Iterator[Path]:
-    """A directory that gets the name `output` at the end, or is gone."""
+    """A temporary directory that is renamed to `output` on success and removed on failure."""
     check_output(output)
     for stale in output.parent.glob(f".{output.name}.partial-*"):
         owner = stale.name.rpartition("-")[2]
@@ -156,10 +162,10 @@ def _new_directory(output: Path) -> Iterator[Path]:
             with path.open("rb") as file:
                 os.fsync(file.fileno())
         if output.exists():
-            output.rmdir()  # empty: check_output saw to that
+            output.rmdir()  # check_output verified that it is empty
         os.rename(partial, output)
     except OSError as error:
-        raise ExportError(f"cannot write {output}: {error.strerror or error}; nothing was left there") from error
+        raise ExportError(f"cannot write {output}: {error.strerror or error}; partial files were removed") from error
     except InputError as error:
         raise ExportError(str(error)) from error
     finally:
@@ -167,11 +173,11 @@ def _new_directory(output: Path) -> Iterator[Path]:
 
 
 def check_output(output: Path) -> None:
-    """Refuse to write over anything."""
+    """Raise ExportError if `output` has content that would be overwritten, or if its parent does not exist."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ExportError(f"{output} exists already; choose another --output, or remove it first")
+        raise ExportError(f"{output} already exists; choose another --output or remove it first")
     if not output.parent.is_dir():
-        raise ExportError(f"{output.parent} is not a directory; make it first, or choose another --output")
+        raise ExportError(f"{output.parent} is not a directory; create it first or choose another --output")
 
 
 def _check_disk(checkpoint: Checkpoint, output: Path, towers: Sequence[str], precisions: Sequence[str]) -> None:
@@ -186,13 +192,13 @@ def _check_disk(checkpoint: Checkpoint, output: Path, towers: Sequence[str], pre
         for side in shape:
             count *= side
         numbers += count if "lora_" not in name else 0
-    # The fp32 graphs are written in any case: the others are made from them.
+    # The fp32 graphs are always written, because the other precisions are made from them.
     needed = numbers * sum(BYTES[precision] for precision in {"fp32", *precisions}) + (64 << 20)
     free = shutil.disk_usage(output.parent).free
     if free < needed:
         raise ExportError(
             f"{output.parent} has {free / 1e9:.1f} GB free, the bundle needs {needed / 1e9:.1f} GB; "
-            "free some space or choose another --output"
+            "free disk space or choose another --output"
         )
 
 

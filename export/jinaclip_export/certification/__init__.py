@@ -1,4 +1,4 @@
-"""What `jinaclip certify` measures: inputs, references, figures, and the table and plot of them.
+"""The measurements of `jinaclip certify`: inputs, references, metrics, and their table and plot.
 
 Imports jinaclip_export.towers, checkpoint, onnx_export and bundle.
 """

@@ -1,7 +1,7 @@
-"""What a certificate is measured on: crops of photos and sentences, or the user's own.
+"""Inputs of a certificate's measurement: built-in photo crops and sentences, or the user's own images and texts.
 
-The sentences were written for this file: 26 languages, ten each, 2 to 61 words. The crops are cut from photos
-that scikit-image's wheel carries, only from those in the public domain or under CC0 (its own pages say which):
+The sentences were written for this project: 26 languages, ten each, 2 to 61 words. The crops are cut from photos in
+scikit-image's wheel. Only photos in the public domain or under CC0 are used (scikit-image's documentation lists them):
 
     astronaut.png            public domain (NASA)
     hubble_deep_field.jpg    public domain (NASA)
@@ -43,8 +43,8 @@ class Items:
     """The inputs of one tower.
 
     Attributes:
-        items: texts or images, no two the same.
-        source: "built-in", or "sha256:" and 16 hex digits of the user's.
+        items: texts or images, without duplicates.
+        source: "built-in", or "sha256:" and 16 hex digits of a hash of the user's items.
     """
 
     items: Sequence[str] | Sequence[ImageInput]
@@ -52,13 +52,13 @@ class Items:
 
 
 def built_in_texts() -> Items:
-    """260 sentences."""
+    """The 260 built-in sentences."""
     content = files("jinaclip_export").joinpath("certificate_texts.tsv").read_text("utf-8")
     return Items([line.partition("\t")[2] for line in content.splitlines()], "built-in")
 
 
 def built_in_images() -> Items:
-    """144 crops of place, size and aspect drawn with a fixed seed: each side 30 to 100 % of the photo's."""
+    """144 crops. Position, size and aspect are drawn with a fixed seed; each side is 30 to 100 % of the photo's."""
     import skimage
 
     directory = Path(skimage.__file__).parent / "data"
@@ -66,7 +66,7 @@ def built_in_images() -> Items:
     crops: list[Image.Image] = []
     for name in PHOTOS:
         if not (directory / name).is_file():
-            raise InputError(f"this scikit-image has no {name}; install another version, or give --images DIR")
+            raise InputError(f"scikit-image has no file {name}; install another version of it, or use --images DIR")
         photo = to_rgb(open_image(directory / name))
         for _ in range(CROPS):
             sides = np.array(photo.size)  # width, height
@@ -77,10 +77,10 @@ def built_in_images() -> Items:
 
 
 def texts_of(file: str) -> Items:
-    """The lines of a UTF-8 file, each once.
+    """The lines of a UTF-8 file, without duplicates.
 
     Raises:
-        InputError: it cannot be read, or holds fewer than two texts.
+        InputError: the file cannot be read, or has fewer than two different texts.
     """
     lines = read_texts(file)
     for line in lines:
@@ -91,10 +91,10 @@ def texts_of(file: str) -> Items:
 
 
 def images_of(directory: str) -> Items:
-    """The image files of a directory, each content once.
+    """The image files of a directory, without files of the same content.
 
     Raises:
-        InputError: there are fewer than two.
+        InputError: there are fewer than two different images.
     """
     by_hash: dict[str, str] = {}
     for path in find_images([directory]):

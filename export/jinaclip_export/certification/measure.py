@@ -1,7 +1,7 @@
-"""Run a bundle's graphs over real inputs and make certificates of what came out.
+"""Run a bundle's graphs on real inputs and make certificates from the results.
 
-Every item is run alone, as the reference; a sample is run again beside an outlier. The reference of a precision
-is the bundle's fp32 graph; that of fp32 is torch, where a checkpoint is given.
+Every item is run alone. A sample of the items is run again in a batch with an outlier. The reference of a precision is
+the bundle's fp32 graph. The reference of fp32 is torch, if a checkpoint is given.
 """
 
 from __future__ import annotations
@@ -26,20 +26,21 @@ from jinaclip_export.certification.known_answers import TEXTS, compare_known_ans
 from jinaclip_export.certification.metrics import beside, compare, unit
 from jinaclip_export.checkpoint.hub import PUBLISHED_SHA256
 
-BESIDE = {"text": 24, "image": 8}  # items that are run again beside an outlier
-OUTLIER_TEXT = "\U0001f600龘 ¶¶¶ ZZZZ " * 40 + "0" * 200  # rare pieces, and longer than any neighbour
+BESIDE = {"text": 24, "image": 8}  # number of items that are run again in a batch with an outlier
+OUTLIER_TEXT = "\U0001f600龘 ¶¶¶ ZZZZ " * 40 + "0" * 200  # rare tokens, and longer than any other item
 
 
 @dataclass(frozen=True)
 class Vectors:
-    """What one graph returned, raw float32.
+    """The output of one graph, raw float32.
 
     Attributes:
-        alone: every item [N, D].
-        beside: the rows `sample` of it, each beside an outlier [S, D].
-        known: the known answers' texts [10, D], for the published weights' text tower.
-        dims: lengths that a vector may be cut to.
-        session: what ran it.
+        alone: vectors of all items, each run alone [N, D].
+        beside: vectors of the items `sample`, each run in a batch with an outlier [S, D].
+        sample: indexes of the items in `beside`.
+        known: vectors of the known answers' texts [10, D]; only for the text tower of the published weights.
+        dims: lengths that a vector may be truncated to.
+        session: description of the session that ran the graph.
     """
 
     alone: np.ndarray
@@ -52,12 +53,12 @@ class Vectors:
 
 @dataclass(frozen=True)
 class Measured:
-    """One precision of a bundle.
+    """The measurement of one precision of a bundle.
 
     Attributes:
-        found: of each tower, its vectors, or why there are none.
-        references: raw vectors [N, D] of each tower to compare with; without them only batches are judged.
-        reference_name: what the references are of; None for the bundle's fp32 graphs.
+        found: the vectors of each tower, or the reason why there are none.
+        references: raw reference vectors [N, D] of each tower. Without them only the effect of batches is measured.
+        reference_name: name of what computed the references; None for the bundle's fp32 graphs.
     """
 
     precision: str
@@ -67,7 +68,7 @@ class Measured:
 
 
 class TowerInputs:
-    """The items of one tower as its graphs take them, made when they are needed: pictures are large."""
+    """The items of one tower as graph inputs, computed on demand because image inputs are large."""
 
     def __init__(self, bundle: Bundle, tower: str, items: Items) -> None:
         self.bundle, self.tower, self.items = bundle, tower, items
@@ -89,13 +90,13 @@ class TowerInputs:
             raise InputError(f"image {index}: {error}", index=index) from error
 
     def text(self, text: str) -> np.ndarray:
-        """Ids int64 [1, T] of a text, without an instruction."""
-        assert self.tokenizer is not None  # only asked of the text tower
+        """Token ids int64 [1, T] of a text, without an instruction."""
+        assert self.tokenizer is not None  # only called for the text tower
         ids = self.tokenizer.encode([text])
         return self.tokenizer.padded(self.tokenizer.truncated(ids, self.bundle.max_tokens))
 
     def beside_outlier(self, index: int) -> np.ndarray:
-        """An item, and after it a long text of rare characters or a picture of black and white noise."""
+        """A batch of two: an item, then a long text of rare characters or an image of black and white noise."""
         row = self.row(index)
         if self.tokenizer is not None:
             outlier = self.tokenizer.encode([OUTLIER_TEXT])[0][: self.bundle.max_tokens]
@@ -106,11 +107,11 @@ class TowerInputs:
 
 
 def run_graph(inputs: TowerInputs, precision: str, backend: Backend, threads: int | None) -> Vectors:
-    """Every vector that a certificate needs of one graph, run by a backend.
+    """Run one graph with a backend and return every vector that its certificate needs.
 
     Raises:
-        BackendError: the graph fails its self-test, or returned NaN or infinity.
-        InputError: an item cannot be used.
+        BackendError: the graph failed its self-test, or returned NaN or infinity.
+        InputError: an item is invalid.
     """
     bundle, tower = inputs.bundle, inputs.tower
     session, _ = backend.open(bundle, tower, precision, threads=threads)
@@ -125,7 +126,7 @@ def run_graph(inputs: TowerInputs, precision: str, backend: Backend, threads: in
             for batch in batches:
                 rows.append(_first_row(encoder, batch))
                 progress.advance()
-            unit(found := np.stack(rows), max(bundle.dims))  # refuses what is not finite
+            unit(found := np.stack(rows), max(bundle.dims))  # raises if a value is not finite
             return found
 
         return Vectors(
@@ -153,7 +154,7 @@ def _first_row(encoder: Encoder, batch: np.ndarray) -> np.ndarray:
 
 
 def try_graph(inputs: TowerInputs, precision: str, backend: Backend, threads: int | None) -> Vectors | str:
-    """`run_graph`, or why this graph returns nothing that could be measured."""
+    """Result of `run_graph`, or the reason why the graph could not be measured."""
     try:
         return run_graph(inputs, precision, backend, threads)
     except (BackendMissing, EngineMismatch):
@@ -165,11 +166,11 @@ def try_graph(inputs: TowerInputs, precision: str, backend: Backend, threads: in
 def certificate(
     bundle: Bundle, measured: Measured, inputs: Mapping[str, TowerInputs], backend: Backend, session: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The certificate of one precision; docs/bundle.md has its fields.
+    """The certificate of one precision; docs/bundle.md describes its fields.
 
     Args:
-        backend: that ran the graphs.
-        session: what ran them.
+        backend: the backend that ran the graphs.
+        session: description of the session that ran them.
     """
     towers = {}
     for tower, vectors in measured.found.items():
@@ -187,14 +188,14 @@ def certificate(
         "model": bundle.model["id"],
         "weights_sha256": bundle.model["weights_sha256"],
         "precision": measured.precision,
-        "session": {name: value for name, value in session.items() if name != "graph"},  # each tower says its own
+        "session": {name: value for name, value in session.items() if name != "graph"},  # it is in each tower's entry
         "passed": all(entry["verdict"] == "passed" for entry in towers.values()),
         "towers": towers,
     }
 
 
 def _numbers(bundle: Bundle, measured: Measured, tower: str, vectors: Vectors) -> dict[str, Any]:
-    """What a tower's entry says of its vectors."""
+    """The fields of a tower's entry that are computed from its vectors."""
     numbers: dict[str, Any] = {"reference": None}
     if tower in measured.references:
         numbers["reference"] = measured.reference_name or f"fp32 graph {bundle.graph_identity(tower, 'fp32')}"
@@ -213,7 +214,7 @@ def _numbers(bundle: Bundle, measured: Measured, tower: str, vectors: Vectors) -
 
 
 def with_other_towers(fresh: dict[str, Any], bundle: Bundle, backend: Backend) -> dict[str, Any]:
-    """A certificate, with what the one it replaces says of towers that were not measured this time."""
+    """The new certificate, with the entries of towers that were not measured this time copied from the old one."""
     old = bundle.read_note(note_name(fresh["precision"], fresh["session"])) or {}
     session, towers = old.get("session"), old.get("towers")
     if (
@@ -237,7 +238,7 @@ def with_other_towers(fresh: dict[str, Any], bundle: Bundle, backend: Backend) -
 
 
 def _graph_now(bundle: Bundle, tower: str, precision: str, backend: Backend) -> str | None:
-    """What would run, or None where there is no engine."""
+    """Identity of the graph that would run now, or None if there is no engine."""
     try:
         return backend.graph(bundle, tower, precision)
     except BackendError:

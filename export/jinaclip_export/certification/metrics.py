@@ -1,4 +1,4 @@
-"""How far one set of vectors is from another, as a certificate states it."""
+"""Metrics of a certificate: the differences between two sets of vectors."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import numpy as np
 from jinaclip.embeddings import truncate
 
 NEIGHBOURS = 10
-_ROWS = 1024  # of a similarity matrix that are held at once
+_ROWS = 1024  # rows of a similarity matrix that are in memory at once
 
 
 def unit(raw: np.ndarray, dim: int) -> np.ndarray:
-    """What a user gets of raw vectors [N, D]: cut, normalised, float32; here as float64 [N, dim]."""
+    """The user's embeddings for raw vectors [N, D]: truncated, normalised, float32; here as float64 [N, dim]."""
     return truncate(raw, dim).astype(np.float64)
 
 
@@ -32,17 +32,18 @@ def compare(
     *,
     across: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> dict[str, Any]:
-    """The numbers of one dim.
+    """The metrics of one dim.
 
     Args:
         found, reference: raw vectors [N, D] of the same N items.
-        across: raw vectors of the other tower, as `found` and as `reference` have them.
+        across: raw vectors of the other tower, found and reference.
 
     Returns:
-        cosine: min, p1 (1st percentile) and mean over the items, found with reference.
-        max_abs: largest difference of a component.
-        error_ratio: error ÷ distance to the nearest other item of the reference, max and median.
-        top10: mean share of the ten nearest items that stay among them, `within` the tower and `across` towers.
+        cosine: min, p1 (1st percentile) and mean over the items of the cosine between found and reference.
+        max_abs: largest absolute difference of a component.
+        error_ratio: error ÷ distance from the reference vector to the nearest other item's, max and median.
+        top10: mean share of each item's ten nearest items that found and reference have in common, `within` the tower
+            and `across` towers.
     """
     f, r = unit(found, dim), unit(reference, dim)
     same = cosines(f, r)
@@ -72,11 +73,12 @@ def distance_to_nearest(units: np.ndarray) -> np.ndarray:
 def agreement(
     queries: np.ndarray, items: np.ndarray, old_queries: np.ndarray, old_items: np.ndarray, *, same_set: bool = False
 ) -> float:
-    """Mean share of each query's ten nearest items that are also the old query's ten nearest old items.
+    """Mean share of each query's ten nearest items that are also among the old query's ten nearest old items.
 
     Args:
-        queries, old_queries: unit vectors [N, D] of the same queries. items, old_items: [M, D] likewise.
-        same_set: queries are the items; none is its own neighbour.
+        queries, old_queries: unit vectors [N, D] of the same queries.
+        items, old_items: unit vectors [M, D] of the same items.
+        same_set: whether the queries are the items; an item is then not counted as its own neighbour.
     """
     count = min(NEIGHBOURS, len(items) - same_set)
     shares: list[float] = []
@@ -89,8 +91,11 @@ def agreement(
 
 
 def beside(alone: np.ndarray, in_company: np.ndarray, dims: Sequence[int]) -> dict[str, float]:
-    """How far the same items [N, D], raw, are in a batch from alone: largest error of a component of the full
-    unit vector, smallest cosine at any dim.
+    """Difference between the raw vectors [N, D] of the same items run alone and run in a batch.
+
+    Returns:
+        max_abs: largest difference of a component of the full unit vector.
+        cosine: smallest cosine at any dim.
     """
     least = min(float(cosines(unit(alone, dim), unit(in_company, dim)).min()) for dim in dims)
     full = max(dims)
@@ -98,7 +103,7 @@ def beside(alone: np.ndarray, in_company: np.ndarray, dims: Sequence[int]) -> di
 
 
 def _nearest(similarity: np.ndarray, count: int, own: int | None) -> np.ndarray:
-    """Columns of the `count` largest of each row; `own` is the column that is the first row itself."""
+    """Columns of the `count` largest values of each row. `own` is the first row's own column, which is excluded."""
     if own is not None:
         similarity[np.arange(len(similarity)), own + np.arange(len(similarity))] = -np.inf
     return np.argpartition(-similarity, count - 1, axis=1)[:, :count]

@@ -1,4 +1,4 @@
-"""The picture of a certificate: how far from the reference which share of the items is."""
+"""Plot of a certificate: cumulative distribution of the items' distances to the reference."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jinaclip_export.certification.metrics import cosines, unit
 
 
 def draw(path: Path, measured: Sequence[Measured]) -> None:
-    """One field for each precision and tower that was compared, one line for each dim, the bound dashed."""
+    """Draw one panel per precision and tower with a reference, one line per dim, and the bound as a dashed line."""
     fields = [
         (m.precision, tower, vectors, m.references[tower])
         for m in measured

@@ -1,4 +1,4 @@
-"""Certificates as a table for people."""
+"""Certificates as a text table."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _HEAD = ("", "dim", "cosine min", "1 %", "mean", "max abs", "error÷nearest", "m
 
 
 def render(certificates: Sequence[dict[str, Any]]) -> str:
-    """A line for every dim of every tower and precision; under them the verdicts, each with its reasons."""
+    """One line for each dim of each tower and precision, then the verdicts with their reasons."""
     lines: list[tuple[str, ...]] = []
     verdicts: list[str] = []
     for certificate in certificates:
@@ -44,7 +44,7 @@ def _lines(entry: dict[str, Any]) -> Iterator[tuple[str, ...]]:
 def _verdict(entry: dict[str, Any]) -> str:
     said = f"{entry['verdict']}; {entry['items']} items ({entry['source']})"
     if batch := entry.get("batch"):
-        said += f"; beside an outlier: cosine {batch['cosine']:.8f}, max abs {batch['max_abs']:.1e}"
+        said += f"; in a batch with an outlier: cosine {batch['cosine']:.8f}, max abs {batch['max_abs']:.1e}"
     if known := entry.get("known_answers"):
-        said += f"; known answers: off by {known['max_error']:.1e}"
+        said += f"; known answers: error {known['max_error']:.1e}"
     return said

@@ -1,4 +1,4 @@
-"""The reference above the reference: torch's eager fp32 towers, for `jinaclip certify --against`."""
+"""Reference vectors of the fp32 graphs: torch's eager fp32 towers, for `jinaclip certify --against`."""
 
 from __future__ import annotations
 
@@ -17,23 +17,24 @@ REFERENCE = f"torch {torch.__version__.partition('+')[0]}"
 
 
 def open_checkpoint(directory: str, bundle: Bundle) -> Checkpoint:
-    """The checkpoint that a bundle was made from.
+    """Open the checkpoint that a bundle was made from.
 
     Raises:
-        CheckpointError: it is not one. CertificationError: it is another model's.
+        CheckpointError: the directory is not a valid checkpoint.
+        CertificationError: the checkpoint's weights are not those of the bundle.
     """
     checkpoint = Checkpoint(Path(directory), bundle.model.get("adaptation"))
     found, expected = checkpoint.weights_sha256(), bundle.model["weights_sha256"]
     if found != expected:
         raise CertificationError(
             f"--against {directory} has weights {found[:16]}…, the bundle was made from {expected[:16]}…; "
-            "name the checkpoint that was exported"
+            "use the checkpoint that was exported"
         )
     return checkpoint
 
 
 def torch_vectors(checkpoint: Checkpoint, bundle: Bundle, tower: str, rows: Iterable[np.ndarray]) -> np.ndarray:
-    """Raw vectors [N, D] of one item each: ids int64 [1, T], or pixels uint8 [1, size, size, 3]."""
+    """Raw vectors [N, D] of N rows of one item each: ids int64 [1, T], or pixels uint8 [1, size, size, 3]."""
     graph: TextGraph | ImageGraph
     if tower == "text":
         graph = TextGraph(checkpoint.text_tower())

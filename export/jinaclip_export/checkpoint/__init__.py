@@ -1,4 +1,4 @@
-"""Checkpoints of the published layout: read from a directory or a hub, or made of random weights.
+"""Checkpoints in the published layout, read from a directory or a hub, or generated with random weights.
 
 Imports jinaclip_export.towers and errors.
 """

@@ -1,9 +1,9 @@
-"""A stand-in tokenizer of the published form, for random checkpoints without a tokenizer file.
+"""Generate a tokenizer in the published format, for random checkpoints without a tokenizer file.
 
-Unigram over Metaspace with the published special tokens and template. Its pieces are single characters of
-the larger scripts, common words, and Latin letter groups up to the vocabulary's size, so that text in many
-languages keeps distinct ids and a long vocabulary costs what a long vocabulary costs. The published
-tokenizer's normaliser table belongs to its file; here plain NFKC stands in for it.
+It is Unigram over Metaspace with the published special tokens and template. Its pieces are single characters of the
+larger scripts, common words, and Latin letter groups up to the vocabulary's size. Text in many languages therefore gets
+distinct ids, and the embedding table has a realistic size. The normaliser is NFKC, because the published tokenizer's
+normaliser table is part of its file.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Iterator
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
 MASK_TOKEN = "<mask>"  # the last id of the vocabulary, as published
 
-# First and last code point of the scripts covered character by character, most used first.
+# First and last code point of each script whose characters are pieces, most used first.
 _SCRIPTS = (
     (0x0021, 0x007E), (0x00A1, 0x024F), (0x0370, 0x03FF), (0x0400, 0x04FF), (0x0590, 0x05FF),
     (0x0600, 0x06FF), (0x0900, 0x097F), (0x0980, 0x09FF), (0x0B80, 0x0BFF), (0x0C00, 0x0C7F),
@@ -38,21 +38,24 @@ ist im dem nicht ein eine als auch es an werden aus er hat dass sie nach wird be
 и в не на что с по как это из к но у за от о для его был было бы или так же все они
 """.split()
 
-# Below this many ids the characters of the scripts do not fit, and texts would collapse into <unk>.
+# With fewer ids most characters would not fit, and texts would become sequences of <unk>.
 MIN_VOCABULARY = 256
 
 
 def random_tokenizer(vocab_size: int) -> str:
-    """tokenizer.json text of a stand-in tokenizer with exactly `vocab_size` ids.
+    """Content of a tokenizer.json with exactly `vocab_size` ids.
 
     Args:
-        vocab_size: at least MIN_VOCABULARY.
+        vocab_size: number of ids, at least MIN_VOCABULARY.
+
+    Raises:
+        ValueError: `vocab_size` is too small.
     """
     if vocab_size < MIN_VOCABULARY:
-        raise ValueError(f"a stand-in tokenizer needs at least {MIN_VOCABULARY} ids, not {vocab_size}")
+        raise ValueError(f"vocab_size is {vocab_size}; a generated tokenizer needs at least {MIN_VOCABULARY} ids")
     ordinary = itertools.islice(_pieces(), vocab_size - len(SPECIAL_TOKENS) - 1)
     vocabulary: list[tuple[str, float]] = [(token, 0.0) for token in SPECIAL_TOKENS]
-    # A longer piece beats its parts: score -10 for one character, a little below it for the words.
+    # Every piece scores about -10, so one long piece scores higher than the several pieces it could be split into.
     vocabulary += [(piece, -10.0 - index * 1e-5) for index, piece in enumerate(ordinary)]
     vocabulary.append((MASK_TOKEN, 0.0))
     specials = [*enumerate(SPECIAL_TOKENS), (vocab_size - 1, MASK_TOKEN)]
@@ -108,7 +111,7 @@ def random_tokenizer(vocab_size: int) -> str:
 
 
 def _pieces() -> Iterator[str]:
-    """Distinct pieces, most useful first, without end."""
+    """An endless sequence of distinct pieces, most useful first."""
     seen: set[str] = set()
     letters = string.ascii_lowercase
     groups = ("".join(group) for size in itertools.count(3) for group in itertools.product(letters, repeat=size))
@@ -124,6 +127,6 @@ def _characters(first: int, last: int) -> Iterator[str]:
     for low, high in _SCRIPTS[first:last]:
         for code in range(low, high + 1):
             character = chr(code)
-            # What NFKC rewrites never reaches the vocabulary.
+            # A character that NFKC rewrites would never be looked up in the vocabulary.
             if unicodedata.normalize("NFKC", character) == character:
                 yield character

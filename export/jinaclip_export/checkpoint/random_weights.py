@@ -1,10 +1,10 @@
 """Seeded random checkpoints in the published layout, for tests, benchmarks and the demo.
 
-Default initialisation is useless as a stand-in: its vectors hardly depend on the input (reversing a
-sentence leaves a cosine of 0.9999), so that a graph without rotary positions or mask would pass any
-comparison. The scales below make the towers *sensitive*: distinct inputs end far apart, and so does a
-sentence read backwards; and rounding weights and rows to int8 moves a vector by little, at any depth.
-docs/decisions/003 has the figures, tests/test_parity.py and tests/test_certify.py hold them.
+Torch's default initialisation is not usable here: its vectors hardly depend on the input (reversing a sentence gives a
+cosine of 0.9999), so a graph without rotary positions or mask would pass any comparison. The scales below make the
+towers sensitive: different inputs, and a sentence in reverse order, get clearly different vectors. At the same time,
+rounding weights and activations to int8 changes a vector only a little, at any depth. docs/decisions/003 has the figures;
+tests/test_parity.py and tests/test_certify.py check them.
 """
 
 from __future__ import annotations
@@ -41,7 +41,13 @@ SIZES: dict[str, dict[str, Any]] = {
 def published_config(
     projection_dim: int = 1024, text: dict[str, Any] | None = None, vision: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """A config.json of the published form; `text` overlays hf_model_config_kwargs, `vision` vision_config."""
+    """Content of a config.json in the published format.
+
+    Args:
+        projection_dim: width of both towers and length of the vectors.
+        text: settings that override those of hf_model_config_kwargs.
+        vision: settings that override those of vision_config.
+    """
     return {
         "model_type": "jina_clip",
         "architectures": ["JinaCLIPModel"],
@@ -97,7 +103,7 @@ def published_config(
 
 
 def published_preprocessing(image_size: int) -> dict[str, Any]:
-    """A preprocessor_config.json of the published form."""
+    """Content of a preprocessor_config.json in the published format."""
     return {
         "size": image_size,
         "resize_mode": "shortest",
@@ -120,12 +126,16 @@ def write_random_checkpoint(
     """Write a checkpoint directory with random weights.
 
     Args:
-        directory: made if needed; files of the same names are overwritten.
-        config: config.json, for instance from `published_config`.
-        seed: the same seed, configuration, torch version and device give the same bytes.
-        tokenizer: a tokenizer.json to copy; None makes one whose ids fill the vocabulary.
+        directory: output directory, created if needed. Existing files of the same names are overwritten.
+        config: content of config.json, for instance from `published_config`.
+        seed: random seed. The same seed, configuration, torch version and device type give the same bytes.
+        tokenizer: a tokenizer.json to copy; None generates one whose ids fill the vocabulary.
         dtype: stored type of the weights; the published file is float16.
-        device: where the weights are drawn; another kind of device draws others.
+        device: device that draws the weights. Another type of device draws different weights.
+
+    Raises:
+        ExportError: `tokenizer` is not a file.
+        CheckpointError: `config` is invalid.
     """
     model = read_config(config)
     directory.mkdir(parents=True, exist_ok=True)
@@ -146,9 +156,9 @@ def write_random_checkpoint(
         raise ExportError(f"{tokenizer} is not a file; expected a tokenizer.json")
 
 
-# Standard deviation of each kind of tensor, by the end of its name; `fan` is its input width. LayerNorm hands
-# every projection inputs of unit variance, so gain / sqrt(fan) keeps a projection's output near `gain`, whatever the
-# width; and what a block adds to the residual stream is small enough that rounding does not grow with depth.
+# Standard deviation of each kind of tensor, by the end of its name; `fan` is its input width. LayerNorm gives every
+# projection inputs of unit variance, so gain / sqrt(fan) makes a projection's output about `gain` at every width. Each
+# block adds little to the residual stream, so rounding errors do not grow with depth.
 _STANDARD_DEVIATION: tuple[tuple[str, Callable[[int], float]], ...] = (
     ("word_embeddings.parametrizations.weight.original", lambda fan: 1.0),
     ("word_embeddings.weight", lambda fan: 1.0),
@@ -177,11 +187,12 @@ def _random(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Te
     if "token_type_embeddings" in name:
         weight *= 0.1  # one vector added to every token makes all texts alike
     if layer.endswith("mixer.Wqkv"):
-        # Turned by position, biases of queries and keys make each head look at tokens so and so far away, as trained
-        # heads do. Word order then shows in the vector without attention so sharp that rounding changes it.
+        # After the rotary embedding, the biases of queries and keys make each head attend to tokens at certain
+        # distances, as trained heads do. The vector then depends on word order, without attention so sharp that
+        # rounding changes the result.
         keys = 2 * shape[0] // 3
         weight[:keys] *= _CONTENT if len(shape) == 2 else _POSITION / 0.02
     elif layer.endswith("mlp.fc2") and len(shape) == 2:
-        # GELU's outputs have a positive mean, which would add one and the same vector to every token.
+        # GELU's outputs have a positive mean, which would add the same vector to every token.
         weight = 0.3 * (weight - weight.mean(1, keepdim=True))
     return weight

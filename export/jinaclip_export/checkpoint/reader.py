@@ -1,7 +1,7 @@
-"""Read a checkpoint of the published layout: safetensors and JSON, no remote code.
+"""Read a checkpoint in the published layout: safetensors and JSON, no remote code.
 
-The adapter (LoRA) is always on in this model, so it is merged into the weights once, in float32:
-W + scale · B·A for a Linear, W + scale · A·B for an embedding, scale = alpha / rank.
+The adapter (LoRA) is always active in this model, so it is merged into the weights once, in float32:
+W + scale · B·A for a Linear, W + scale · A·B for an embedding, with scale = alpha / rank.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ WEIGHTS = "model.safetensors"
 _ROBERTA = "text_model.transformer.roberta."
 _FLOATS = {"F16", "BF16", "F32"}
 
-# Published name -> ours, inside a block; a Linear of the text tower carries an adapter.
+# Published name -> name in jinaclip_export.towers, inside a block. Each Linear of the text tower has an adapter.
 _TEXT_LINEARS = {"mixer.Wqkv": "qkv", "mixer.out_proj": "out", "mlp.fc1": "fc1", "mlp.fc2": "fc2"}
 _IMAGE_BLOCK = {
     "norm1.weight": "norm1.weight",
@@ -107,12 +107,13 @@ class Checkpoint:
     """An opened checkpoint directory.
 
     Args:
-        directory: holds config.json, model.safetensors, preprocessor_config.json and tokenizer.json.
-        adaptation: which adapter to merge, one of the configuration's `lora_adaptations`; None takes the
-            published default. A checkpoint without adapters takes None only.
+        directory: directory with config.json, model.safetensors, preprocessor_config.json and tokenizer.json.
+        adaptation: adapter to merge, one of the configuration's `lora_adaptations`; None selects the checkpoint's
+            default. It must be None for a checkpoint without adapters.
 
     Raises:
-        CheckpointError: names the file, setting or tensor, what was found and what was expected.
+        CheckpointError: the checkpoint is invalid. The message names the file, setting or tensor, the value found and
+            the value expected.
     """
 
     def __init__(self, directory: Path, adaptation: str | None = None) -> None:
@@ -137,7 +138,7 @@ class Checkpoint:
             )
 
     def file(self, name: str) -> Path:
-        """Path of a file of the checkpoint, which must exist."""
+        """Path of a file of the checkpoint. Raises CheckpointError if the file does not exist."""
         path = self.directory / name
         if not path.is_file():
             found = sorted(p.name for p in self.directory.iterdir())[:8]
@@ -158,17 +159,17 @@ class Checkpoint:
         return value
 
     def weights_sha256(self) -> str:
-        """sha256 of the weights file, in hex: what a bundle's provenance is made from."""
+        """SHA-256 of the weights file, in hex. A bundle's manifest records it."""
         with self.file(WEIGHTS).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     @property
     def logit_scale(self) -> float:
-        """The learnt logarithm of the factor between a cosine and a logit."""
+        """Logarithm of the learned factor from cosine to logit."""
         return float(self._read("logit_scale", ()))
 
     def check(self, towers: Iterable[str]) -> None:
-        """Name, shape and type of every tensor of these towers, before anything slow starts."""
+        """Check the name, shape and type of every tensor of these towers, without reading the values."""
         if "text" in towers:
             self._check("text_model.", text_shapes(self.config.text))
         if "image" in towers:
@@ -197,15 +198,15 @@ class Checkpoint:
         chosen = asked or text.default_lora_task or (known[0] if len(known) == 1 else None)
         if not known:
             if asked:
-                raise CheckpointError(f"adaptation {asked!r} was asked for, but the checkpoint has no adapters")
+                raise CheckpointError(f"adaptation {asked!r} was requested, but the checkpoint has no adapters")
             return None, 0
         if chosen not in known:
             what = "no default adaptation" if chosen is None else f"no adaptation {chosen!r}"
-            raise CheckpointError(f"the checkpoint has {what}; it has {', '.join(known)}: choose with --adaptation")
+            raise CheckpointError(f"the checkpoint has {what}; it has {', '.join(known)}: choose one with --adaptation")
         return chosen, known.index(chosen)
 
     def _check(self, prefix: str, expected: Mapping[str, tuple[int, ...]]) -> None:
-        """All missing and unknown names at once."""
+        """Check the tensor names of one tower, then the shapes. One error lists the missing or unknown names."""
         found = {name for name in self._names if name.startswith(prefix) and ".rope." not in name}
         for problem, names in (("lacks", expected.keys() - found), ("has unknown", found - expected.keys())):
             if names:

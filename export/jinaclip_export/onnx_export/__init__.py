@@ -1,4 +1,4 @@
-"""Torch towers to ONNX graphs, compared with torch before they are written.
+"""Export of the torch towers to ONNX graphs, and the comparison of the graphs with torch.
 
 Imports jinaclip_export.towers and errors.
 """

@@ -1,7 +1,7 @@
-"""Each tower as its own standard ONNX graph: what goes in and out, and the check that it is still the tower.
+"""Export each tower as a standard ONNX graph and compare the graph with torch.
 
-Both graphs hold everything between a tokenised text or an 8-bit picture and a unit vector: mask, scaling,
-pooling and L2 norm. The bundle's format (docs/bundle.md) has their inputs and outputs.
+The graphs contain every step from token ids or 8-bit pixels to a unit vector: mask, scaling, pooling and L2 norm.
+docs/bundle.md describes their inputs and outputs.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from jinaclip_export.errors import ExportError, ParityError
 from jinaclip_export.towers.image import ImageTower
 from jinaclip_export.towers.text import TextTower
 
-OPSET = 23  # the first with the Attention operator
-MAX_ERROR = 1e-5  # largest difference of any component of a unit vector, graph against torch
+OPSET = 23  # the first opset with the Attention operator
+MAX_ERROR = 1e-5  # largest allowed difference of a component of a unit vector between graph and torch
 
 
 class TextGraph(nn.Module):
@@ -43,8 +43,8 @@ class TextGraph(nn.Module):
 class ImageGraph(nn.Module):
     """pixel_values -> image_embeddings [B, D], l2norm_image_embeddings [B, D].
 
-    pixels "uint8": pixel_values uint8 [B, S, S, 3], scaled and normalised inside.
-    pixels "float32": pixel_values float32 [B, 3, S, S], normalised by the host, as in the published file.
+    pixels "uint8": pixel_values uint8 [B, S, S, 3], scaled and normalised by the graph.
+    pixels "float32": pixel_values float32 [B, 3, S, S], normalised by the caller, as in the published file.
     """
 
     mean: Tensor
@@ -66,7 +66,7 @@ class ImageGraph(nn.Module):
 
 
 def unit_vectors(x: Tensor) -> Tensor:
-    """[B, D] -> x / max(norm, 1e-12). Spelled out: ONNX Runtime's CUDA kernel of ReduceL2 needs cuDNN."""
+    """[B, D] -> x / max(norm, 1e-12). It does not use ReduceL2, whose CUDA kernel in ONNX Runtime needs cuDNN."""
     return x / (x * x).sum(-1, keepdim=True).sqrt().clamp(min=1e-12)
 
 
@@ -74,10 +74,11 @@ def export_text(tower: TextTower, path: Path) -> float:
     """Write the text graph and compare it with torch.
 
     Returns:
-        The largest absolute difference between graph and torch over unit vectors.
+        The largest absolute difference between the unit vectors of the graph and of torch.
 
     Raises:
-        ParityError: it passed MAX_ERROR.
+        ParityError: the difference is larger than MAX_ERROR.
+        ExportError: the graph does not have one Attention node per block.
     """
     graph = TextGraph(tower)
     config = tower.config
@@ -98,7 +99,7 @@ def export_text(tower: TextTower, path: Path) -> float:
 
 
 def export_image(tower: ImageTower, preprocessing: ImagePreprocessing, pixels: str, path: Path) -> float:
-    """Write the image graph and compare it with torch; returns and raises as `export_text`."""
+    """Write the image graph and compare it with torch. Returns and raises the same as `export_text`."""
     graph = ImageGraph(tower, preprocessing, pixels)
     size = tower.config.image_size
     rng = np.random.default_rng(0)
@@ -116,7 +117,7 @@ def _write(graph: nn.Module, example: Tensor, shapes: Any, name: str, tower: str
     quiet.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
-            warnings.simplefilter("ignore")  # torch's own deprecations; what matters is compared below
+            warnings.simplefilter("ignore")  # torch's deprecation warnings; _compare checks the result
             program = torch.onnx.export(
                 graph,
                 (example,),
@@ -131,10 +132,10 @@ def _write(graph: nn.Module, example: Tensor, shapes: Any, name: str, tower: str
         quiet.setLevel(level)
     assert program is not None  # dynamo=True always returns one
     model: Any = program.model
-    # torch folds only the Transpose of a large weight; the patch weight, four-dimensional, is reshaped as well.
+    # torch folds only the Transpose of a large weight. The four-dimensional patch weight is also reshaped.
     fold_constants(model, should_fold=lambda node: node.op_type in ("Reshape", "Transpose"))
     model.producer_name, model.producer_version = "jinaclip", None
-    # The exporter notes source paths and stack traces of this machine on every node.
+    # Remove the source paths and stack traces that the exporter records on every node.
     for entry in (model, model.graph, *model.graph.all_nodes()):
         entry.metadata_props.clear()
         entry.doc_string = None
@@ -149,12 +150,12 @@ def _write(graph: nn.Module, example: Tensor, shapes: Any, name: str, tower: str
 
 
 def _require_attention(path: Path, blocks: int) -> None:
-    """One fused Attention node a block, or the graph would be slow everywhere and unfusable in TensorRT."""
+    """Check that each block has one Attention node. Other forms are slow, and TensorRT cannot fuse them."""
     model = onnx.load(path, load_external_data=False)
     found = sum(node.op_type == "Attention" and not node.domain for node in model.graph.node)
     if found != blocks:
         raise ExportError(
-            f"the exported graph has {found} Attention nodes, expected {blocks}, one a block; "
+            f"the exported graph has {found} Attention nodes, expected {blocks}, one per block; "
             f"this torch ({torch.__version__}) does not export scaled_dot_product_attention as tested"
         )
 
@@ -170,7 +171,7 @@ def _compare(graph: nn.Module, probes: Sequence[np.ndarray], name: str, tower: s
         raw = found[f"{tower}_embeddings"] - expected[0]
         relative = float((np.linalg.norm(raw, axis=1) / np.linalg.norm(expected[0], axis=1)).max())
         error = max(unit, relative / np.sqrt(raw.shape[1]))
-        if not error <= MAX_ERROR:  # also when it is NaN
+        if not error <= MAX_ERROR:  # true for NaN too
             raise ParityError(
                 f"the {tower} graph differs from torch by {error:.1e} on unit vectors (input shape "
                 f"{list(probe.shape)}), expected at most {MAX_ERROR:.0e}; nothing was written"

@@ -1,8 +1,8 @@
-"""The published configuration of jina-clip-v2, read into two small dataclasses.
+"""Read the published configuration of jina-clip-v2 into dataclasses.
 
-config.json names only what differs from the base text model (jina-embeddings-v3), so its defaults stand
-here. A setting that this exporter does not implement is refused by name: a tower that quietly ignores one
-gives vectors that look right and are not.
+config.json has only the settings that differ from the base text model (jina-embeddings-v3), so the base model's
+defaults are defined here. A setting that this exporter does not implement raises an error with its name; ignoring it
+would give wrong vectors without an error.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PUBLISHED_MATRYOSHKA = (32, 64, 128, 256, 512, 768, 1024)
 
 @dataclass(frozen=True)
 class TextConfig:
-    """XLM-RoBERTa with rotary positions; the defaults are jina-embeddings-v3's."""
+    """Settings of XLM-RoBERTa with rotary positions. The defaults are those of jina-embeddings-v3."""
 
     vocab_size: int = 250002
     hidden_size: int = 1024
@@ -45,13 +45,13 @@ class TextConfig:
 
     @property
     def max_tokens(self) -> int:
-        """Longest text in tokens, `<s>` and `</s>` included: RoBERTa keeps two of its positions unused."""
+        """Longest text in tokens, `<s>` and `</s>` included. RoBERTa does not use two of its positions."""
         return self.max_position_embeddings - 2
 
 
 @dataclass(frozen=True)
 class ImageConfig:
-    """EVA02 with sub-LayerNorm, SwiGLU and 2-D rotary positions."""
+    """Settings of EVA02 with sub-LayerNorm, SwiGLU and 2-D rotary positions."""
 
     width: int = 1024
     layers: int = 24
@@ -73,7 +73,7 @@ class ImageConfig:
 
     @property
     def grid(self) -> int:
-        """Patches along one side; what is left over of the picture is never read."""
+        """Patches along one side. Pixels beyond the last whole patch are not used."""
         return self.image_size // self.patch_size
 
 
@@ -86,14 +86,14 @@ class ModelConfig:
     logit_scale_init_value: float
 
 
-# What a base text setting must be when it is named at all: other values change the network's form.
+# Allowed values of the text settings that this exporter does not vary; other values change the network.
 _TEXT_FIXED: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("gelu",),
     "position_embedding_type": ("rotary",),
     "type_vocab_size": (1,),
     "lora_main_params_trainable": (False, True),  # training only
-    "load_trained_adapters": (False,),  # True would fetch other weights than the checkpoint's
-    "use_flash_attn": (True, False, None),  # an implementation, not a network
+    "load_trained_adapters": (False,),  # True would download weights that are not in the checkpoint
+    "use_flash_attn": (True, False, None),  # selects an implementation; the result is the same
     "lora_dropout_p": None,  # type: ignore[dict-item]  # training only: any value
 }
 _TEXT_INT = (
@@ -114,16 +114,16 @@ _IMAGE_FIXED: dict[str, tuple[Any, ...]] = {
 
 
 def read_config(config: Mapping[str, Any]) -> ModelConfig:
-    """ModelConfig of a published `config.json`.
+    """ModelConfig from the content of a published `config.json`.
 
     Raises:
-        CheckpointError: not a jina_clip configuration, a setting of the wrong type, or one that this
-            exporter does not implement; the message names it.
+        CheckpointError: the configuration is not of type jina_clip, or a setting has the wrong type or a value that
+            this exporter does not implement. The message names the setting.
     """
     if config.get("model_type") != "jina_clip":
         raise CheckpointError(
             f"config.json has model_type {config.get('model_type')!r}, expected 'jina_clip'; "
-            "this exporter reads checkpoints of jina-clip-v2's layout"
+            "this exporter reads checkpoints in the layout of jina-clip-v2"
         )
     text, image = (_section(config, name) for name in ("text_config", "vision_config"))
     if config.get("add_projections"):
@@ -211,7 +211,7 @@ def _image(section: Mapping[str, Any]) -> ImageConfig:
         )
     _check_heads("vision", result.width, result.heads, multiple=4)
     if result.width % result.head_width:
-        raise CheckpointError(f"config.json: vision width {result.width} is no multiple of head_width")
+        raise CheckpointError(f"config.json: vision width {result.width} is not a multiple of head_width")
     if result.grid < 1:
         raise CheckpointError(
             f"config.json: image_size {result.image_size} is smaller than patch_size {result.patch_size}"
@@ -222,8 +222,8 @@ def _image(section: Mapping[str, Any]) -> ImageConfig:
 def _check_heads(tower: str, width: int, heads: int, multiple: int = 2) -> None:
     if heads < 1 or width % heads or (width // heads) % multiple:
         raise CheckpointError(
-            f"config.json: {tower} width {width} does not divide into {heads} heads of a size that is a "
-            f"multiple of {multiple}, as rotary positions need"
+            f"config.json: {tower} width {width} cannot be divided into {heads} heads whose size is a "
+            f"multiple of {multiple}, as rotary positions require"
         )
 
 

@@ -45,9 +45,9 @@ class ImageTower(nn.Module):
         return self.norm(x)  # type: ignore[no-any-return]
 
     def patches(self, pixels: Tensor) -> Tensor:
-        """pixels [B, 3, S, S] -> [B, P, D]: `patch_embed` as one product.
+        """pixels [B, 3, S, S] -> [B, P, D]: `patch_embed` as one matrix product.
 
-        ONNX Runtime's CUDA kernel of Conv needs cuDNN.
+        It does not use Conv, whose CUDA kernel in ONNX Runtime needs cuDNN.
         """
         grid, side = self.config.grid, self.config.patch_size
         used = pixels[:, :, : grid * side, : grid * side]
@@ -92,9 +92,9 @@ class ImageBlock(nn.Module):
 
 
 def rotary_table_2d(grid: int, head_size: int, pt_hw_seq_len: int) -> tuple[Tensor, Tensor]:
-    """cos and sin [1 + grid², K/2]: CLS is not turned; the first K/4 angles are the row's, the rest the column's.
+    """cos and sin [1 + grid², K/2]. CLS is not rotated. The first K/4 angles encode the row, the rest the column.
 
-    Row and column indices are stretched to the grid of the pre-training, j / grid · pt_hw_seq_len.
+    Row and column indices are scaled to the grid of the pre-training: j / grid · pt_hw_seq_len.
     """
     frequency = 10000.0 ** (
         -torch.arange(0, head_size // 2, 2, dtype=torch.float64, device="cpu") / (head_size // 2)

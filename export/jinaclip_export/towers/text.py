@@ -17,7 +17,7 @@ from jinaclip_export.towers.config import TextConfig
 
 
 class TextTower(nn.Module):
-    """ids [B, T] int64 -> raw text embeddings [B, D] float32. Which tokens are padding is read off the ids."""
+    """ids [B, T] int64 -> raw text embeddings [B, D] float32. Padding is recognised by its token id."""
 
     cos: Tensor
     sin: Tensor
@@ -34,7 +34,7 @@ class TextTower(nn.Module):
         self.register_buffer("sin", sin, persistent=False)
 
     def hidden(self, ids: Tensor) -> Tensor:
-        """ids [B, T] -> last hidden state [B, T, D]; rows at padding mean nothing."""
+        """ids [B, T] -> last hidden state [B, T, D]. Rows of padding tokens have no meaning."""
         T = ids.shape[1]
         keep = ids != self.config.pad_token_id  # [B, T]
         mask = keep[:, None, None, :].expand(-1, 1, T, -1)  # [B, 1, T, T], True = attend
@@ -76,7 +76,7 @@ class TextBlock(nn.Module):
 
 
 def rotary_table(positions: int, head_size: int, base: float) -> tuple[Tensor, Tensor]:
-    """cos and sin of position · base^(-2i/K), each [positions, K/2]; made in float64."""
+    """cos and sin of position · base^(-2i/K), each [positions, K/2], computed in float64."""
     frequency = base ** (-torch.arange(0, head_size, 2, dtype=torch.float64, device="cpu") / head_size)  # [K/2]
     angle = torch.arange(positions, dtype=torch.float64, device="cpu")[:, None] * frequency  # [positions, K/2]
     return angle.cos().float(), angle.sin().float()

@@ -1,4 +1,4 @@
-"""Rewrites for ONNX Runtime's CUDA provider, with jinaclip's operators and without.
+"""Rewrites for ONNX Runtime's CUDA provider, with and without jinaclip's operators.
 
-Imports what jinaclip_engines.passes may import, and its other files.
+Imports the packages that jinaclip_engines.passes may import, and its other files.
 """

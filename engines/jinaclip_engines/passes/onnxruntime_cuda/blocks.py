@@ -1,7 +1,7 @@
-"""The blocks of a bundle's fp16 graph as `cuda_operators` reads them: image_blocks, text_blocks.
+"""Find the blocks of a bundle's fp16 graph for the CUDA passes: `image_blocks`, `text_blocks`.
 
-A block is read strictly, value by value, after the passes `last_block_for_cls` and `flash_attention`; any other form of
-graph raises PassError. Casts between float16 and float32 are passed over.
+The graph must have passed `last_block_for_cls` and `flash_attention`. Every value of a block is checked, and a graph of
+another structure raises PassError. Casts between float16 and float32 are skipped.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ class ImageBlock:
     """Pre-norm: stream + out(inner_norm(attention(qkv(norm1(stream))))), then + down(ffn_norm(silu(gate) · up)).
 
     Attributes:
-        stream: the residual stream that goes in, float32 [B, T, D].
-        qkv: queries, keys and values.
-        rotary: the rotary positions of every token; interleaved.
+        stream: input of the block, the residual stream, float32 [B, T, D].
+        qkv: layers of queries, keys and values.
+        rotary: rotary positions of every token, interleaved.
         end: the Add that returns the stream.
-        cls_alone: the block is computed for token 0 alone, and returns [B, 1, D].
+        cls_alone: whether the block is computed only for token 0 and returns [B, 1, D].
     """
 
     stream: ir.Value
@@ -58,9 +58,9 @@ class TextBlock:
     """Post-norm: x = norm1(x + out(attention(qkv(x)))), then norm2(x + fc2(gelu(fc1(x)))).
 
     Attributes:
-        stream: what goes in, float32 [B, T, D].
-        rotary: the rotary positions of every token; not interleaved.
-        lengths: tokens of each row that are not padding, int64 [B].
+        stream: input of the block, float32 [B, T, D].
+        rotary: rotary positions of every token, not interleaved.
+        lengths: number of tokens of each row that are not padding, int64 [B].
     """
 
     stream: ir.Value
@@ -75,28 +75,28 @@ class TextBlock:
 
 
 def image_blocks(model: ir.Model) -> list[ImageBlock | None]:
-    """The blocks in order; None for one that is not float16 throughout."""
+    """The blocks in order; None for a block that is not completely float16."""
     return [None if parts is None else _image_block(*parts) for parts in _halves(model)]
 
 
 def text_blocks(model: ir.Model) -> list[TextBlock | None]:
-    """The blocks in order; None for one that is not float16 throughout."""
+    """The blocks in order; None for a block that is not completely float16."""
     return [None if parts is None else _text_block(*parts) for parts in _halves(model)]
 
 
 def through_casts(value: ir.Value | None) -> ir.Value | None:
-    """What `value` was before casts."""
+    """The source of `value` before any casts."""
     while (cast := producer(value, "Cast")) is not None:
         value = cast.inputs[0]
     return value
 
 
 def unlike(what: str) -> PassError:
-    return PassError(f"{what} is not as in a bundle's fp16 graph; export the bundle again")
+    return PassError(f"{what} does not match a bundle's fp16 graph; export the bundle again")
 
 
 def norm_of(value: ir.Value | None) -> ir.Node:
-    """The LayerNormalization over the last axis that made `value`, casts after it passed over."""
+    """The LayerNormalization over the last axis that computes `value`. Casts after it are skipped."""
     node = producer(through_casts(value), "LayerNormalization")
     if node is None or len(node.inputs) != 3 or attributes(node).get("axis", -1) not in (-1, 2):
         raise unlike("an operand of a product")
@@ -104,18 +104,18 @@ def norm_of(value: ir.Value | None) -> ir.Node:
 
 
 def reader(value: ir.Value, op_type: str) -> ir.Node:
-    """The first node of that operator that reads `value`."""
+    """The first node of the operator `op_type` that reads `value`."""
     for use in value.uses():
         if use.node.op_type == op_type:
             return use.node
-    raise unlike(f"what reads {value.name}")
+    raise unlike(f"the reader of {value.name}")
 
 
 Parts = tuple[str, Mapping[str, Linear], ir.Node]
 
 
 def _halves(model: ir.Model) -> list[Parts | None]:
-    """By block its name, its layers by their last name and its Attention; None for one that is not all float16."""
+    """For each block its name, its layers by short name and its Attention; None if the block is not all float16."""
     blocks: dict[str, dict[str, Linear]] = {}
     for layer in linears(model):
         blocks.setdefault(layer.block, {})[layer.name.rpartition(".")[2]] = layer
@@ -124,7 +124,7 @@ def _halves(model: ir.Model) -> list[Parts | None]:
         raise unlike(f"a graph of {len(blocks)} blocks and {len(attentions)} Attention nodes")
     found: list[Parts | None] = []
     for (name, layers), attention in zip(blocks.items(), attentions, strict=True):
-        flat = "q_num_heads" in attention.attributes  # as `flash_attention` leaves those on float16 operands
+        flat = "q_num_heads" in attention.attributes  # `flash_attention` sets it for float16 operands
         half = flat and all(layer.cast is not None and _bias_fits(layer) for layer in layers.values())
         found.append((name, layers, attention) if half else None)
     return found

@@ -1,10 +1,11 @@
-"""A tower over the operators of the domain `jinaclip` (runtime/c-library/cuda): `fused_operators`.
+"""Rewrite a tower with the operators of the domain `jinaclip` (runtime/c-library/cuda): `fused_operators`.
 
-A block of a picture is nine nodes: Linear (queries, keys and values), RotaryAttention, LayerNorm, Linear, AddLayerNorm,
-Linear (gate and up), SwigluNorm, Linear, AddLayerNorm; the residual stream between them is float32. The last block, for
-the class token alone, and all blocks whose heads are not 64 wide have SplitRotary and Attention instead of
-RotaryAttention. A block of a text is nine nodes, with SplitRotary and Attention; `packed_text` makes RotaryAttention of
-these two. Its stream is the output of a norm, so that no sum grows along the blocks, and it is float16.
+An image block has nine nodes: Linear (queries, keys and values), RotaryAttention, LayerNorm, Linear, AddLayerNorm,
+Linear (gate and up), SwigluNorm, Linear, AddLayerNorm. The residual stream between blocks is float32. The last block,
+which is computed only for the class token, and blocks whose heads are not 64 wide have SplitRotary and Attention
+instead of RotaryAttention.
+A text block has nine nodes, with SplitRotary and Attention, which `packed_text` replaces by RotaryAttention. Its stream
+is the output of a norm, so its values do not grow from block to block, and it is float16.
 """
 
 from __future__ import annotations
@@ -36,24 +37,24 @@ from jinaclip_engines.passes.onnxruntime_cuda.towers import (
     write_text,
 )
 
-# The SwiGLU layer is padded to a multiple of this: 32 bytes, which float16 products are fast with.
+# The width of the SwiGLU layer is padded to a multiple of this: 32 bytes, for which float16 products are fast.
 SWIGLU_MULTIPLE = 16
-# Columns of cos and sin where RotaryAttention can be used: half of a head's 64. Other heads keep Attention.
+# Number of columns of cos and sin that RotaryAttention supports, half of a head's 64. Other heads use Attention.
 ATTENTION_ANGLES = 32
 
 
 def fused_operators(model: ir.Model, heads: int) -> int:
-    """Blocks, embeddings and the L2 norm of a tower over the project's own operators.
+    """Rewrite the float16 blocks, the embeddings and the L2 norm of a tower with jinaclip's operators.
 
     Args:
-        model: a bundle's fp16 graph after the other passes of `for_cuda`; changed.
+        model: a bundle's fp16 graph after the other passes of `for_cuda`; modified in place.
         heads: attention heads of the tower.
 
     Returns:
-        The number of blocks.
+        The number of rewritten blocks.
 
     Raises:
-        PassError: the graph is no fp16 graph of a bundle, or has no block that is float16 throughout.
+        PassError: the graph is not a bundle's fp16 graph, or has no block that is completely float16.
     """
     if model.graph.inputs[0].name == "input_ids":
         texts = text_blocks(model)
@@ -68,13 +69,13 @@ def fused_operators(model: ir.Model, heads: int) -> int:
             patches = None if images[0] is None else _patches(model, images[0].stream)
             write_image(model, heads, images, JinaclipOperators(), patches)
     if not found:
-        raise PassError("no block of the graph is float16 throughout; the operators need a bundle's fp16 graph")
+        raise PassError("no block of the graph is completely float16; the operators need a bundle's fp16 graph")
     _unit_vectors(model)
     return found
 
 
 class JinaclipOperators:
-    """A `Writer` of one operator for each step."""
+    """A `Writer` that uses jinaclip's operators, one for each step."""
 
     def norm(self, op: Ops, x: ir.Value, norm: ir.Node, *, half: bool) -> ir.Value:
         return op("LayerNorm", [x, *norm.inputs[1:]], JINACLIP, epsilon=epsilon(norm))
@@ -121,7 +122,7 @@ class JinaclipOperators:
 
 
 def rotary_attention(op: Ops, inputs: Sequence[ir.Value | None], heads: int, *, interleaved: int) -> ir.Value:
-    """y [..., D]. The operator's second output is scratch memory, for the rotated keys of long texts."""
+    """Add a RotaryAttention and return its output [..., D]. Its second output is scratch memory for rotated keys."""
     y, _ = op.several("RotaryAttention", inputs, 2, JINACLIP, num_heads=heads, interleaved=interleaved)
     return y
 
@@ -136,7 +137,7 @@ def _patches(model: ir.Model, stream: ir.Value) -> tuple[ir.Value, Delta, ir.Val
 
 
 def _embeddings(model: ir.Model, stream: ir.Value) -> TextStream:
-    """The float16 norm of word and type embeddings, from the float16 table."""
+    """Compute the norm of the word and type embeddings in float16, from the float16 table."""
     norm = stream.producer()
     add = producer(norm.inputs[0], "Add") if norm is not None and norm.op_type == "LayerNormalization" else None
     if norm is None or add is None:
@@ -155,7 +156,7 @@ def _embeddings(model: ir.Model, stream: ir.Value) -> TextStream:
 
 
 def _unit_vectors(model: ir.Model) -> None:
-    """x / max(norm, 1e-12) as one node."""
+    """Replace x / max(norm, 1e-12) by one node."""
     raw, unit = model.graph.outputs
     divide = producer(unit, "Div")
     if divide is None or divide.inputs[0] is not raw:

@@ -12,19 +12,19 @@ from jinaclip_engines.passes.onnxruntime_cuda.operators import ATTENTION_ANGLES,
 
 
 def packed_text(model: ir.Model, heads: int) -> int:
-    """All texts of a batch as one row of tokens, for all operators.
+    """Change a text graph to take all texts of a batch as one sequence of tokens, without padding.
 
-    The inputs become: input_ids int64 [N]; positions int32 [N], of each token in its text; offsets int32 [B + 1], where
-    each text begins and the last one ends; token_offset int32 [B, S], S tokens in the longest text, of which only the
-    shape is read.
+    The inputs become: input_ids int64 [N]; positions int32 [N], the position of each token in its text; offsets int32
+    [B + 1], the start of each text and the end of the last; token_offset int32 [B, S], of which only the shape is read
+    (S is the number of tokens of the longest text).
 
     Args:
-        model: after `fused_operators` or `fewer_casts`; changed.
+        model: a graph after `fused_operators` or `fewer_casts`; modified in place.
         heads: attention heads of the tower.
 
     Returns:
-        The number of attention nodes. 0 leaves the graph as it is: images; a text graph with a block that is not
-        float16 throughout; after `fused_operators`, heads that are not 64 wide.
+        The number of attention nodes. 0 if the graph was not changed: it is an image graph, it has a block that is not
+        completely float16, or, after `fused_operators`, its heads are not 64 wide.
     """
     ids = model.graph.inputs[0]
     attentions = nodes(model, "Attention")
@@ -66,7 +66,7 @@ def packed_text(model: ir.Model, heads: int) -> int:
 
 
 def _packed_attention(op: Ops, node: ir.Node, token_offset: ir.Value, offsets: ir.Value, heads: int) -> ir.Value:
-    """PackedMultiHeadAttention in place of an Attention over [N, 1, D]."""
+    """Replace an Attention over [N, 1, D] by PackedMultiHeadAttention."""
     one = op.const(np.array([1]))
     parts = [op("Squeeze", [value, one]) for value in node.inputs[:3]]
     y = op("PackedMultiHeadAttention", [*parts, None, token_offset, offsets], MICROSOFT, num_heads=heads)
@@ -74,8 +74,8 @@ def _packed_attention(op: Ops, node: ir.Node, token_offset: ir.Value, offsets: i
 
 
 def _as_rows_of_one(model: ir.Model, ids: ir.Value, positions: ir.Value) -> None:
-    """ids and positions [N, 1] for operators that take [B, T]: RotaryEmbedding refuses more tokens in a row than its
-    tables have positions, whatever their positions are.
+    """Reshape ids and positions to [N, 1] for operators that take [B, T]. RotaryEmbedding rejects rows with more tokens
+    than its tables have positions, so all tokens cannot be one row.
     """
     readers, rotated = list(ids.uses()), nodes(model, "RotaryEmbedding")
     with Ops(model, before=next(iter(model.graph))) as op:
@@ -89,8 +89,10 @@ def _as_rows_of_one(model: ir.Model, ids: ir.Value, positions: ir.Value) -> None
 
 
 def _means(op: Ops, x: ir.Value | None, ids: ir.Value, offsets: ir.Value) -> ir.Value:
-    """x [N, 1, D] float32 -> [B, D]: the mean of each text, as a product with [B, N]: 1 / length where a token is of
-    the text, else 0. Rows behind the last text do not count, and NaN or infinity stays in its text.
+    """x [N, 1, D] float32 -> [B, D]: the mean of each text.
+
+    It is a product with a matrix [B, N] that has 1 / length where a token belongs to the text, and 0 elsewhere. Rows
+    after the last text are ignored. NaN or infinity in one text does not affect the others.
     """
     first, one = op.const(np.array([0])), op.const(np.array([1]))
     zero, end = op.const(np.float32(0)), op.const(np.array([np.iinfo(np.int64).max]))

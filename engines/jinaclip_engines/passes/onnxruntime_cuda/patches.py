@@ -1,7 +1,7 @@
-"""What the image tower computes before its blocks, for the operators of `jinaclip`: `embedded_patches`.
+"""Rewrite the image tower's patch embedding for jinaclip's operators: `embedded_patches`.
 
-A picture stays uint8 until its patches are cast to float16, which holds 0 to 255 exactly: scaling and normalisation go
-into the weights of the product. float32 pixels are cast to float16 first.
+Pixels stay uint8 until the patches are cast to float16, which represents 0 to 255 exactly. Scaling and normalisation
+are folded into the weights of the product. float32 pixels are cast to float16 first.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from jinaclip_engines.graph import JINACLIP, Linear, Ops, array, attributes, con
 from jinaclip_engines.passes.onnxruntime_cuda.blocks import through_casts, unlike
 
 HALF = ir.DataType.FLOAT16
-CENTRE = 128  # of a uint8
-# Largest relative error of a weight column rounded to float16. Normalisation divides weights by about 70; float16 has
-# less precision below 6e-5.
+CENTRE = 128  # centre of the range of uint8
+# Largest allowed relative error of a weight column when rounded to float16. Normalisation divides weights by about 70,
+# and float16 has less precision below 6e-5.
 MOST_ROUNDED = 2.0**-10
 
 
 @dataclass(frozen=True)
 class _Prelude:
-    """position + [class token, patches · weight + bias].
+    """The patch embedding: position + [class token, patches · weight + bias].
 
     Attributes:
-        product: of patches [B, P, 3 side²], of a picture [B, 3, S, S].
-        cls, position: [D] and [1 + P, D].
-        scale, shift: [3] and [3], uint8 only: a pixel is normalised as scale · x + shift.
+        product: linear layer on patches [B, P, 3 side²] of an image [B, 3, S, S].
+        cls, position: class token [D] and position embeddings [1 + P, D].
+        scale, shift: for uint8 only, [3] each: a pixel is normalised as scale · x + shift.
     """
 
     product: Linear
@@ -40,17 +40,18 @@ class _Prelude:
 
 
 def embedded_patches(model: ir.Model, stream: ir.Value) -> tuple[ir.Value, ir.Value] | None:
-    """The first residual stream as a sum.
+    """Compute the first block's residual stream as a sum of two values.
 
     Args:
-        stream: what the first block reads, float32 [B, 1 + P, D]; the caller changes its readers.
+        model: the graph; modified in place.
+        stream: input of the first block, float32 [B, 1 + P, D]. The caller replaces its readers.
 
     Returns:
-        residual float32 and delta float16, both [B, 1 + P, D]. None where the graph stays as it is: the
-        product of patches is float32, or float16 does not hold its weights with normalisation in them.
+        residual float32 and delta float16, both [B, 1 + P, D]. None if the graph was not changed: the patch product is
+        float32, or its weights with the normalisation folded in cannot be represented in float16.
 
     Raises:
-        PassError: the graph is no fp16 graph of a bundle.
+        PassError: the graph is not a bundle's fp16 graph.
     """
     read = _read(model, stream)
     pixels = model.graph.inputs[0]
@@ -68,7 +69,7 @@ def embedded_patches(model: ir.Model, stream: ir.Value) -> tuple[ir.Value, ir.Va
             return None
         weight, bias = folded
     half = bias.astype(np.float16)
-    # What rounding took from the bias comes back with the positions; the class token's row of patches is zero.
+    # The positions compensate the rounding of the bias. The class token's row of patches is zero.
     position = read.position + (bias - half.astype(np.float64))
     position[0] = read.position[0] + read.cls - half.astype(np.float64)
     with Ops(model, before=read.product.matmul) as op:
@@ -97,8 +98,8 @@ def embedded_patches(model: ir.Model, stream: ir.Value) -> tuple[ir.Value, ir.Va
 def _with_normalisation(
     weight: np.ndarray, bias: np.ndarray, scale: np.ndarray, shift: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Weight float16 and bias float64 for patches of uint8 with the channel last, [side, side, 3]; None where float16
-    does not hold the weight.
+    """Weight float16 and bias float64 for uint8 patches with the channel last, [side, side, 3]; None if the weight
+    cannot be represented in float16.
     """
     columns = weight.shape[1]
     side = math.isqrt(len(weight) // 3)
@@ -108,7 +109,7 @@ def _with_normalisation(
     error = np.linalg.norm(rounded - exact, axis=0)
     if not (error <= MOST_ROUNDED * np.linalg.norm(exact, axis=0)).all():
         return None
-    # Right for a picture of CENTRE, so that rounded weights cost as little as with centred pixels.
+    # The result is exact if all pixels are CENTRE, so rounding errors are as small as for centred pixels.
     constant_part = np.einsum("cxyd,c->d", by_channel, shift) + CENTRE * (exact - rounded).sum(0)
     return rounded, bias.astype(np.float64) + constant_part
 

@@ -1,8 +1,9 @@
-"""Passes for ONNX Runtime's CUDA provider over a bundle's fp16 graph: `for_cuda`.
+"""Passes for ONNX Runtime's CUDA provider, for a bundle's fp16 graph: `for_cuda`.
 
-Its flash attention takes float16 [B, T, D] and no mask: padding must come as the number of tokens of each row
-(`nonpad_kv_seqlen`, opset 24). With a mask, or with float32 operands, it takes slower kernels, or writes all scores
-(microsoft/onnxruntime pull request 27542). Sums are float32 in both flash attention and cuBLAS's float16 products.
+The provider's flash attention needs float16 [B, T, D] and no mask. Padding must be given as the number of tokens of
+each row (`nonpad_kv_seqlen`, opset 24). With a mask or with float32 operands, the provider uses slower kernels or
+computes the matrix of all scores (microsoft/onnxruntime pull request 27542). Flash attention and cuBLAS's float16
+products both sum in float32.
 """
 
 from __future__ import annotations
@@ -26,16 +27,16 @@ def for_cuda(model: ir.Model, heads: int, operators: bool = False) -> dict[str, 
     """Run the passes.
 
     Args:
-        model: a bundle's fp16 graph; changed.
+        model: a bundle's fp16 graph; modified in place.
         heads: attention heads of the tower.
-        operators: over the project's own operators (runtime/c-library/cuda) where blocks are float16.
+        operators: whether to use jinaclip's own operators (runtime/c-library/cuda) in float16 blocks.
 
     Returns:
-        By pass, the places that it changed. "packed_text" is 0 for images and where texts keep their padding: a block
-        is float32, or with `operators` heads are not 64 wide.
+        The number of changes by pass. "packed_text" is 0 for images, and for texts whose padding is not removed because
+        a block is float32 or, with `operators`, heads are not 64 wide.
 
     Raises:
-        PassError: the graph is no fp16 graph of a bundle.
+        PassError: the graph is not a bundle's fp16 graph.
     """
     counts = {}
     for name, step in (PASSES | (OPERATOR_PASSES if operators else STANDARD_PASSES)).items():
@@ -46,7 +47,7 @@ def for_cuda(model: ir.Model, heads: int, operators: bool = False) -> dict[str, 
 
 
 def flash_attention(model: ir.Model, heads: int) -> int:
-    """Attention on float16 [B, T, D]; padding as a number of tokens instead of a mask. Blocks in float32 stay."""
+    """Run attention on float16 [B, T, D], with numbers of tokens instead of a mask. Float32 blocks are not changed."""
     count = 0
     lengths: ir.Value | None = None
     for attention in nodes(model, "Attention"):
@@ -82,7 +83,7 @@ def flash_attention(model: ir.Model, heads: int) -> int:
 
 
 def cast_pairs(model: ir.Model, heads: int) -> int:
-    """float16 -> float32 -> float16 is nothing at all, and here it would be two kernels."""
+    """Remove casts float16 -> float32 -> float16, which change nothing but would run as two kernels."""
     count = 0
     for down in nodes(model, "Cast"):
         up = producer(down.inputs[0], "Cast")
@@ -95,7 +96,7 @@ def cast_pairs(model: ir.Model, heads: int) -> int:
 
 
 def without_cudnn(model: ir.Model, heads: int) -> int:
-    """ReduceL2 and the patch Conv of older bundles in operators whose CUDA kernels need no cuDNN."""
+    """Replace ReduceL2 and the patch Conv of older bundles by operators whose CUDA kernels do not need cuDNN."""
     count = 0
     for node in nodes(model, "ReduceL2"):
         with Ops(model, before=node) as op:
@@ -109,7 +110,7 @@ def without_cudnn(model: ir.Model, heads: int) -> int:
 
 
 def _patch_product(model: ir.Model, convolution: ir.Node) -> None:
-    """The patch convolution of older bundles as a product, [B, 3, S, S] -> [B, P, width]."""
+    """Replace the patch convolution of older bundles by a matrix product, [B, 3, S, S] -> [B, P, width]."""
     x, weight, bias = convolution.inputs
     cast = only_user(convolution.outputs[0], "Cast")
     flat = only_user((cast or convolution).outputs[0], "Reshape")
@@ -135,7 +136,7 @@ def _patch_product(model: ir.Model, convolution: ir.Node) -> None:
 
 
 def _picture_size(model: ir.Model) -> int:
-    """Side of the pictures in pixels: uint8 [B, S, S, 3] or float32 [B, 3, S, S]."""
+    """Side S of the image input in pixels: uint8 [B, S, S, 3] or float32 [B, 3, S, S]."""
     return int(model.graph.inputs[0].shape[2])  # type: ignore[index, arg-type]
 
 
@@ -153,8 +154,8 @@ OPERATOR_PASSES: dict[str, Callable[[ir.Model, int], int]] = {
 
 
 def _source(value: ir.Value | None) -> tuple[ir.Value, ir.Node | None] | None:
-    """What a float16 input of Attention was before heads were split, [B, T, D] float32, and its rotary node; None for
-    an input that is not rounded to float16.
+    """The value [B, T, D] float32 from which a float16 input of Attention was made, and its rotary node; None for an
+    input that is not rounded to float16.
     """
     widened = producer(value, "Cast")
     halved = producer(widened.inputs[0], "Cast") if widened else None
@@ -165,12 +166,12 @@ def _source(value: ir.Value | None) -> tuple[ir.Value, ir.Node | None] | None:
     reshape = producer(transpose.inputs[0], "Reshape") if transpose else None
     source = reshape.inputs[0] if reshape else None
     if source is None:
-        raise PassError("a float16 Attention is not after the reshapes of a bundle's fp16 graph; export it again")
+        raise PassError("a float16 Attention is not after the reshapes of an fp16 graph; export the bundle again")
     return source, rotary
 
 
 def _lengths(model: ir.Model, before: ir.Node, mask: ir.Value) -> ir.Value:
-    """Tokens of each row that are not padding, int64 [B]."""
+    """Number of tokens of each row that are not padding, int64 [B]."""
     expand = producer(mask, "Expand")
     if expand is None or expand.inputs[0] is None:
         raise PassError("the attention mask is not expanded from [B, 1, 1, T]; export the bundle again")

@@ -1,4 +1,4 @@
-"""A tower over ONNX Runtime's own operators with few casts, where the project's are not at hand: `fewer_casts`."""
+"""Rewrite a tower with ONNX Runtime's own operators and few casts, if jinaclip's are not available: `fewer_casts`."""
 
 from __future__ import annotations
 
@@ -20,22 +20,23 @@ from jinaclip_engines.passes.onnxruntime_cuda.towers import (
     write_text,
 )
 
-# Columns of the product of gate and up are padded to a multiple of this each, so that its rows are aligned.
+# The columns of gate and of up are each padded to a multiple of this, so that the rows of their product are aligned.
 COLUMN_MULTIPLE = 8
 
 
 def fewer_casts(model: ir.Model, heads: int) -> int:
-    """Float16 blocks with one product for queries, keys and values and one for gate and up; biases and rotary positions
-    in float16; the residual sum, its bias and its norm one float32 operator.
+    """Merge products and remove casts in float16 blocks.
 
-    The product of gate and up, which may pass 65504, and its norm stay float32.
+    A rewritten block has one product for queries, keys and values and one for gate and up. Biases and rotary positions
+    are float16. The residual sum, its bias and its norm are one float32 operator. The product gate · up, which may
+    exceed 65504, and its norm stay float32.
 
     Args:
-        model: a bundle's fp16 graph after the other passes of `for_cuda`; changed.
+        model: a bundle's fp16 graph after the other passes of `for_cuda`; modified in place.
         heads: attention heads of the tower.
 
     Returns:
-        The number of blocks; others are not float16 throughout.
+        The number of rewritten blocks. Blocks that are not completely float16 are not rewritten.
     """
     if model.graph.inputs[0].name == "input_ids":
         texts = text_blocks(model)
@@ -47,7 +48,7 @@ def fewer_casts(model: ir.Model, heads: int) -> int:
 
 
 class StandardOperators:
-    """A `Writer` of ONNX Runtime's operators."""
+    """A `Writer` that uses ONNX Runtime's operators."""
 
     def __init__(self) -> None:
         self._halves: dict[ir.Value, ir.Value] = {}
@@ -103,7 +104,7 @@ class StandardOperators:
         sizes = np.array([width, padding] * 2 if padding else [width] * 2)
         parts = op.several("Split", [y, op.const(sizes)], len(sizes), axis=-1)
         gate, up = (op("Cast", [part], to=FULL) for part in (parts[0], parts[len(sizes) // 2]))
-        y = op("Mul", [op("QuickGelu", [gate], MICROSOFT, alpha=1.0), up])  # with alpha 1 it is SiLU
+        y = op("Mul", [op("QuickGelu", [gate], MICROSOFT, alpha=1.0), up])  # QuickGelu with alpha 1 is SiLU
         return self.delta(op, self.norm(op, y, block.ffn_norm, half=False), block.down, f"{name}.down")
 
     def gelu(self, op: Ops, y: ir.Value, layer: Linear, name: str) -> ir.Value:

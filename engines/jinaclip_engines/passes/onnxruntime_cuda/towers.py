@@ -1,7 +1,7 @@
-"""The float16 blocks of a tower written anew for the CUDA provider, over one set of operators or another: `Writer`.
+"""Rewrite the float16 blocks of a tower for the CUDA provider, with a set of operators given by a `Writer`.
 
-Products and attention read and write float16; every norm's arithmetic stays float32. Blocks that the bundle keeps in
-float32 stay as they are; the stream passes through them.
+Products and attention read and write float16. Norms are computed in float32. Blocks that are float32 in the bundle are
+not changed.
 """
 
 from __future__ import annotations
@@ -16,46 +16,50 @@ from jinaclip_engines.graph import Linear, Ops, array, attributes, constant
 from jinaclip_engines.passes.onnxruntime_cuda.blocks import ImageBlock, Rotary, TextBlock, reader, unlike
 
 HALF, FULL = ir.DataType.FLOAT16, ir.DataType.FLOAT
-# What is added to the stream: float16 as a product returns it, and a float32 bias that is still to be added, or None.
+# A value to be added to the stream: the float16 output of a product, and a float32 bias not yet added, or None.
 Delta = tuple[ir.Value, ir.Value | None]
-# A stream as a sum: residual float32 and what is added, and the value of the graph that the sum replaces.
+# A stream as a sum that is not yet computed: residual float32, delta, and the value of the graph that the sum replaces.
 Pending = tuple[ir.Value, Delta, ir.Value]
-# A text's stream: what a block's outputs are added to, float32 or float16, and the same in float16.
+# The stream of a text tower: the value that block outputs are added to, float32 or float16, and the same in float16.
 TextStream = tuple[ir.Value, ir.Value]
 
 
 class Writer(Protocol):
-    """A set of operators. float16 is y, float32 the stream; a norm is a node whose constants are taken."""
+    """A set of operators that a tower is written with.
+
+    Values called y are float16, streams are float32. A norm is the original LayerNormalization node, whose constants
+    are used.
+    """
 
     def norm(self, op: Ops, x: ir.Value, norm: ir.Node, *, half: bool) -> ir.Value:
-        """The norm of a float32 value, or with `half` of a float16 one -> float16."""
+        """The norm of a float32 value, or of a float16 value if `half` -> float16."""
 
     def add_norm(self, op: Ops, stream: ir.Value, delta: Delta, norm: ir.Node, *, keep: bool) -> Sequence[ir.Value]:
-        """The stream with delta added, or with `keep` its norm, float32; and its norm, float16."""
+        """Add delta to the stream. Returns the sum (its norm if `keep`), float32, and the norm of the sum, float16."""
 
     def text_stream(self, op: Ops, full: ir.Value) -> TextStream:
-        """A stream from a float32 value."""
+        """Make a text tower's stream from a float32 value."""
 
     def post_norm(self, op: Ops, stream: TextStream, delta: Delta, norm: ir.Node) -> TextStream:
-        """The norm of a text's stream with delta added."""
+        """Add delta to a text tower's stream and return the norm of the sum."""
 
     def full(self, op: Ops, stream: TextStream) -> ir.Value:
-        """A text's stream as a float32 value."""
+        """A text tower's stream as a float32 value."""
 
     def product(self, op: Ops, y: ir.Value, layers: Sequence[Linear], name: str) -> ir.Value:
-        """Layers that read the same y, side by side -> float16."""
+        """One product for several layers that read the same y; outputs are concatenated -> float16."""
 
     def delta(self, op: Ops, y: ir.Value, layer: Linear, name: str) -> Delta:
-        """A layer whose output is added to the stream."""
+        """The output of a layer, to be added to the stream."""
 
     def split_rotary(self, op: Ops, qkv: ir.Value, rotary: Rotary, heads: int, *, interleaved: int) -> list[ir.Value]:
-        """Queries and keys, turned, and values -> float16."""
+        """Queries and keys after rotary embedding, and values -> float16."""
 
     def attention(self, op: Ops, qkv: ir.Value, rotary: Rotary, heads: int) -> ir.Value:
         """Self-attention of an image's tokens, with interleaved rotary positions -> float16 [B, T, D]."""
 
     def swiglu(self, op: Ops, y: ir.Value, block: ImageBlock, name: str) -> Delta:
-        """down(ffn_norm(silu(gate(y)) · up(y))), whose product may pass 65504."""
+        """down(ffn_norm(silu(gate(y)) · up(y))). The product may exceed 65504."""
 
     def gelu(self, op: Ops, y: ir.Value, layer: Linear, name: str) -> ir.Value:
         """gelu(layer(y)) -> float16."""
@@ -64,10 +68,14 @@ class Writer(Protocol):
 def write_image(
     model: ir.Model, heads: int, blocks: Sequence[ImageBlock | None], writer: Writer, start: Pending | None
 ) -> None:
-    """Write the blocks of the image tower that are not None.
+    """Rewrite the blocks of the image tower that are not None.
 
     Args:
-        start: what goes into the first block, if it is written anew.
+        model: the graph; modified in place.
+        heads: attention heads of the tower.
+        blocks: the blocks in order; None for a block that is not rewritten.
+        writer: the set of operators.
+        start: input of the first block, if that block is rewritten and its input too.
     """
     pending = start
     for block in blocks:
@@ -90,7 +98,7 @@ def write_image(
 def _image_block(
     op: Ops, heads: int, block: ImageBlock, writer: Writer, stream: ir.Value, y: ir.Value
 ) -> tuple[ir.Value, Delta]:
-    """From the stream and its norm to the stream after attention, and what the MLP adds to it."""
+    """Write one block, given the stream and its norm. Returns the stream after attention and the MLP's delta."""
     name = block.down.block
     qkv = writer.product(op, y, block.qkv, f"{name}.qkv")
     if block.cls_alone:
@@ -107,7 +115,7 @@ def _image_block(
 
 
 def _end_before(model: ir.Model, norm: ir.Node, pending: Pending) -> None:
-    """The stream as one float32 value, before the norm of a block that is not written anew."""
+    """Compute the stream as one float32 value, before the norm of a block that is not rewritten."""
     stream, (delta, bias), replaced = pending
     with Ops(model, before=norm) as op:
         full = op("Cast", [delta], to=FULL)
@@ -116,12 +124,12 @@ def _end_before(model: ir.Model, norm: ir.Node, pending: Pending) -> None:
 
 
 def _final_norm(model: ir.Model, writer: Writer, pending: Pending) -> None:
-    """The norm behind the last block, for token 0, which is what the tower returns."""
+    """Write the norm after the last block, only for token 0, which is the tower's output."""
     stream, delta, replaced = pending
     norm = reader(replaced, "LayerNormalization")
     pooled = reader(norm.outputs[0], "Gather")
     if attributes(pooled).get("axis") != 1 or array(pooled.inputs[1]) != 0:
-        raise unlike("what reads the last norm")
+        raise unlike("the reader of the last norm")
     with Ops(model, before=norm) as op:
         vectors, _ = writer.add_norm(op, stream, delta, norm, keep=True)
         op.replace(pooled.outputs[0], vectors)
@@ -130,10 +138,14 @@ def _final_norm(model: ir.Model, writer: Writer, pending: Pending) -> None:
 def write_text(
     model: ir.Model, heads: int, blocks: Sequence[TextBlock | None], writer: Writer, start: TextStream | None
 ) -> None:
-    """Write the blocks of the text tower that are not None.
+    """Rewrite the blocks of the text tower that are not None.
 
     Args:
-        start: what goes into the first block, if that is written anew.
+        model: the graph; modified in place.
+        heads: attention heads of the tower.
+        blocks: the blocks in order; None for a block that is not rewritten.
+        writer: the set of operators.
+        start: input of the first block, if that block is rewritten and its input too.
     """
     stream = start
     for block in blocks:
@@ -159,11 +171,12 @@ def _text_block(op: Ops, heads: int, block: TextBlock, writer: Writer, stream: T
 
 
 def merged(layers: Sequence[Linear], *, rows: int = 0, columns: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Weight and bias float16 of layers side by side.
+    """Concatenated weights and biases of layers, float16.
 
     Args:
-        rows: of zeros below the weight.
-        columns: of zeros behind the columns of each layer.
+        layers: layers with the same input.
+        rows: number of zero rows to append to the weight.
+        columns: number of zero columns to append to the columns of each layer.
     """
     weights, biases = [], []
     for layer in layers:
