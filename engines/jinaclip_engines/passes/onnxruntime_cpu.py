@@ -1,7 +1,7 @@
 """Passes for ONNX Runtime on a CPU. The rewritten graph gives the same vectors and runs faster.
 
 Each pass takes a graph of one tower, in any precision, modifies it in place and returns the number of changes.
-`for_cpu` runs them in order. DECISIONS.md has the measured gain of each.
+`for_cpu` runs them in order. docs/decisions/014 has the measured gain of each.
 """
 
 from __future__ import annotations

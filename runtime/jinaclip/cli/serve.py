@@ -14,12 +14,16 @@ import logging
 import os
 import sys
 from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 from jinaclip.bundle.manifest import TOWERS
 from jinaclip.cli.arguments import add_model_arguments, open_model, words_of
 from jinaclip.errors import InputError
 from jinaclip.model import ClipModel
-from jinaclip.server.apis.marketplaces import MARKETPLACES
+from jinaclip.server.apis.marketplaces import MARKETPLACES, Marketplace
+
+if TYPE_CHECKING:
+    from jinaclip.server.app import Server
 
 EXTRA = "server"
 PREFIX = "JINACLIP_SERVE_"
@@ -75,12 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from jinaclip.server.apis.marketplaces import SAGEMAKER_BUNDLE, marketplace
-    from jinaclip.server.apis.requests import Rules
-    from jinaclip.server.app import Server, Settings
-    from jinaclip.server.fetch import Fetcher
     from jinaclip.server.lifecycle import listen, serve
-    from jinaclip.server.metrics import Metrics
-    from jinaclip.server.service import Limits, Service
 
     market = marketplace(args.marketplace, os.environ) if args.marketplace else None
     args.host = args.host or ("0.0.0.0" if market else "127.0.0.1")
@@ -92,36 +91,7 @@ def run(args: argparse.Namespace) -> int:
     if args.log_requests:
         logging.getLogger("jinaclip.server").setLevel(logging.INFO)
     with open_model(args, args.towers or TOWERS) as model, ExitStack() as stack:
-        workers = _workers(model, args.workers)
-        narrow = None
-        if workers > 1:
-            threads = max(1, next(iter(model.info()["towers"].values()))["threads"] // workers)
-            narrow = stack.enter_context(model.reopened(threads=threads))
-        name = str(model.bundle.model.get("id"))
-        rules = Rules(
-            model_names=tuple(dict.fromkeys((name, name.rpartition("/")[2], *args.model_name))),
-            dims=model.dims, tasks=model.tasks,
-            most_items=args.max_items, ignore_unknown_tasks=args.unknown_task == "ignore",
-            take_tokens=args.accept_token_ids,
-        )  # fmt: skip
-        limits = Limits(
-            queue_texts=args.max_queue, queue_images=args.max_queue_images, tokens=args.max_tokens,
-            image_bytes=args.max_image << 20, pixels=args.max_pixels, gather_s=args.batch_wait / 1000,
-        )  # fmt: skip
-        fetcher = None
-        if args.fetch_urls:
-            fetcher = Fetcher(allow=args.fetch_allow, most_bytes=limits.image_bytes, timeout_s=args.fetch_timeout)
-        metrics = Metrics()
-        settings = Settings(
-            tuple(args.api_key), max_body_bytes=args.max_body << 20, max_bodies_bytes=args.max_bodies << 20,
-            body_timeout_s=args.body_timeout, marketplace=market,
-        )  # fmt: skip
-        server = Server(
-            Service(model, limits=limits, metrics=metrics, fetcher=fetcher, narrow=narrow, workers=workers),
-            rules,
-            metrics,
-            settings,
-        )
+        server = _server(args, model, market, stack)
         listener = listen(args.host, args.port)
         host, port = listener.getsockname()[:2]
         towers = ", ".join(
@@ -130,12 +100,52 @@ def run(args: argparse.Namespace) -> int:
         )
         where = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         path = market.predict if market else "/v1/embeddings"
-        print(f"jinaclip: {rules.model_names[0]} at {where}{path} ({towers}); licence of the weights: "
+        print(f"jinaclip: {server.rules.model_names[0]} at {where}{path} ({towers}); licence of the weights: "
               f"{model.bundle.model.get('licence')}", file=sys.stderr, flush=True)  # fmt: skip
         left = serve(server, listener, args.grace)
         if left:
             print(f"jinaclip: {left} items were not finished within {args.grace:g} s", file=sys.stderr)
     return 0
+
+
+def _server(args: argparse.Namespace, model: ClipModel, market: Marketplace | None, stack: ExitStack) -> Server:
+    """The server that the options describe.
+
+    Args:
+        stack: closes what is opened for it.
+    """
+    from jinaclip.server.apis.requests import Rules
+    from jinaclip.server.app import Server, Settings
+    from jinaclip.server.fetch import Fetcher
+    from jinaclip.server.metrics import Metrics
+    from jinaclip.server.service import Limits, Service
+
+    workers = _workers(model, args.workers)
+    narrow = None
+    if workers > 1:
+        threads = max(1, next(iter(model.info()["towers"].values()))["threads"] // workers)
+        narrow = stack.enter_context(model.reopened(threads=threads))
+    name = str(model.bundle.model.get("id"))
+    rules = Rules(
+        model_names=tuple(dict.fromkeys((name, name.rpartition("/")[2], *args.model_name))),
+        dims=model.dims, tasks=model.tasks,
+        most_items=args.max_items, ignore_unknown_tasks=args.unknown_task == "ignore",
+        take_tokens=args.accept_token_ids,
+    )  # fmt: skip
+    limits = Limits(
+        queue_texts=args.max_queue, queue_images=args.max_queue_images, tokens=args.max_tokens,
+        image_bytes=args.max_image << 20, pixels=args.max_pixels, gather_s=args.batch_wait / 1000,
+    )  # fmt: skip
+    fetcher = None
+    if args.fetch_urls:
+        fetcher = Fetcher(allow=args.fetch_allow, most_bytes=limits.image_bytes, timeout_s=args.fetch_timeout)
+    metrics = Metrics()
+    settings = Settings(
+        tuple(args.api_key), max_body_bytes=args.max_body << 20, max_bodies_bytes=args.max_bodies << 20,
+        body_timeout_s=args.body_timeout, marketplace=market,
+    )  # fmt: skip
+    service = Service(model, limits=limits, metrics=metrics, fetcher=fetcher, narrow=narrow, workers=workers)
+    return Server(service, rules, metrics, settings)
 
 
 def _workers(model: ClipModel, asked: int | None) -> int:
