@@ -570,7 +570,7 @@ def test_without_a_gpu_nothing_is_made_or_measured(
 
 @without_a_gpu
 def test_a_torch_without_cuda_is_named() -> None:
-    with pytest.raises(BenchError, match=r"torch .* (was built without CUDA|sees no GPU), so torch cannot be"):
+    with pytest.raises(BenchError, match=r"torch .* (was built without CUDA|sees no GPU), so torch cannot"):
         require_torch_cuda(0)
 
 

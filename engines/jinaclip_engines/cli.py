@@ -118,7 +118,7 @@ def _prepare(args: argparse.Namespace, bundle: Bundle) -> list[dict[str, Any]]:
             made.append({"tower": tower, "precision": precision, "engine": key, "made": new, "self_test": test})
             if not args.json:
                 how = f"{time.monotonic() - start:.1f} s" if new else "up to date"
-                untested = "" if test else "; not tested: onnxruntime has no GPU on this machine"
+                untested = "" if test else "; not tested: onnxruntime has this machine has no GPU for it"
                 print(f"{tower} {precision}: {key}, {how}{untested}", file=sys.stderr)
     return made
 
@@ -171,5 +171,7 @@ def _print_report(report: dict[str, Any], test: dict[str, Any] | None) -> None:
 
     for line in Report(**report).lines():
         print(f"  {line}", file=sys.stderr)
-    tested = "not run: no GPU on this machine" if test is None else f"passed, relative error {test['ratio']:.2g}"
+    tested = (
+        "not run: this machine has no GPU for it" if test is None else f"passed, relative error {test['ratio']:.2g}"
+    )
     print(f"  self-test: {tested}", file=sys.stderr)
