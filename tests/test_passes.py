@@ -141,11 +141,7 @@ def test_a_graph_that_is_no_standard_graph_is_refused(precise_bundle: Path) -> N
     attention = nodes(model, "Attention")[0]
     with Ops(model, before=attention) as op:
         attention.replace_input_with(0, op("Neg", [attention.inputs[0]]))
-<<<<<<< HEAD
-    with pytest.raises(PassError, match=r"not between a standard graph.s reshapes"):
-=======
     with pytest.raises(PassError, match="not between a standard graph's reshapes"):
->>>>>>> english-d
         for_cpu(model, HEADS)
 
 
