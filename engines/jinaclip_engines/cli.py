@@ -118,7 +118,7 @@ def _prepare(args: argparse.Namespace, bundle: Bundle) -> list[dict[str, Any]]:
             made.append({"tower": tower, "precision": precision, "engine": key, "made": new, "self_test": test})
             if not args.json:
                 how = f"{time.monotonic() - start:.1f} s" if new else "up to date"
-                untested = "" if test else "; not tested: onnxruntime has this machine has no GPU for it"
+                untested = "" if test else "; not tested: onnxruntime has no GPU on this machine"
                 print(f"{tower} {precision}: {key}, {how}{untested}", file=sys.stderr)
     return made
 
