@@ -217,7 +217,7 @@ def test_a_failing_process_is_told_in_one_line(small_bundle: Path, tmp_path: Pat
     settings = Settings(Bundle(copy), None, threads=1, repeats=1)
     with process(CASES["process-text"], settings, {}) as opened:
         (copy / "tokenizer.json").unlink()
-        with pytest.raises(BenchError, match=r"the jinaclip fp32 text process failed with status 1: .* lacks token"):
+        with pytest.raises(BenchError, match=r"the jinaclip fp32 text process failed with status 1: .* has no token"):
             opened.sides["jinaclip fp32"]()
 
 
