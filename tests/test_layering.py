@@ -62,6 +62,7 @@ ROWS: dict[str, list[set[str]]] = {
         {"metrics"},
         {"apis"},
         {"fetch", "openapi", "middleware"},
+        {"preparation"},
         {"service"},
         {"app"},
         {"lifecycle"},

@@ -118,7 +118,8 @@ def _server(args: argparse.Namespace, model: ClipModel, market: Marketplace | No
     from jinaclip.server.app import Server, Settings
     from jinaclip.server.fetch import Fetcher
     from jinaclip.server.metrics import Metrics
-    from jinaclip.server.service import Limits, Service
+    from jinaclip.server.preparation import Limits
+    from jinaclip.server.service import Service
 
     workers = _workers(model, args.workers)
     narrow = None
