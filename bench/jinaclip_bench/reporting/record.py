@@ -117,51 +117,59 @@ def records_of(
         facts: result of `run_facts`.
         rates: the GPU's rate for a large matrix product in each round, in TFLOP/s; () on a CPU.
     """
-    bundle = settings.bundle
     times = {side: [sample.seconds * 1e3 for sample in of_side] for side, of_side in samples.items()}
     records = []
-    for side, milliseconds in times.items():
-        figures = summary(milliseconds)
-        calls_per_s = 1e3 / figures["p50"]
-        precision = None if case.kind == "preprocess" else precision_of(side)
-        above = [sample.above_load_mib for sample in samples[side] if sample.above_load_mib is not None]
-        on_device = [sample.device_s * 1e3 for sample in samples[side] if sample.device_s is not None]
-        values = {
-            **facts,
-            "time": _now("seconds"),
-            "case": case.name,
-            "side": side,
-            "unit": "ms",
-            "samples": [round(ms, 4) for ms in milliseconds],
-            **{name: round(figure, 4) for name, figure in figures.items()},
-            "items_per_s": round(case.rows * calls_per_s, 3) if opened.steady else None,
-            "tokens_per_s": round(opened.tokens * calls_per_s, 2) if opened.steady and opened.tokens else None,
-            "against": {
-                mine: {**_rounded(paired_ratio(milliseconds, times[mine])), "cosine": round(cosine, 8)}
-                for (other, mine), cosine in cosines.items()
-                if other == side
-            },
-            "peak_rss_mib": _median([sample.peak_rss_mib for sample in samples[side]]),
-            "pss_mib": _median([sample.pss_mib for sample in samples[side]]),
-            "above_load_mib": _rounded(spread(above)) if above else None,
-            "device_ms": _rounded(spread(on_device)) if on_device else None,
-            "stages_ms": _stages([sample.stages for sample in samples[side] if sample.stages is not None]),
-            "first_call_ms": round(opened.first_calls[side] * 1e3, 4) if side in opened.first_calls else None,
-            "served": _served([sample.requests for sample in samples[side] if sample.requests is not None]),
-            "tflops": round(opened.flops / figures["p50"] / 1e9, 3) if opened.flops else None,
-            "matmul_tflops": round(statistics.median(rates), 3) if rates else None,
-            "matmul_share": _share(opened.flops, milliseconds, rates) if rates and precision == "fp16" else None,
-            "shape": list(opened.shape),
-            "threads": opened.threads,
-            "repeats": len(milliseconds),
-            "burn_in": opened.burn_in,
-            "precision": precision,
-            "provenance": (
-                bundle.provenance(dict.fromkeys(bundle.towers, precision)) if precision and is_ours(side) else None
-            ),
-        }
+    for side in times:
+        own = _record(case, opened, settings, side, samples[side], times, cosines, rates)
+        values = {**facts, "time": _now("seconds"), **own}
         records.append({name: values[name] for name in FIELDS})
     return records
+
+
+def _record(
+    case: Case, opened: Opened, settings: Settings, side: str, samples: Sequence[Sample],
+    times: Mapping[str, Sequence[float]], cosines: Mapping[tuple[str, str], float], rates: Sequence[float],
+) -> dict[str, Any]:  # fmt: skip
+    """The fields that differ between sides."""
+    bundle, milliseconds = settings.bundle, times[side]
+    figures = summary(milliseconds)
+    calls_per_s = 1e3 / figures["p50"]
+    precision = None if case.kind == "preprocess" else precision_of(side)
+    above = [sample.above_load_mib for sample in samples if sample.above_load_mib is not None]
+    on_device = [sample.device_s * 1e3 for sample in samples if sample.device_s is not None]
+    values = {
+        "case": case.name,
+        "side": side,
+        "unit": "ms",
+        "samples": [round(ms, 4) for ms in milliseconds],
+        **{name: round(figure, 4) for name, figure in figures.items()},
+        "items_per_s": round(case.rows * calls_per_s, 3) if opened.steady else None,
+        "tokens_per_s": round(opened.tokens * calls_per_s, 2) if opened.steady and opened.tokens else None,
+        "against": {
+            mine: {**_rounded(paired_ratio(milliseconds, times[mine])), "cosine": round(cosine, 8)}
+            for (other, mine), cosine in cosines.items()
+            if other == side
+        },
+        "peak_rss_mib": _median([sample.peak_rss_mib for sample in samples]),
+        "pss_mib": _median([sample.pss_mib for sample in samples]),
+        "above_load_mib": _rounded(spread(above)) if above else None,
+        "device_ms": _rounded(spread(on_device)) if on_device else None,
+        "stages_ms": _stages([sample.stages for sample in samples if sample.stages is not None]),
+        "first_call_ms": round(opened.first_calls[side] * 1e3, 4) if side in opened.first_calls else None,
+        "served": _served([sample.requests for sample in samples if sample.requests is not None]),
+        "tflops": round(opened.flops / figures["p50"] / 1e9, 3) if opened.flops else None,
+        "matmul_tflops": round(statistics.median(rates), 3) if rates else None,
+        "matmul_share": _share(opened.flops, milliseconds, rates) if rates and precision == "fp16" else None,
+        "shape": list(opened.shape),
+        "threads": opened.threads,
+        "repeats": len(milliseconds),
+        "burn_in": opened.burn_in,
+        "precision": precision,
+        "provenance": (
+            bundle.provenance(dict.fromkeys(bundle.towers, precision)) if precision and is_ours(side) else None
+        ),
+    }
+    return values
 
 
 def upgraded(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from jinaclip.errors import BackendError, BackendMissing
 from jinaclip_engines.graph import read, signature, write
 from jinaclip_engines.passes.tensorrt import for_tensorrt
 from jinaclip_engines.store import graph_bytes, write_engine
-from jinaclip_engines.tensorrt.compiler import FLAGS, compile_plan, default_targets
+from jinaclip_engines.tensorrt.compiler import FLAGS, Compiled, compile_plan, default_targets
 
 
 @dataclass(frozen=True)
@@ -123,12 +123,9 @@ def build_engine(
         "targets": list(where.targets) or None,
     }
     key = engine_key(facts)
-    for directory, sidecar in engines_of(bundle, tower, PRECISION, library.backend):
-        if directory.name == key and not force and difference(sidecar, facts) is None:
-            stage("checking the SHA-256 of the existing engine")
-            if damage(directory, sidecar, PLAN, hashes=True) is None:
-                return Built(key, False, sidecar)
-    sidecar = {}
+    if not force and (existing := _existing(bundle, tower, library, facts, key, stage)) is not None:
+        return Built(key, False, existing)
+    sidecar: dict[str, Any] = {}
 
     def fill(directory: Path) -> Mapping[str, Any]:
         start = time.monotonic()
@@ -141,16 +138,7 @@ def build_engine(
         for path in (graph, graph.with_name(f"{graph.name}.data")):
             path.unlink()
         (directory / PLAN).write_bytes(memoryview(compiled.plan))
-        sidecar.update(
-            profile_set=profile_set,
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-            seconds=round(time.monotonic() - start, 1),
-            inputs=list(compiled.inputs),
-            outputs=list(compiled.outputs),
-            report=compiled.report.to_json(),
-            driver=None if where.gpu is None else where.gpu.driver,
-            self_test=None,
-        )
+        sidecar.update(_compiled_facts(compiled, where, profile_set, time.monotonic() - start))
         if where.gpu is not None:
             stage("self-test")
             plan = Plan(key, directory / PLAN, tuple(profiles))
@@ -160,6 +148,32 @@ def build_engine(
     needed = 4 * graph_bytes(bundle, tower, PRECISION)
     written = write_engine(bundle, facts, needed, fill)
     return Built(written, True, {**facts, **sidecar})
+
+
+def _existing(
+    bundle: Bundle, tower: str, library: Library, facts: Mapping[str, Any], key: str, stage: Callable[[str], None]
+) -> dict[str, Any] | None:
+    """Sidecar of a usable engine with this key; None if there is none."""
+    for directory, sidecar in engines_of(bundle, tower, PRECISION, library.backend):
+        if directory.name == key and difference(sidecar, facts) is None:
+            stage("checking the SHA-256 of the existing engine")
+            if damage(directory, sidecar, PLAN, hashes=True) is None:
+                return sidecar
+    return None
+
+
+def _compiled_facts(compiled: Compiled, where: Where, profile_set: str, seconds: float) -> dict[str, Any]:
+    """Fields of the sidecar that the compilation gives; the self-test has not run."""
+    return {
+        "profile_set": profile_set,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(seconds, 1),
+        "inputs": list(compiled.inputs),
+        "outputs": list(compiled.outputs),
+        "report": compiled.report.to_json(),
+        "driver": None if where.gpu is None else where.gpu.driver,
+        "self_test": None,
+    }
 
 
 def _timing_cache(bundle: Bundle, library: Library, where: Where) -> Path | None:

@@ -102,11 +102,10 @@ def compile_plan(
         tells_sums=library.backend == "tensorrt-rtx",
     )  # fmt: skip
     if report.problems:
+        shown, more = "; ".join(report.problems[:6]), len(report.problems) - 6
         raise BuildError(
-            f"{library.backend} {library.version} did not compile the graph as required: "
-            + "; ".join(report.problems[:6])
-            + (f"; and {len(report.problems) - 6} more" if len(report.problems) > 6 else "")
-            + ". Nothing was written"
+            f"{library.backend} {library.version} did not compile the graph as required: {shown}"
+            f"{f'; and {more} more' if more > 0 else ''}. Nothing was written"
         )
     return Compiled(plan, report, inputs, outputs)
 

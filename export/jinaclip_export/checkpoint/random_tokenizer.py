@@ -13,6 +13,7 @@ import json
 import string
 import unicodedata
 from collections.abc import Iterator
+from typing import Any
 
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
 MASK_TOKEN = "<mask>"  # the last id of the vocabulary, as published
@@ -83,31 +84,36 @@ def random_tokenizer(vocab_size: int) -> str:
                 {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True},
             ],
         },
-        "post_processor": {
-            "type": "TemplateProcessing",
-            "single": [
-                {"SpecialToken": {"id": "<s>", "type_id": 0}},
-                {"Sequence": {"id": "A", "type_id": 0}},
-                {"SpecialToken": {"id": "</s>", "type_id": 0}},
-            ],
-            "pair": [
-                {"SpecialToken": {"id": "<s>", "type_id": 0}},
-                {"Sequence": {"id": "A", "type_id": 0}},
-                {"SpecialToken": {"id": "</s>", "type_id": 0}},
-                {"SpecialToken": {"id": "</s>", "type_id": 0}},
-                {"Sequence": {"id": "B", "type_id": 0}},
-                {"SpecialToken": {"id": "</s>", "type_id": 0}},
-            ],
-            "special_tokens": {
-                token: {"id": token, "ids": [index], "tokens": [token]}
-                for index, token in enumerate(SPECIAL_TOKENS)
-                if token in ("<s>", "</s>")
-            },
-        },
+        "post_processor": _post_processor(),
         "decoder": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True},
         "model": {"type": "Unigram", "unk_id": 3, "vocab": vocabulary, "byte_fallback": False},
     }
     return json.dumps(document, ensure_ascii=False)
+
+
+def _post_processor() -> dict[str, Any]:
+    """Puts one text, or a pair, between special tokens."""
+    return {
+        "type": "TemplateProcessing",
+        "single": [
+            {"SpecialToken": {"id": "<s>", "type_id": 0}},
+            {"Sequence": {"id": "A", "type_id": 0}},
+            {"SpecialToken": {"id": "</s>", "type_id": 0}},
+        ],
+        "pair": [
+            {"SpecialToken": {"id": "<s>", "type_id": 0}},
+            {"Sequence": {"id": "A", "type_id": 0}},
+            {"SpecialToken": {"id": "</s>", "type_id": 0}},
+            {"SpecialToken": {"id": "</s>", "type_id": 0}},
+            {"Sequence": {"id": "B", "type_id": 0}},
+            {"SpecialToken": {"id": "</s>", "type_id": 0}},
+        ],
+        "special_tokens": {
+            token: {"id": token, "ids": [index], "tokens": [token]}
+            for index, token in enumerate(SPECIAL_TOKENS)
+            if token in ("<s>", "</s>")
+        },
+    }
 
 
 def _pieces() -> Iterator[str]:

@@ -38,6 +38,27 @@ SIZES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+_PUBLISHED_VISION = {
+    "layers": 24,
+    "head_width": 64,
+    "mlp_ratio": 2.6667,
+    "image_size": 512,
+    "patch_size": 14,
+    "qkv_bias": True,
+    "rope_embeddings": True,
+    "pt_hw_seq_len": 16,
+    "intp_freq": True,
+    "naive_swiglu": True,
+    "subln": True,
+    "post_norm": False,
+    "ls_init_value": None,
+    "proj_type": None,
+    "patch_dropout": 0.1,
+    "x_attention": True,
+    "fused_layer_norm": False,
+}
+
+
 def published_config(
     projection_dim: int = 1024, text: dict[str, Any] | None = None, vision: dict[str, Any] | None = None
 ) -> dict[str, Any]:
@@ -80,23 +101,7 @@ def published_config(
             "model_type": "jina_clip_vision",
             "embed_dim": projection_dim,
             "width": projection_dim,
-            "layers": 24,
-            "head_width": 64,
-            "mlp_ratio": 2.6667,
-            "image_size": 512,
-            "patch_size": 14,
-            "qkv_bias": True,
-            "rope_embeddings": True,
-            "pt_hw_seq_len": 16,
-            "intp_freq": True,
-            "naive_swiglu": True,
-            "subln": True,
-            "post_norm": False,
-            "ls_init_value": None,
-            "proj_type": None,
-            "patch_dropout": 0.1,
-            "x_attention": True,
-            "fused_layer_norm": False,
+            **_PUBLISHED_VISION,
         }
         | (vision or {}),
     }
