@@ -35,6 +35,13 @@ class Where:
     gpu: Gpu | None
     targets: tuple[str, ...]
 
+    def facts(self) -> dict[str, Any]:
+        """Fields of the sidecar."""
+        return {
+            "gpu": None if self.gpu is None else self.gpu.facts(),
+            "targets": list(self.targets) or None,
+        }
+
 
 def where_to_build(library: Library, device: int, targets: Sequence[str] | None) -> Where:
     """Choose what to build for: this machine's GPU, or ahead of time for `targets`.
@@ -107,9 +114,8 @@ def build_engine(
         BuildError: the engine could not be built or does not meet the requirements. It is not written.
         SelfTestFailed: the engine was run on this machine's GPU and did not pass the self-test.
     """
-    source = bundle.graph(tower, PRECISION)
     stage(f"rewriting the {PRECISION} graph ({policy})")
-    model = read(source)
+    model = read(bundle.graph(tower, PRECISION))
     operator = library.sums_attention_in_float32
     expected = for_tensorrt(model, policy, attention_operator=operator)
     facts = {
@@ -119,8 +125,7 @@ def build_engine(
         "rewritten": signature(model),
         "profiles": [profile.to_json() for profile in profiles],
         "flags": {**FLAGS, "workspace_mib": workspace_mib},
-        "gpu": None if where.gpu is None else where.gpu.facts(),
-        "targets": list(where.targets) or None,
+        **where.facts(),
     }
     key = engine_key(facts)
     if not force and (existing := _existing(bundle, tower, library, facts, key, stage)) is not None:
@@ -135,19 +140,18 @@ def build_engine(
             library, graph, expected, policy, profiles, targets=where.targets, workspace_mib=workspace_mib,
             timing_cache=_timing_cache(bundle, library, where), stage=stage,
         )  # fmt: skip
-        for path in (graph, graph.with_name(f"{graph.name}.data")):
-            path.unlink()
+        graph.unlink()
+        graph.with_name(f"{graph.name}.data").unlink()
         (directory / PLAN).write_bytes(memoryview(compiled.plan))
         sidecar.update(_compiled_facts(compiled, where, profile_set, time.monotonic() - start))
         if where.gpu is not None:
             stage("self-test")
-            plan = Plan(key, directory / PLAN, tuple(profiles))
-            sidecar["self_test"] = _self_test(bundle, tower, plan, library, where.gpu)
+            sidecar["self_test"] = _self_test(
+                bundle, tower, Plan(key, directory / PLAN, tuple(profiles)), library, where.gpu
+            )
         return sidecar
 
-    needed = 4 * graph_bytes(bundle, tower, PRECISION)
-    written = write_engine(bundle, facts, needed, fill)
-    return Built(written, True, {**facts, **sidecar})
+    return Built(write_engine(bundle, facts, 4 * graph_bytes(bundle, tower, PRECISION), fill), True, facts | sidecar)
 
 
 def _existing(

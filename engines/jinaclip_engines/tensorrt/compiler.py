@@ -102,12 +102,14 @@ def compile_plan(
         tells_sums=library.backend == "tensorrt-rtx",
     )  # fmt: skip
     if report.problems:
-        shown, more = "; ".join(report.problems[:6]), len(report.problems) - 6
-        raise BuildError(
-            f"{library.backend} {library.version} did not compile the graph as required: {shown}"
-            f"{f'; and {more} more' if more > 0 else ''}. Nothing was written"
-        )
+        compiler, problems = f"{library.backend} {library.version}", _listed(report.problems)
+        raise BuildError(f"{compiler} did not compile the graph as required: {problems}. Nothing was written")
     return Compiled(plan, report, inputs, outputs)
+
+
+def _listed(problems: Sequence[str], most: int = 6) -> str:
+    more = f"; and {len(problems) - most} more" if len(problems) > most else ""
+    return "; ".join(problems[:most]) + more
 
 
 def _rewire_masks(trt: Any, network: Any, expected: Expected) -> None:
