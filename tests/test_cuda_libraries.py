@@ -5,9 +5,12 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+
+import jinaclip
 
 needs_compiler = pytest.mark.skipif(shutil.which("gcc") is None, reason="no gcc")
 LOAD = "from jinaclip.backends.cuda.libraries import load; print(load('libjinaclipprobe.so.13') is not None)"
@@ -47,3 +50,21 @@ def test_a_damaged_file_does_not_hide_a_good_one(tmp_path: Path) -> None:
     (tmp_path / "nvidia/a/lib/libjinaclipprobe.so.13").write_bytes(b"not a library")
     library(tmp_path / "nvidia/b/lib/libjinaclipprobe.so.13")
     assert found(PYTHONPATH=str(tmp_path))
+
+
+def test_operators_are_found_where_the_build_installs_them(tmp_path: Path) -> None:
+    """`make cuda-operators` writes to the package's folder `native`, and the wheel takes the library from there."""
+    package = tmp_path / "jinaclip"
+    shutil.copytree(Path(jinaclip.__file__).parent, package, ignore=shutil.ignore_patterns("native", "__pycache__"))
+    ask = "from jinaclip.backends.onnxruntime.cuda_operators import operators_library; print(operators_library())"
+    command = [sys.executable, "-c", ask]
+    for wanted in (None, package / "native/libjinaclip_cuda.so"):
+        if wanted is not None:
+            wanted.parent.mkdir()
+            wanted.write_bytes(b"")
+        run = subprocess.run(command, env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=True)
+        assert run.stdout.strip() == str(wanted)
+    root = Path(__file__).parent.parent
+    project = tomllib.loads((root / "pyproject.toml").read_text("utf-8"))
+    assert project["tool"]["hatch"]["build"]["targets"]["wheel"]["artifacts"] == ["runtime/jinaclip/native/*.so"]
+    assert "build.py --output runtime/jinaclip/native " in (root / "Makefile").read_text("utf-8")

@@ -10,6 +10,7 @@ import ctypes
 import logging
 import os
 from functools import cache
+from importlib.resources import files
 from pathlib import Path
 
 from jinaclip.backends.cuda.gpu import Gpu
@@ -41,7 +42,7 @@ def operators_library() -> Path | None:
         if not Path(named).is_file():
             raise BackendError(f"{VARIABLE} is {named!r}, which is not a file; expected a path of {LIBRARY}, or ''")
         return Path(named).absolute()
-    installed = Path(__file__).with_name("native") / LIBRARY
+    installed = Path(str(files("jinaclip"))) / "native" / LIBRARY
     return installed if installed.is_file() else None
 
 
