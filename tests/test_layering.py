@@ -50,9 +50,8 @@ ROWS: dict[str, list[set[str]]] = {
     "jinaclip/backends/onnxruntime": [
         {"library", "packed_texts"},
         {"cpu", "cuda_provider", "cuda_operators", "cuda_runs"},
-        {"cuda_placement"},
+        {"cuda_placement", "prepared_graphs"},
         {"cuda"},
-        {"prepared_graphs"},
         {"backend"},
     ],
     "jinaclip/backends/tensorrt": [{"library"}, {"engine"}, {"worker"}, {"session"}, {"plans"}, {"backend"}],

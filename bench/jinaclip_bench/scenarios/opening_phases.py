@@ -55,8 +55,8 @@ def main() -> None:
     with phase("import numpy, Pillow"):
         import PIL.Image  # noqa: F401
     with phase("import jinaclip"):
+        from jinaclip.backends.onnxruntime.backend import OnnxRuntimeCpu
         from jinaclip.backends.onnxruntime.library import import_onnxruntime
-        from jinaclip.backends.onnxruntime.prepared_graphs import open_graph
         from jinaclip.backends.self_test import run_self_test
         from jinaclip.bundle.manifest import Bundle
     with phase("import onnxruntime"):
@@ -66,7 +66,7 @@ def main() -> None:
     with phase("read the tokenizer"):
         tokenizer = bundle.open_tokenizer()
     with phase("open the graph"):
-        session, how = open_graph(bundle, "text", args.precision)
+        session, how = OnnxRuntimeCpu().open(bundle, "text", args.precision)
     with phase("self-test"):
         run_self_test(bundle, "text", args.precision, session, tokenizer=tokenizer)
     with phase("first text"):

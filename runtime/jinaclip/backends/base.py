@@ -136,6 +136,11 @@ class GpuBackend(Backend, Protocol):
         """
 
 
+def gpu_facts(backend: str, version: str, gpu: Gpu) -> dict[str, Any]:
+    """The facts of a backend on a GPU, with the version of its library. See `Backend.facts`."""
+    return {"backend": backend, "version": version, "device": "cuda", "gpu": str(gpu), "driver": gpu.driver}
+
+
 def require_precision(backend: Backend, bundle: Bundle, tower: str, precision: str) -> None:
     """Check that the bundle has a precision and that the backend can run it.
 

@@ -41,31 +41,21 @@ def cgroup_quota(root: Path) -> float | None:
 @cache
 def cpu_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, ...]:
     """Instruction sets that kernels are chosen by, sorted. The processor's name if they are not known."""
-    with suppress(OSError):
-        for line in cpuinfo.read_text().splitlines():
-            name, _, value = line.partition(":")
-            if name.strip() in ("flags", "Features"):
-                return tuple(sorted(_FEATURES & set(value.split())))
-    return (platform.processor() or platform.machine(),)
+    flags = _first_value(cpuinfo, "flags", "Features")
+    return tuple(sorted(_FEATURES & set(flags.split()))) if flags else (platform.processor() or platform.machine(),)
 
 
 @cache
 def cpu_model() -> str:
     """Name of the CPU; its architecture if the name is not known."""
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.machine()
+    return _first_value(Path("/proc/cpuinfo"), "model name") or platform.machine()
 
 
 def available_memory(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int | None:
     """Bytes that can be allocated without swapping, limited by the machine and the cgroup; None if not known."""
     limits = []
-    with suppress(OSError, ValueError):
-        for line in (proc / "meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                limits.append(int(line.split()[1]) * 1024)
+    if available := _first_value(proc / "meminfo", "MemAvailable"):  # "4096 kB"
+        limits.append(int(available.split()[0]) * 1024)
     with suppress(OSError, ValueError):
         limit = (cgroup / "memory.max").read_text().strip()
         if limit != "max":
@@ -73,3 +63,13 @@ def available_memory(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cg
     if not limits and hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
         limits.append(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     return min(limits, default=None)
+
+
+def _first_value(path: Path, *names: str) -> str | None:
+    """The value of the first line `name: value` with one of these names; None if there is none."""
+    with suppress(OSError):
+        for line in path.read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() in names:
+                return value.strip()
+    return None

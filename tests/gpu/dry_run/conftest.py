@@ -17,8 +17,8 @@ import pytest
 from jinaclip.backends import self_test as selftest
 from jinaclip.backends.cuda.gpu import gpu
 from jinaclip.backends.onnxruntime import cuda_operators
+from jinaclip.backends.onnxruntime.backend import OnnxRuntimeCuda
 from jinaclip.backends.onnxruntime.cuda import OnnxRuntimeCudaSession
-from jinaclip.backends.onnxruntime.prepared_graphs import open_graph
 from jinaclip.bundle.manifest import Bundle
 from jinaclip.cli import main
 from tests.gpu.dry_run.journal import Journal
@@ -99,7 +99,7 @@ def open_session(
             directory = request.getfixturevalue("operators_bundle")
             monkeypatch.setenv(cuda_operators.VARIABLE, OPERATORS)
         of = Bundle(directory)
-        session, reason = open_graph(of, tower, "fp32" if kind == "fp32" else "fp16", gpu=gpu(0))
+        session, reason = OnnxRuntimeCuda(gpu(0)).open(of, tower, "fp32" if kind == "fp32" else "fp16")
         assert isinstance(session, OnnxRuntimeCudaSession)
         assert ("prepared graph" in reason) == (kind not in ("fp16", "fp32")), reason
         assert (session.describe()["operators"] is not None) == (kind == "operators")

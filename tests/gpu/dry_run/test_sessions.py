@@ -21,6 +21,7 @@ from jinaclip.backends.cuda import staging
 from jinaclip.backends.cuda.gpu import gpu
 from jinaclip.backends.onnxruntime import cuda as onnxruntime_cuda
 from jinaclip.backends.onnxruntime import cuda_operators
+from jinaclip.backends.onnxruntime.backend import OnnxRuntimeCuda
 from jinaclip.backends.onnxruntime.cuda import (
     MOST_LARGE_GRAPHS,
     MOST_SMALL_GRAPHS,
@@ -30,7 +31,6 @@ from jinaclip.backends.onnxruntime.cuda import (
 from jinaclip.backends.onnxruntime.cuda_placement import host_operators
 from jinaclip.backends.onnxruntime.cuda_provider import PROVIDER
 from jinaclip.backends.onnxruntime.cuda_runs import GRAPH_IMAGES, GRAPH_TOKENS, Run
-from jinaclip.backends.onnxruntime.prepared_graphs import open_graph
 from jinaclip.backends.shapes import LADDER, SHORTEST
 from jinaclip.bundle.manifest import Bundle
 from jinaclip.errors import BackendError, InputError
@@ -578,7 +578,7 @@ def test_a_session_that_closes_before_its_capture(
 
 def test_a_session_that_is_dropped_is_freed(bundle: Path, journal: Journal, make_batch: MakeBatch) -> None:
     def once() -> None:
-        session, _ = open_graph(Bundle(bundle), "text", "fp16", gpu=gpu(0))
+        session, _ = OnnxRuntimeCuda(gpu(0)).open(Bundle(bundle), "text", "fp16")
         assert isinstance(session, OnnxRuntimeCudaSession)
         for _ in range(3):
             session.run(make_batch("text", *SMALL["text"]))

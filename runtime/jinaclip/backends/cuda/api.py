@@ -70,40 +70,66 @@ class Cuda:
         return int(free)
 
 
-class DeviceMemory:
+class Resource:
+    """Something that CUDA allocated, and that is freed once.
+
+    Args:
+        cuda: the CUDA runtime.
+        handle: the handle or pointer.
+        free: the function of the API that frees it.
+
+    Attributes:
+        handle: the handle; None after `close`.
+    """
+
+    def __init__(self, cuda: Cuda, handle: Any, free: Callable[..., tuple[Any, ...]]) -> None:
+        self._cuda, self.handle, self._free = cuda, handle, free
+
+    def close(self) -> None:
+        handle, self.handle = self.handle, None
+        if handle is not None:
+            with suppress(BackendError):
+                self._cuda(self._free, handle)
+
+
+class DeviceMemory(Resource):
     """Memory of the device. Not safe to use from several threads at once.
 
     Attributes:
-        pointer: the address, aligned to 256 bytes.
         size: the size, in bytes.
     """
 
     def __init__(self, cuda: Cuda, size: int) -> None:
-        self._cuda, self.size = cuda, size
+        self.size = size
         try:
-            self.pointer = int(cuda(cuda.api.cudaMalloc, max(size, 1)))
+            super().__init__(cuda, cuda(cuda.api.cudaMalloc, max(size, 1)), cuda.api.cudaFree)
         except BackendError as error:
             free = cuda.free_bytes() >> 20
             raise BackendError(f"{error}: {size >> 20} MiB were requested, {free} MiB are free") from error
 
-    def close(self) -> None:
-        if self.pointer:
-            with suppress(BackendError):
-                self._cuda(self._cuda.api.cudaFree, self.pointer)
-            self.pointer = 0
+    @property
+    def pointer(self) -> int:
+        """The address, aligned to 256 bytes."""
+        return int(self.handle)
 
 
-class PinnedArray:
+class PinnedArray(Resource):
     """An array in pinned host memory, which the device can read and write directly.
 
     Attributes:
+        size: the size, in bytes.
         array: the memory, uint8 [size].
     """
 
     def __init__(self, cuda: Cuda, size: int) -> None:
-        self._cuda, self.size = cuda, size
-        self.pointer = int(cuda(cuda.api.cudaMallocHost, max(size, 1)))
+        self.size = size
+        super().__init__(cuda, cuda(cuda.api.cudaMallocHost, max(size, 1)), cuda.api.cudaFreeHost)
         self.array = np.ctypeslib.as_array((ctypes.c_uint8 * max(size, 1)).from_address(self.pointer))
+
+    @property
+    def pointer(self) -> int:
+        """The address."""
+        return int(self.handle)
 
     def view(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
         """The first bytes of the memory, as an array of this shape and dtype."""
@@ -111,23 +137,16 @@ class PinnedArray:
         return self.array[:size].view(dtype).reshape(shape)
 
     def close(self) -> None:
-        pointer, self.pointer = self.pointer, 0
-        if pointer:
-            self.array = np.empty(0, np.uint8)
-            with suppress(BackendError):
-                self._cuda(self._cuda.api.cudaFreeHost, pointer)
+        self.array = np.empty(0, np.uint8)
+        super().close()
 
 
-class Stream:
-    """A CUDA stream: its work runs in order, and concurrently with other streams.
-
-    Attributes:
-        handle: the cudaStream_t.
-    """
+class Stream(Resource):
+    """A CUDA stream: its work runs in order, and concurrently with other streams."""
 
     def __init__(self, cuda: Cuda) -> None:
-        self._cuda = cuda
-        self.handle: Any = cuda(cuda.api.cudaStreamCreateWithFlags, cuda.api.cudaStreamNonBlocking)
+        handle = cuda(cuda.api.cudaStreamCreateWithFlags, cuda.api.cudaStreamNonBlocking)
+        super().__init__(cuda, handle, cuda.api.cudaStreamDestroy)
 
     def upload(self, target: DeviceMemory, source: PinnedArray, size: int) -> None:
         """Copy to the device, without waiting."""
@@ -162,51 +181,32 @@ class Stream:
             raise
         return Graph(self._cuda, self._cuda(api.cudaStreamEndCapture, self.handle))
 
-    def close(self) -> None:
-        if self.handle is not None:
-            with suppress(BackendError):
-                self._cuda(self._cuda.api.cudaStreamDestroy, self.handle)
-            self.handle = None
 
-
-class Graph:
+class Graph(Resource):
     """A CUDA graph: captured work that one call launches."""
 
     def __init__(self, cuda: Cuda, captured: Any) -> None:
-        self._cuda = cuda
         try:
-            self._executable: Any = cuda(cuda.api.cudaGraphInstantiate, captured, 0)
+            super().__init__(cuda, cuda(cuda.api.cudaGraphInstantiate, captured, 0), cuda.api.cudaGraphExecDestroy)
         finally:
             with suppress(BackendError):
                 cuda(cuda.api.cudaGraphDestroy, captured)
 
     def launch(self, stream: Stream) -> None:
-        self._cuda(self._cuda.api.cudaGraphLaunch, self._executable, stream.handle)
-
-    def close(self) -> None:
-        if self._executable is not None:
-            with suppress(BackendError):
-                self._cuda(self._cuda.api.cudaGraphExecDestroy, self._executable)
-            self._executable = None
+        self._cuda(self._cuda.api.cudaGraphLaunch, self.handle, stream.handle)
 
 
-class Event:
+class Event(Resource):
     """A CUDA event: a position in a stream that can be waited for."""
 
     def __init__(self, cuda: Cuda) -> None:
-        self._cuda = cuda
-        self._event: Any = cuda(cuda.api.cudaEventCreateWithFlags, cuda.api.cudaEventDisableTiming)
+        handle = cuda(cuda.api.cudaEventCreateWithFlags, cuda.api.cudaEventDisableTiming)
+        super().__init__(cuda, handle, cuda.api.cudaEventDestroy)
 
     def record(self, stream: Stream) -> None:
         """Record the event after all work that is now in the stream."""
-        self._cuda(self._cuda.api.cudaEventRecord, self._event, stream.handle)
+        self._cuda(self._cuda.api.cudaEventRecord, self.handle, stream.handle)
 
     def wait(self) -> None:
         """Wait until the stream has reached the event. Other Python threads can run meanwhile."""
-        self._cuda(self._cuda.api.cudaEventSynchronize, self._event)
-
-    def close(self) -> None:
-        if self._event is not None:
-            with suppress(BackendError):
-                self._cuda(self._cuda.api.cudaEventDestroy, self._event)
-            self._event = None
+        self._cuda(self._cuda.api.cudaEventSynchronize, self.handle)

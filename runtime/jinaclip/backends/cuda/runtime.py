@@ -9,12 +9,38 @@ back after releasing it can take milliseconds.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from ctypes import c_char_p, c_int, c_size_t, c_uint, c_ulonglong, c_void_p
 from typing import Any
 
+RESULT = ctypes.POINTER(c_void_p)  # argument through which a function returns a value: a handle, a pointer or a size
+_ARGUMENTS: dict[str, list[Any]] = {
+    "cudaSetDevice": [c_int],
+    "cudaMalloc": [RESULT, c_size_t],
+    "cudaFree": [c_void_p],
+    "cudaMallocHost": [RESULT, c_size_t],
+    "cudaFreeHost": [c_void_p],
+    "cudaMemGetInfo": [RESULT, RESULT],
+    "cudaMemcpyAsync": [c_void_p, c_void_p, c_size_t, c_int, c_void_p],
+    "cudaStreamCreateWithFlags": [RESULT, c_uint],
+    "cudaStreamSynchronize": [c_void_p],
+    "cudaStreamDestroy": [c_void_p],
+    "cudaEventCreateWithFlags": [RESULT, c_uint],
+    "cudaEventRecord": [c_void_p, c_void_p],
+    "cudaEventSynchronize": [c_void_p],
+    "cudaEventDestroy": [c_void_p],
+    "cudaStreamBeginCapture": [c_void_p, c_int],
+    "cudaStreamEndCapture": [c_void_p, RESULT],
+    "cudaGraphInstantiate": [RESULT, c_void_p, c_ulonglong],
+    "cudaGraphLaunch": [c_void_p, c_void_p],
+    "cudaGraphExecDestroy": [c_void_p],
+    "cudaGraphDestroy": [c_void_p],
+}
+_ONLY_QUEUE = ("cudaSetDevice", "cudaMemcpyAsync", "cudaEventRecord", "cudaGraphLaunch")
+
 
 class CudaRuntime:
-    """Functions of libcudart. Safe to call from any thread.
+    """Functions of libcudart, those of _ARGUMENTS as attributes. Safe to call from any thread.
 
     Args:
         library: the loaded libcudart.
@@ -34,76 +60,12 @@ class CudaRuntime:
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library
-        self._queueing = ctypes.PyDLL(library._name, handle=library._handle)  # holds the GIL during calls
+        holding_gil = ctypes.PyDLL(library._name, handle=library._handle)
         for name, arguments in _ARGUMENTS.items():
-            getattr(library, name).argtypes = getattr(self._queueing, name).argtypes = arguments
-        library.cudaGetErrorString.restype = c_char_p
-
-    def cudaSetDevice(self, device: int) -> tuple[int]:
-        return (self._queueing.cudaSetDevice(device),)
-
-    def cudaMalloc(self, size: int) -> tuple[int, int]:
-        return self._pointer(self._library.cudaMalloc, size)
-
-    def cudaFree(self, pointer: int) -> tuple[int]:
-        return (self._library.cudaFree(pointer),)
-
-    def cudaMallocHost(self, size: int) -> tuple[int, int]:
-        return self._pointer(self._library.cudaMallocHost, size)
-
-    def cudaFreeHost(self, pointer: int) -> tuple[int]:
-        return (self._library.cudaFreeHost(pointer),)
-
-    def cudaMemGetInfo(self) -> tuple[int, int, int]:
-        free, total = c_size_t(), c_size_t()
-        error = self._library.cudaMemGetInfo(ctypes.byref(free), ctypes.byref(total))
-        return error, free.value, total.value
-
-    def cudaMemcpyAsync(self, target: int, source: int, size: int, kind: int, stream: int) -> tuple[int]:
-        return (self._queueing.cudaMemcpyAsync(target, source, size, kind, stream),)
-
-    def cudaStreamCreateWithFlags(self, flags: int) -> tuple[int, int]:
-        return self._pointer(self._library.cudaStreamCreateWithFlags, flags)
-
-    def cudaStreamSynchronize(self, stream: int) -> tuple[int]:
-        return (self._library.cudaStreamSynchronize(stream),)
-
-    def cudaStreamDestroy(self, stream: int) -> tuple[int]:
-        return (self._library.cudaStreamDestroy(stream),)
-
-    def cudaEventCreateWithFlags(self, flags: int) -> tuple[int, int]:
-        return self._pointer(self._library.cudaEventCreateWithFlags, flags)
-
-    def cudaEventRecord(self, event: int, stream: int) -> tuple[int]:
-        return (self._queueing.cudaEventRecord(event, stream),)
-
-    def cudaEventSynchronize(self, event: int) -> tuple[int]:
-        return (self._library.cudaEventSynchronize(event),)
-
-    def cudaEventDestroy(self, event: int) -> tuple[int]:
-        return (self._library.cudaEventDestroy(event),)
-
-    def cudaStreamBeginCapture(self, stream: int, mode: int) -> tuple[int]:
-        return (self._library.cudaStreamBeginCapture(stream, mode),)
-
-    def cudaStreamEndCapture(self, stream: int) -> tuple[int, int]:
-        found = c_void_p()
-        error = self._library.cudaStreamEndCapture(stream, ctypes.byref(found))
-        return error, found.value or 0
-
-    def cudaGraphInstantiate(self, graph: int, flags: int) -> tuple[int, int]:
-        found = c_void_p()
-        error = self._library.cudaGraphInstantiate(ctypes.byref(found), graph, flags)
-        return error, found.value or 0
-
-    def cudaGraphLaunch(self, executable: int, stream: int) -> tuple[int]:
-        return (self._queueing.cudaGraphLaunch(executable, stream),)
-
-    def cudaGraphExecDestroy(self, executable: int) -> tuple[int]:
-        return (self._library.cudaGraphExecDestroy(executable),)
-
-    def cudaGraphDestroy(self, graph: int) -> tuple[int]:
-        return (self._library.cudaGraphDestroy(graph),)
+            function = getattr(holding_gil if name in _ONLY_QUEUE else library, name)
+            function.argtypes = arguments
+            setattr(self, name, _call_of(function))
+        library.cudaGetErrorString.argtypes, library.cudaGetErrorString.restype = [c_int], c_char_p
 
     def cudaGetErrorString(self, error: int) -> tuple[int, bytes]:
         return 0, self._library.cudaGetErrorString(error) or b"unknown error"
@@ -112,33 +74,18 @@ class CudaRuntime:
         """Return and reset the last error. Otherwise the next launch would report an error that was already handled."""
         return 0, self._library.cudaGetLastError()
 
-    def _pointer(self, function: Any, argument: int) -> tuple[int, int]:
-        found = c_void_p()
-        error = function(ctypes.byref(found), argument)
-        return error, found.value or 0
 
+def _call_of(function: Any) -> Callable[..., tuple[int, ...]]:
+    """A function that passes its arguments to a function of libcudart, and returns the error and the results."""
+    has_results = RESULT in function.argtypes
 
-_ARGUMENTS: dict[str, list[Any]] = {
-    "cudaSetDevice": [c_int],
-    "cudaMalloc": [c_void_p, c_size_t],
-    "cudaFree": [c_void_p],
-    "cudaMallocHost": [c_void_p, c_size_t],
-    "cudaFreeHost": [c_void_p],
-    "cudaMemGetInfo": [c_void_p, c_void_p],
-    "cudaMemcpyAsync": [c_void_p, c_void_p, c_size_t, c_int, c_void_p],
-    "cudaStreamCreateWithFlags": [c_void_p, c_uint],
-    "cudaStreamSynchronize": [c_void_p],
-    "cudaStreamDestroy": [c_void_p],
-    "cudaEventCreateWithFlags": [c_void_p, c_uint],
-    "cudaEventRecord": [c_void_p, c_void_p],
-    "cudaEventSynchronize": [c_void_p],
-    "cudaEventDestroy": [c_void_p],
-    "cudaStreamBeginCapture": [c_void_p, c_int],
-    "cudaStreamEndCapture": [c_void_p, c_void_p],
-    "cudaGraphInstantiate": [c_void_p, c_void_p, c_ulonglong],
-    "cudaGraphLaunch": [c_void_p, c_void_p],
-    "cudaGraphExecDestroy": [c_void_p],
-    "cudaGraphDestroy": [c_void_p],
-    "cudaGetErrorString": [c_int],
-    "cudaGetLastError": [],
-}
+    def call(*arguments: Any) -> tuple[int, ...]:
+        if not has_results:
+            return (function(*arguments),)
+        given = iter(arguments)
+        every = [c_void_p() if kind is RESULT else next(given) for kind in function.argtypes]
+        error = function(*every)  # a c_void_p that is passed for RESULT is passed by reference
+        return error, *(value.value or 0 for value in every if isinstance(value, c_void_p))
+
+    call.__name__ = function.__name__
+    return call

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from math import prod
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from jinaclip.backends.cuda.api import Cuda, DeviceMemory, Event, PinnedArray
 
 _ALIGNMENT = 256  # alignment of each array in a block, in bytes
 _LEAST = 4 << 20  # minimum size of a block of the device, in bytes
+M = TypeVar("M", bound=DeviceMemory | PinnedArray)
 
 
 class Layout:
@@ -50,35 +52,42 @@ class Layout:
         }
 
 
-class Block:
-    """Memory of the device that is replaced by a larger piece on demand."""
+class Block(Generic[M]):
+    """Memory that is replaced by a larger piece on demand.
 
-    def __init__(self, cuda: Cuda) -> None:
-        self._cuda = cuda
-        self.memory: DeviceMemory | None = None
+    Args:
+        allocate: allocates at least as many bytes as it is given.
+    """
+
+    def __init__(self, allocate: Callable[[int], M]) -> None:
+        self._allocate = allocate
+        self._memory: M | None = None
+
+    @classmethod
+    def on_device(cls, cuda: Cuda) -> Block[DeviceMemory]:
+        """A block of device memory. Sizes are rounded up to powers of two, so that replacements are rare."""
+        return Block(lambda size: DeviceMemory(cuda, max(_LEAST, 1 << (size - 1).bit_length())))
 
     @property
     def size(self) -> int:
-        return 0 if self.memory is None else self.memory.size
+        return 0 if self._memory is None else self._memory.size
 
     @property
-    def reserved(self) -> DeviceMemory:
+    def memory(self) -> M:
         """The memory that `reserve` allocated."""
-        assert self.memory is not None
-        return self.memory
+        assert self._memory is not None
+        return self._memory
 
     def reserve(self, size: int) -> None:
-        """Make sure that the block has at least `size` bytes. Sizes are rounded up to powers of two, so that
-        replacements are rare. No run may be using the current memory.
-        """
+        """Make sure that the block has at least `size` bytes. No run may be using the current memory."""
         if self.size < size:
             self.close()
-            self.memory = DeviceMemory(self._cuda, max(_LEAST, 1 << (size - 1).bit_length()))
+            self._memory = self._allocate(size)
 
     def close(self) -> None:
-        if self.memory is not None:
-            self.memory.close()
-            self.memory = None
+        memory, self._memory = self._memory, None
+        if memory is not None:
+            memory.close()
 
 
 class Slot:
@@ -91,36 +100,10 @@ class Slot:
     """
 
     def __init__(self, cuda: Cuda) -> None:
-        self._cuda = cuda
-        self.input, self.output = _NOTHING, _NOTHING
+        self.input, self.output = (Block(partial(PinnedArray, cuda)) for _ in range(2))
         self.done = Event(cuda)
         self.in_flight = False
 
-    def reserve(self, inputs: int, outputs: int) -> None:
-        """Make sure that the memory has at least this many bytes for inputs and outputs. No run may be using it."""
-        if self.input.size < inputs:
-            old, self.input = self.input, _NOTHING
-            old.close()
-            self.input = PinnedArray(self._cuda, inputs)
-        if self.output.size < outputs:
-            old, self.output = self.output, _NOTHING
-            old.close()
-            self.output = PinnedArray(self._cuda, outputs)
-
     def close(self) -> None:
-        self.input.close()
-        self.output.close()
-        self.done.close()
-
-
-class _NoMemory:
-    """Placeholder for memory that is not allocated yet."""
-
-    size = 0
-    array = np.empty(0, np.uint8)
-
-    def close(self) -> None:
-        pass
-
-
-_NOTHING: Any = _NoMemory()
+        for resource in (self.input, self.output, self.done):
+            resource.close()

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from jinaclip.backends.base import Session, require_precision
+from jinaclip.backends.cost import CPU_COST, UNPADDED_CPU_COST
 from jinaclip.backends.cuda.gpu import Gpu
-from jinaclip.backends.onnxruntime.cpu import onnxruntime_facts
-from jinaclip.backends.onnxruntime.cuda import onnxruntime_cuda_facts
+from jinaclip.backends.onnxruntime.cpu import OnnxRuntimeSession, onnxruntime_facts
+from jinaclip.backends.onnxruntime.cuda import OnnxRuntimeCudaSession, onnxruntime_cuda_facts
+from jinaclip.backends.onnxruntime.cuda_operators import operators_for
 from jinaclip.backends.onnxruntime.cuda_provider import cuda_problem
-from jinaclip.backends.onnxruntime.prepared_graphs import open_graph, running_graph
+from jinaclip.backends.onnxruntime.prepared_graphs import Prepared, find_prepared
 from jinaclip.bundle.manifest import Bundle
 from jinaclip.errors import BackendMissing
 
@@ -35,10 +37,15 @@ class OnnxRuntimeCpu:
 
     def open(self, bundle: Bundle, tower: str, precision: str, *, threads: int | None = None) -> tuple[Session, str]:
         require_precision(self, bundle, tower, precision)
-        return open_graph(bundle, tower, precision, threads=threads)
+        prepared, reason = find_prepared(bundle, tower, precision)
+        if prepared is None:
+            return OnnxRuntimeSession(bundle.graph(tower, precision), threads=threads), reason
+        cost = UNPADDED_CPU_COST if prepared.unpadded else CPU_COST
+        tiled, key = prepared.tiled_above, prepared.key
+        return OnnxRuntimeSession(prepared.path, threads=threads, prepared=key, tiled_above=tiled, cost=cost), reason
 
     def graph(self, bundle: Bundle, tower: str, precision: str) -> str:
-        return running_graph(bundle, tower, precision)
+        return _identity(bundle, tower, precision, find_prepared(bundle, tower, precision)[0])
 
 
 @dataclass(frozen=True)
@@ -70,7 +77,21 @@ class OnnxRuntimeCuda:
 
     def open(self, bundle: Bundle, tower: str, precision: str, *, threads: int | None = None) -> tuple[Session, str]:
         require_precision(self, bundle, tower, precision)
-        return open_graph(bundle, tower, precision, gpu=self.gpu)
+        library = operators_for(self.gpu)
+        prepared, reason = find_prepared(bundle, tower, precision, self.device, operators=library is not None)
+        pad = bundle.special_ids["pad"] if tower == "text" else 0
+        if prepared is None:
+            return OnnxRuntimeCudaSession(bundle.graph(tower, precision), gpu=self.gpu, pad=pad), reason
+        key, operators = prepared.key, library if prepared.operators else None
+        return OnnxRuntimeCudaSession(prepared.path, gpu=self.gpu, prepared=key, pad=pad, operators=operators), reason
 
     def graph(self, bundle: Bundle, tower: str, precision: str) -> str:
-        return running_graph(bundle, tower, precision, self.gpu)
+        operators = operators_for(self.gpu) is not None
+        prepared, _ = find_prepared(bundle, tower, precision, self.device, operators=operators)
+        return _identity(bundle, tower, precision, prepared)
+
+
+def _identity(bundle: Bundle, tower: str, precision: str, prepared: Prepared | None) -> str:
+    """The identity of the bundle's graph and, if there is one, the key of the prepared graph."""
+    identity = bundle.graph_identity(tower, precision)
+    return identity if prepared is None else f"{identity} {prepared.key}"

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from jinaclip.backends.base import Arrays, keep_after_fork, require_open
+from jinaclip.backends.base import Arrays, gpu_facts, keep_after_fork, require_open
 from jinaclip.backends.cuda.api import Cuda, Graph, Stream
 from jinaclip.backends.cuda.gpu import Gpu
 from jinaclip.backends.cuda.gpu_thread import Answer, gpu_thread
@@ -110,7 +110,7 @@ class OnnxRuntimeCudaSession:
             assert slot is not None
             try:
                 self._make_ready(slot, work)
-                work.write(work.inputs.views(slot.input.array))
+                work.write(work.inputs.views(slot.input.memory.array))
                 found = self._replay(slot, work) if work.key in self._graphs else None
             except BackendError as error:
                 raise self._failed(error) from error
@@ -166,7 +166,8 @@ class OnnxRuntimeCudaSession:
             with self._in_stream:  # waiting for a stream during a capture is an error
                 self._stream.wait()
             slot.in_flight = False
-        slot.reserve(work.inputs.copied, work.outputs.size)
+        slot.input.reserve(work.inputs.copied)
+        slot.output.reserve(work.outputs.size)
 
     def _replay(self, slot: Slot, work: Run) -> dict[str, np.ndarray] | None:
         """Launch a captured graph from the calling thread. None if the graph was dropped meanwhile."""
@@ -180,16 +181,16 @@ class OnnxRuntimeCudaSession:
     def _put(self, slot: Slot, work: Run, launch: Callable[[], object]) -> None:
         """Copy the inputs, launch, copy the outputs and record the slot's event, without waiting."""
         slot.in_flight = True
-        self._stream.upload(self._input_block.reserved, slot.input, work.inputs.copied)
+        self._stream.upload(self._input_block.memory, slot.input.memory, work.inputs.copied)
         launch()
         begin, end = work.copied_back()
-        self._stream.download(slot.output, self._output_block.reserved, end - begin, begin)
+        self._stream.download(slot.output.memory, self._output_block.memory, end - begin, begin)
         slot.done.record(self._stream)
 
     def _results(self, slot: Slot, work: Run) -> dict[str, np.ndarray]:
         slot.done.wait()
         slot.in_flight = False
-        views = work.outputs.views(slot.output.array)
+        views = work.outputs.views(slot.output.memory.array)
         return {name: views[name][: work.rows].copy() for name in work.wanted}
 
     # The methods below run in the GPU's thread.
@@ -200,7 +201,7 @@ class OnnxRuntimeCudaSession:
         self._stream = Stream(self._cuda)
         # Inputs and outputs of all runs, graphs included. The stream executes them one after the other, so they share
         # these two blocks.
-        self._input_block, self._output_block = Block(self._cuda), Block(self._cuda)
+        self._input_block, self._output_block = (Block.on_device(self._cuda) for _ in range(2))
         try:
             # At its default level, the library's global logger writes errors to stderr that are also raised, and a
             # warning for each session. The session's own log level does not affect this logger.
@@ -336,7 +337,7 @@ class OnnxRuntimeCudaSession:
     def _binding(self, work: Run) -> Any:
         binding = self._session.io_binding()
         device = ("cuda", self._gpu.index)
-        inputs, outputs = self._input_block.reserved.pointer, self._output_block.reserved.pointer
+        inputs, outputs = self._input_block.memory.pointer, self._output_block.memory.pointer
         for name, (offset, shape, dtype) in work.inputs.parts.items():
             binding.bind_input(name, *device, dtype.type, list(shape), inputs + offset)
         for name, (offset, shape, dtype) in work.outputs.parts.items():
@@ -379,13 +380,7 @@ class OnnxRuntimeCudaSession:
 
 def onnxruntime_cuda_facts(gpu: Gpu) -> dict[str, Any]:
     """The facts that determine a graph's numerical results on this GPU. See `Backend.facts`."""
-    return {
-        "backend": OnnxRuntimeCudaSession.backend,
-        "version": onnxruntime_version(),
-        "device": "cuda",
-        "gpu": str(gpu),
-        "driver": gpu.driver,
-    }
+    return gpu_facts(OnnxRuntimeCudaSession.backend, onnxruntime_version(), gpu)
 
 
 def _is_out_of_memory(error: Exception) -> bool:

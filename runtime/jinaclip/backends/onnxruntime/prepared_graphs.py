@@ -1,4 +1,4 @@
-"""Prepared graphs, which `jinaclip build` makes for ONNX Runtime: finding the one for this machine, and opening it.
+"""Prepared graphs, which `jinaclip build` makes for ONNX Runtime: finding the one for this machine.
 
 A prepared graph is a rewritten copy of a bundle's graph. For CPUs its weights are packed in the layout that the CPU's
 kernels read. For CUDA its attention is in the form that the flash attention kernel needs. Without a matching prepared
@@ -13,14 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinaclip.backends.base import Session
-from jinaclip.backends.cost import CPU_COST, UNPADDED_CPU_COST
-from jinaclip.backends.cuda.gpu import Gpu
 from jinaclip.backends.machine import cpu_features
-from jinaclip.backends.onnxruntime.cpu import OnnxRuntimeSession
-from jinaclip.backends.onnxruntime.cuda import OnnxRuntimeCudaSession
 from jinaclip.backends.onnxruntime.cuda_operators import VERSION as OPERATORS_VERSION
-from jinaclip.backends.onnxruntime.cuda_operators import operators_for
 from jinaclip.backends.onnxruntime.library import onnxruntime_version
 from jinaclip.bundle.engines import SIDECAR_VERSION, damage, difference, engines_of
 from jinaclip.bundle.manifest import Bundle
@@ -47,36 +41,6 @@ class Prepared:
     tiled_above: int | None
     unpadded: bool
     operators: bool = False
-
-
-def open_graph(
-    bundle: Bundle, tower: str, precision: str, *, gpu: Gpu | None = None, threads: int | None = None
-) -> tuple[Session, str]:
-    """Open the prepared graph for this machine or, without one, the bundle's graph.
-
-    Args:
-        bundle: the bundle.
-        tower: name of the tower.
-        precision: precision of the graph.
-        gpu: the GPU. None for the CPU.
-        threads: cores for one run on the CPU.
-
-    Returns:
-        The session, and a message that says which graph was chosen and why.
-    """
-    library = operators_for(gpu)
-    device = "cpu" if gpu is None else "cuda"
-    prepared, reason = find_prepared(bundle, tower, precision, device, operators=library is not None)
-    path, key = (bundle.graph(tower, precision), None) if prepared is None else (prepared.path, prepared.key)
-    if gpu is not None:
-        pad = bundle.special_ids["pad"] if tower == "text" else 0
-        operators = library if prepared is not None and prepared.operators else None
-        return OnnxRuntimeCudaSession(path, gpu=gpu, prepared=key, pad=pad, operators=operators), reason
-    if prepared is None:
-        return OnnxRuntimeSession(path, threads=threads), reason
-    cost = UNPADDED_CPU_COST if prepared.unpadded else CPU_COST
-    tiled = prepared.tiled_above
-    return OnnxRuntimeSession(path, threads=threads, prepared=key, tiled_above=tiled, cost=cost), reason
 
 
 def find_prepared(
@@ -114,16 +78,6 @@ def find_prepared(
     if reasons:
         return None, f"the bundle's graph; {reasons[0]}; run `{command}` on this machine"
     return None, f"the bundle's graph; `{command}` prepares one for this machine"
-
-
-def running_graph(bundle: Bundle, tower: str, precision: str, gpu: Gpu | None = None) -> str:
-    """Identity of the graph that `open_graph` would open: the identity of the bundle's graph, and the key of the
-    prepared graph if there is one.
-    """
-    device, operators = "cpu" if gpu is None else "cuda", operators_for(gpu) is not None
-    prepared, _ = find_prepared(bundle, tower, precision, device, operators=operators)
-    identity = bundle.graph_identity(tower, precision)
-    return identity if prepared is None else f"{identity} {prepared.key}"
 
 
 def required_facts(

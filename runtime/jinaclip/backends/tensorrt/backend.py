@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from jinaclip.backends.base import Session, require_precision
 from jinaclip.backends.cuda.gpu import Gpu
 from jinaclip.backends.tensorrt.library import Library, load_library
-from jinaclip.backends.tensorrt.plans import PRECISION, find_plan, open_plan
+from jinaclip.backends.tensorrt.plans import PRECISION, find_plan, session_of
 from jinaclip.backends.tensorrt.session import tensorrt_facts
 from jinaclip.bundle.engines import engines_of
 from jinaclip.bundle.manifest import Bundle
@@ -61,8 +61,8 @@ class TensorRtBackend:
 
     def open(self, bundle: Bundle, tower: str, precision: str, *, threads: int | None = None) -> tuple[Session, str]:
         require_precision(self, bundle, tower, precision)
-        session = open_plan(bundle, tower, self.library, self.gpu)
-        return session, f"engine {session.key}"
+        plan = find_plan(bundle, tower, self.library, self.gpu)
+        return session_of(bundle, tower, plan, self.library, self.gpu), f"engine {plan.key}"
 
     def graph(self, bundle: Bundle, tower: str, precision: str) -> str:
         plan = find_plan(bundle, tower, self.library, self.gpu, hashes=False)

@@ -80,7 +80,7 @@ class Messages:
     """
 
     def __init__(self, library: Library) -> None:
-        self._logger = _logger(library.backend)
+        self._logger = logger_of(library)
         self.lines: list[tuple[str, str]] = []
 
     def __enter__(self) -> Messages:
@@ -103,18 +103,14 @@ class Messages:
 
 def logger_of(library: Library) -> Any:
     """The ILogger for the library. There is one per process, because the library uses the first one permanently."""
-    return _logger(library.backend)
+    with _creating:  # several threads can open models at the same time
+        if library.backend not in _loggers:
+            _loggers[library.backend] = _new_logger(library.module)
+        return _loggers[library.backend]
 
 
 _loggers: dict[str, Any] = {}  # by backend
-_making = threading.Lock()
-
-
-def _logger(backend: str) -> Any:
-    with _making:  # several threads can open models at the same time
-        if backend not in _loggers:
-            _loggers[backend] = _new_logger(load_library(backend).module)
-        return _loggers[backend]
+_creating = threading.Lock()
 
 
 def _new_logger(trt: Any) -> Any:

@@ -109,12 +109,6 @@ def gpu_difference(sidecar: Mapping[str, Any], gpu: Gpu) -> str | None:
     return difference({"gpu": sidecar.get("gpu")}, {"gpu": gpu.facts()})
 
 
-def open_plan(bundle: Bundle, tower: str, library: Library, gpu: Gpu) -> TensorRTSession:
-    """Find the plan for this library and GPU, and open it. Raises the errors of `find_plan` and `TensorRTSession`."""
-    plan = find_plan(bundle, tower, library, gpu)
-    return session_of(bundle, tower, plan, library, gpu)
-
-
 def session_of(
     bundle: Bundle, tower: str, plan: Plan, library: Library, gpu: Gpu, *, keeps_kernels: bool = True
 ) -> TensorRTSession:

@@ -15,16 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from jinaclip.backends.base import Arrays, keep_after_fork, require_open
+from jinaclip.backends.base import Arrays, gpu_facts, keep_after_fork, require_open
 from jinaclip.backends.cost import GPU_COST
 from jinaclip.backends.cuda.api import Cuda
 from jinaclip.backends.cuda.gpu import Gpu
 from jinaclip.backends.machine import available_threads
 from jinaclip.backends.pool import Pool
-from jinaclip.backends.shapes import Profile, common_buckets, most_rows
+from jinaclip.backends.shapes import Bucket, Profile, common_buckets, most_rows
 from jinaclip.backends.tensorrt.engine import Engine
 from jinaclip.backends.tensorrt.library import Library
-from jinaclip.backends.tensorrt.worker import PlainBuckets, Worker
+from jinaclip.backends.tensorrt.worker import Worker
 from jinaclip.errors import BackendError, InputError
 
 FINITE = "all_finite"  # output of the graph: whether all components of a row's vector are finite
@@ -69,9 +69,9 @@ class TensorRTSession:
         self._workers: list[Worker] = []
         try:
             self._engine = Engine(plan, gpu=gpu, library=library, profiles=profiles, kernels=cache)
-            plain = PlainBuckets()
+            uncaptured: set[Bucket] = set()
             for _ in range(workers):
-                self._workers.append(Worker(cuda, self._engine, pad=pad, plain=plain))
+                self._workers.append(Worker(cuda, self._engine, pad=pad, uncaptured=uncaptured))
             if cache is not None and self.backend == "tensorrt-rtx":
                 self._compile_kernels(self._engine)
         except BaseException:
@@ -169,10 +169,4 @@ class TensorRTSession:
 
 def tensorrt_facts(library: Library, gpu: Gpu) -> dict[str, Any]:
     """The facts that determine an engine's numerical results. See `Backend.facts`."""
-    return {
-        "backend": library.backend,
-        "version": library.version,
-        "device": "cuda",
-        "gpu": str(gpu),
-        "driver": gpu.driver,
-    }
+    return gpu_facts(library.backend, library.version, gpu)

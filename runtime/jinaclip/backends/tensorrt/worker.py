@@ -9,7 +9,6 @@ never run at the same time.
 from __future__ import annotations
 
 import logging
-import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -29,26 +28,6 @@ GRAPH_TOKENS, GRAPH_IMAGES = 2048, 4
 MOST_GRAPHS = 128  # per worker; enough for all small buckets of jinaclip's profile sets. Graphs are not replaced.
 
 
-class PlainBuckets:
-    """Buckets whose capture failed. All workers of a session share them and run them without a graph."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._found: set[Bucket] = set()
-
-    def __contains__(self, bucket: Bucket) -> bool:
-        return bucket in self._found
-
-    def add(self, bucket: Bucket, reason: str) -> None:
-        """Add a bucket, and log the reason once per bucket."""
-        with self._lock:
-            is_new = bucket not in self._found
-            self._found.add(bucket)
-        if is_new:
-            shape = [bucket.rows] if bucket.tokens is None else [bucket.rows, bucket.tokens]
-            logger.warning("CUDA graph capture failed for batches of %s; they run without a graph: %s", shape, reason)
-
-
 @dataclass(frozen=True)
 class _Captured:
     """A bucket's graph, and the context that it was captured with. The context must outlive the graph."""
@@ -64,7 +43,7 @@ class Worker:
         cuda: the CUDA runtime.
         engine: the loaded plan.
         pad: token id that fills the rest of a row.
-        plain: buckets that are not captured.
+        uncaptured: buckets whose capture failed, which run without a graph. All workers of a session share this set.
 
     Attributes:
         graphs: captured graphs by bucket, at most MOST_GRAPHS.
@@ -73,8 +52,8 @@ class Worker:
         BackendError: CUDA or TensorRT failed, or there is too little memory.
     """
 
-    def __init__(self, cuda: Cuda, engine: Engine, *, pad: int, plain: PlainBuckets) -> None:
-        self._cuda, self._engine, self._pad, self._plain = cuda, engine, pad, plain
+    def __init__(self, cuda: Cuda, engine: Engine, *, pad: int, uncaptured: set[Bucket]) -> None:
+        self._cuda, self._engine, self._pad, self._uncaptured = cuda, engine, pad, uncaptured
         self.graphs: dict[Bucket, _Captured] = {}
         self._contexts: list[Any] = []  # by profile
         self._held: list[Any] = []  # to be closed
@@ -168,7 +147,7 @@ class Worker:
 
     def _may_capture(self, bucket: Bucket) -> bool:
         is_small = bucket.rows <= GRAPH_IMAGES if bucket.tokens is None else bucket.rows * bucket.tokens <= GRAPH_TOKENS
-        return self._engine.captures and is_small and bucket not in self._plain and len(self.graphs) < MOST_GRAPHS
+        return self._engine.captures and is_small and bucket not in self._uncaptured and len(self.graphs) < MOST_GRAPHS
 
     def _capture(self, bucket: Bucket) -> None:
         """Capture a graph for a bucket that has just run. If that fails, the bucket runs without a graph."""
@@ -181,7 +160,13 @@ class Worker:
             graph = self._stream.capture(lambda: self._enqueue(context, bucket))
             self.graphs[bucket] = _Captured(context, graph)
         except Exception as error:  # the bindings also raise their own exceptions
-            self._plain.add(bucket, str(error))  # as text, because log records would keep the error's context alive
+            if bucket not in self._uncaptured:
+                self._uncaptured.add(bucket)
+                shape = [bucket.rows] if bucket.tokens is None else [bucket.rows, bucket.tokens]
+                # The error is passed as text, because log records would keep its context alive.
+                logger.warning(
+                    "CUDA graph capture failed for batches of %s; they run without one: %s", shape, str(error)
+                )
         finally:
             with suppress(BackendError):  # the context may be freed once it is not running
                 self._stream.wait()
