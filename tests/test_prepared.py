@@ -6,6 +6,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -157,10 +158,10 @@ def test_what_lies_in_the_bundle_is_used_beside_a_cache(built: Path, tmp_path: P
 def test_long_texts_are_predicted_to_need_no_scores(built: Path) -> None:
     bundle = Bundle(built)
     prepared, _ = find_prepared(bundle, "text", "fp32")
-    assert prepared is not None and prepared.tiled_above == TILED_ABOVE
+    assert prepared is not None and prepared.cost.tiled_above == TILED_ABOVE
     ids = np.full((1, 8192), 5)
-    assert is_tiled(ids, 1, prepared.tiled_above) and not is_tiled(ids[:, :TILED_ABOVE], 1, prepared.tiled_above)
-    assert not is_tiled(np.where(np.arange(8192) == 99, 1, ids), 1, prepared.tiled_above)  # "<pad>" in the text
+    assert is_tiled(ids, 1, TILED_ABOVE) and not is_tiled(ids[:, :TILED_ABOVE], 1, TILED_ABOVE)
+    assert not is_tiled(np.where(np.arange(8192) == 99, 1, ids), 1, TILED_ABOVE)  # "<pad>" in the text
     assert not is_tiled(ids, 1, None)
     tower = bundle.tower("text")
     assert predicted_bytes(1, 8192, tower) - predicted_bytes(1, 8192, tower, tiled=True) == 2 * 2 * 8192**2 * 4
@@ -168,14 +169,14 @@ def test_long_texts_are_predicted_to_need_no_scores(built: Path) -> None:
 
 def test_images_have_no_text_length(built: Path) -> None:
     prepared, reason = find_prepared(Bundle(built), "image", "int8")
-    assert prepared is not None and prepared.tiled_above is None and prepared.key in reason
-    assert not prepared.unpadded
+    assert prepared is not None and prepared.cost.tiled_above is None and prepared.key in reason
+    assert prepared.cost == CPU_COST
 
 
 def test_padding_is_reckoned_with_as_the_graph_computes_it(precise_bundle: Path, built: Path) -> None:
     for path, cost in ((precise_bundle, CPU_COST), (built, UNPADDED_CPU_COST)):
         with ClipModel(path, towers=("text",), precision="int8") as model:
-            assert model.text_encoder.session.cost == cost
+            assert replace(model.text_encoder.session.cost, tiled_above=None) == cost
 
 
 def test_options(built: Path, capsys: Capture) -> None:

@@ -24,6 +24,7 @@ import pytest
 
 from jinaclip.backends.cuda.gpu import Gpu
 from jinaclip.backends.shapes import Profile, bucket_for, common_buckets, most_rows
+from jinaclip.backends.tensorrt.engine import Plan
 from jinaclip.backends.tensorrt.library import load_library, logger_of
 from jinaclip.backends.tensorrt.session import TensorRTSession
 from jinaclip.backends.tensorrt.worker import GRAPH_TOKENS, MOST_GRAPHS
@@ -66,10 +67,8 @@ def open_session(tmp_path: Path) -> Open:
     """A session of profiles, TEXT if none are named."""
 
     def opened(profiles: tuple[Profile, ...] = TEXT, backend: str = "tensorrt", **options: Any) -> TensorRTSession:
-        plan = write_plan(tmp_path / "plan.engine", profiles)
-        return TensorRTSession(
-            plan, gpu=GPU, library=load_library(backend), profiles=profiles, key="key", pad=PAD, **options
-        )
+        plan = Plan("key", write_plan(tmp_path / "plan.engine", profiles), profiles)
+        return TensorRTSession(plan, gpu=GPU, library=load_library(backend), pad=PAD, **options)
 
     return opened
 
@@ -279,10 +278,10 @@ def test_every_failure_at_open_frees_what_was_there(device: Device, open_session
 def test_what_is_refused_at_open(device: Device, tmp_path: Path, open_session: Open) -> None:
     plan = write_plan(tmp_path / "plan.engine", TEXT)
     with pytest.raises(EngineMismatch, match="has 2 profiles, its sidecar lists 1; build it again"):
-        TensorRTSession(plan, gpu=GPU, library=load_library("tensorrt"), profiles=TEXT[:1], key="key")
+        TensorRTSession(Plan("key", plan, TEXT[:1]), gpu=GPU, library=load_library("tensorrt"))
     plan.write_bytes(b"other")
     with pytest.raises(EngineMismatch, match=r"tensorrt 11.4.0 on Stand-in .* cannot load"):
-        TensorRTSession(plan, gpu=GPU, library=load_library("tensorrt"), profiles=TEXT, key="key")
+        TensorRTSession(Plan("key", plan, TEXT), gpu=GPU, library=load_library("tensorrt"))
     gc.collect()
     assert device.live() == []
 

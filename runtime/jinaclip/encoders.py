@@ -130,7 +130,7 @@ class TextEncoder:
         manifest, session = self.bundle.tower("text"), self.session
         release = False
         if session.cost.writes_scores:  # CPU sessions only: a GPU session needs no host memory for the scores
-            tiled = is_tiled(ids, self.tokenizer.pad, session.tiled_above)
+            tiled = is_tiled(ids, self.tokenizer.pad, session.cost.tiled_above)
             release = require_memory(ids.shape[0], ids.shape[1], manifest, tiled=tiled) > RELEASE_BYTES
         interruptible, output = ids.size >= INTERRUPTIBLE_TOKENS, "text_embeddings"
         inputs = {manifest.input_name: ids}

@@ -15,6 +15,7 @@ from jinaclip import ClipModel
 from jinaclip.backends.cuda.gpu import Gpu
 from jinaclip.backends.onnxruntime.cuda_placement import host_operators
 from jinaclip.backends.shapes import Profile
+from jinaclip.backends.tensorrt.engine import Plan
 from jinaclip.backends.tensorrt.library import load_library
 from jinaclip.backends.tensorrt.session import TensorRTSession
 from jinaclip.errors import BackendError, BackendMissing, InputError
@@ -176,9 +177,8 @@ def test_vectors_that_are_not_finite_are_refused(case: Case, device: Gpu, tmp_pa
     profiles = (Profile("text", (1, 1, 4), (16, 16, 64)),)
     compiled = compile_plan(library, tmp_path / "graph.onnx", expected, "fp16-acc32", profiles)
     (tmp_path / "plan.engine").write_bytes(memoryview(compiled.plan))
-    session = TensorRTSession(
-        tmp_path / "plan.engine", gpu=device, library=library, profiles=profiles, key="spoiled", pad=1
-    )
+    plan = Plan("spoiled", tmp_path / "plan.engine", profiles)
+    session = TensorRTSession(plan, gpu=device, library=library, pad=1)
     with pytest.raises(BackendError, match=r"spoiled on .* returned NaN or infinity for row 0 of the batch"):
         session.run({"input_ids": np.array([[0, 5, 2]])})
     session.close()

@@ -12,8 +12,9 @@ from typing import Any
 from jinaclip.backends.cuda.gpu import Gpu, driver_problem, gpu
 from jinaclip.backends.self_test import run_self_test
 from jinaclip.backends.shapes import Profile
+from jinaclip.backends.tensorrt.engine import Plan
 from jinaclip.backends.tensorrt.library import Library
-from jinaclip.backends.tensorrt.plans import PLAN, PRECISION, Plan, required_facts, session_of
+from jinaclip.backends.tensorrt.plans import PLAN, PRECISION, required_facts, session_of
 from jinaclip.bundle.engines import ENGINES, damage, difference, engine_key, engines_of
 from jinaclip.bundle.manifest import Bundle
 from jinaclip.errors import BackendError, BackendMissing

@@ -20,6 +20,7 @@ from jinaclip.bundle.manifest import Bundle
 from jinaclip.errors import BackendError, BackendMissing
 
 Arrays = Mapping[str, np.ndarray]
+Names = Sequence[str] | None
 
 
 class Session(Protocol):
@@ -30,12 +31,10 @@ class Session(Protocol):
     threads: int
     concurrency: int  # number of runs that should be requested at the same time for the best throughput
     cost: RunCost
-    tiled_above: int | None  # unpadded texts with more tokens need no memory for attention scores; None: all texts do
 
     def run(
-        self, inputs: Arrays, *, outputs: Sequence[str] | None = None, interruptible: bool = False,
-        release_memory: bool = False,
-    ) -> dict[str, np.ndarray]:  # fmt: skip
+        self, inputs: Arrays, *, outputs: Names = None, interruptible: bool = False, release_memory: bool = False
+    ) -> dict[str, np.ndarray]:
         """Run the graph.
 
         Args:

@@ -35,6 +35,8 @@ class RunCost:
         padding, padding_growth: cost of a padding token in a run of rows of n tokens, relative to a token of text:
             padding + padding_growth · n, at most 1.
         packed: texts are concatenated without padding, so padding needs no memory.
+        tiled_above: attention over unpadded texts with more tokens than this runs in tiles and does not store its
+            scores. None: it never does.
     """
 
     opening_tokens: int
@@ -45,6 +47,7 @@ class RunCost:
     padding: float = 1.0
     padding_growth: float = 0.0
     packed: bool = False
+    tiled_above: int | None = None
 
     def work(self, rows: N, longest: N, tokens: N) -> np.ndarray:
         """Cost of runs without their fixed overhead, in tokens. Elementwise.

@@ -10,10 +10,10 @@ from functools import cache
 from pathlib import Path
 
 # CPU features that determine which kernels run and how their weights are packed, by the names of the Linux kernel.
-_FEATURES = {
-    "avx", "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni",
-    "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16", "asimd", "asimddp", "asimdhp", "i8mm", "bf16", "sve", "sve2",
-}  # fmt: skip
+_FEATURES = frozenset(
+    "avx avx2 fma f16c avx_vnni avx512f avx512bw avx512dq avx512vl avx512_vnni avx512_bf16 amx_tile amx_int8 amx_bf16 "
+    "asimd asimddp asimdhp i8mm bf16 sve sve2".split()
+)
 
 
 def available_threads() -> int:

@@ -31,20 +31,17 @@ GPU_BACKENDS: dict[str, type[GpuBackend]] = {
     "onnxruntime": OnnxRuntimeCuda,
 }
 BACKENDS = ("auto", *sorted(GPU_BACKENDS))
-
-
 PRECISIONS = ("auto", *PRECISION_CLASS)
-
-
 # Precisions that "auto" tries before fp32, fastest first, by device. fp16 is not faster on CPUs; int8 does not run on
 # GPUs.
 FASTER = {"cpu": ("int8",), "cuda": ("fp16",)}
+Asked = Mapping[str, str]  # the requested precision by tower
+_ANY: Asked = {}
 
 
 def choose_backend(
-    bundle: Bundle, towers: Sequence[str], *, backend: str = "auto", device: str = "auto",
-    precision: Mapping[str, str] | None = None,
-) -> Backend:  # fmt: skip
+    bundle: Bundle, towers: Sequence[str], *, backend: str = "auto", device: str = "auto", precision: Asked = _ANY
+) -> Backend:
     """Choose the backend and the device.
 
     Args:
@@ -67,7 +64,7 @@ def choose_backend(
         return GPU_BACKENDS[backend].on(backend, gpu(index))
     if device == "cpu":
         return OnnxRuntimeCpu()
-    if device == "auto" and "int8" in [(precision or {}).get(tower) for tower in towers]:
+    if device == "auto" and "int8" in [precision.get(tower) for tower in towers]:
         return OnnxRuntimeCpu("int8 graphs run on CPUs only")
     if device == "auto" and (problem := driver_problem()):
         # Warn only if the package for GPUs is installed.
@@ -75,7 +72,7 @@ def choose_backend(
     found = gpu(index)
     problems: list[str] = []
     for name in GPU_BACKENDS if backend == "auto" else (backend,):
-        fitting = GPU_BACKENDS[name].fitting(name, found, bundle, towers, precision or {})
+        fitting = GPU_BACKENDS[name].fitting(name, found, bundle, towers, precision)
         if isinstance(fitting, OnnxRuntimeCuda):
             reason = "requested" if device != "auto" else fitting.reason
             return replace(fitting, reason="; ".join([reason, *problems]))
@@ -226,10 +223,8 @@ def resolve_precision(
                 choice = Choice("fp32", "not loaded, and no precision is certified for this backend")
             precision, reason = choice.precision, choice.reason
             if choice.lapsed and tower in towers:
-                logger.warning(
-                    "%s, %s tower: precision='auto' uses %s, which gives other vectors and another provenance: %s",
-                    bundle.directory, tower, precision, reason,
-                )  # fmt: skip
+                effect = f"uses {precision}, which gives other vectors and another provenance"
+                logger.warning("%s, %s tower: precision='auto' %s: %s", bundle.directory, tower, effect, reason)
         if tower in towers:
             bundle.graph(tower, precision)
         elif precision not in bundle.tower(tower).graphs:

@@ -10,10 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-# Sizes that rows and tokens are padded to. From 2 on, each is at most 1.5 times the previous one, which limits the
-# padding.
-LADDER = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096,
-          6144, 8192)  # fmt: skip
+# Sizes that rows and tokens are padded to: powers of two, and those times 1.5, which limits the padding.
+LADDER = (1, *sorted({2**n for n in range(1, 14)} | {3 * 2**n for n in range(12)}))
 SHORTEST = 16  # tokens; shorter texts are padded to it, because matrix units process 16 rows at once
 
 

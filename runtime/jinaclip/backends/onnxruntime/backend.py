@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from jinaclip.backends.base import Session, require_precision
-from jinaclip.backends.cost import CPU_COST, UNPADDED_CPU_COST
 from jinaclip.backends.cuda.gpu import Gpu
 from jinaclip.backends.onnxruntime.cpu import OnnxRuntimeSession, onnxruntime_facts
 from jinaclip.backends.onnxruntime.cuda import OnnxRuntimeCudaSession, onnxruntime_cuda_facts
@@ -40,9 +39,8 @@ class OnnxRuntimeCpu:
         prepared, reason = find_prepared(bundle, tower, precision)
         if prepared is None:
             return OnnxRuntimeSession(bundle.graph(tower, precision), threads=threads), reason
-        cost = UNPADDED_CPU_COST if prepared.unpadded else CPU_COST
-        tiled, key = prepared.tiled_above, prepared.key
-        return OnnxRuntimeSession(prepared.path, threads=threads, prepared=key, tiled_above=tiled, cost=cost), reason
+        session = OnnxRuntimeSession(prepared.path, threads=threads, prepared=prepared.key, cost=prepared.cost)
+        return session, reason
 
     def graph(self, bundle: Bundle, tower: str, precision: str) -> str:
         return _identity(bundle, tower, precision, find_prepared(bundle, tower, precision)[0])

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jinaclip.backends.base import Arrays, keep_after_fork, require_open
+from jinaclip.backends.base import Arrays, Names, keep_after_fork, require_open
 from jinaclip.backends.cost import CPU_COST, RunCost
 from jinaclip.backends.machine import cpu_features, cpu_model
 from jinaclip.backends.onnxruntime.library import (
@@ -32,7 +31,6 @@ class OnnxRuntimeSession:
         threads: cores for one run. None uses `available_threads()`.
         prepared: key of the prepared graph, which is already optimised. None for the bundle's graph, which
             onnxruntime optimises when it is opened.
-        tiled_above: the prepared graph's value, see `Session`.
         cost: cost of a run of this graph.
 
     Raises:
@@ -44,12 +42,11 @@ class OnnxRuntimeSession:
     concurrency = 1
 
     def __init__(
-        self, path: Path, *, threads: int | None = None,
-        prepared: str | None = None, tiled_above: int | None = None, cost: RunCost = CPU_COST,
-    ) -> None:  # fmt: skip
+        self, path: Path, *, threads: int | None = None, prepared: str | None = None, cost: RunCost = CPU_COST
+    ) -> None:
         ort = import_onnxruntime()
         self.device = "cpu"
-        self.prepared, self.tiled_above, self.cost = prepared, tiled_above, cost
+        self.prepared, self.cost = prepared, cost
         options = session_options(ort)
         if prepared is not None:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -67,9 +64,8 @@ class OnnxRuntimeSession:
         keep_after_fork(self)
 
     def run(
-        self, inputs: Arrays, *, outputs: Sequence[str] | None = None, interruptible: bool = False,
-        release_memory: bool = False,
-    ) -> dict[str, np.ndarray]:  # fmt: skip
+        self, inputs: Arrays, *, outputs: Names = None, interruptible: bool = False, release_memory: bool = False
+    ) -> dict[str, np.ndarray]:
         session = self._checked()
         options = self._ort.RunOptions()
         if release_memory:  # otherwise the arena stays as large as the largest run so far

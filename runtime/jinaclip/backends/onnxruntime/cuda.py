@@ -17,14 +17,14 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jinaclip.backends.base import Arrays, gpu_facts, keep_after_fork, require_open
+from jinaclip.backends.base import Arrays, Names, gpu_facts, keep_after_fork, require_open
 from jinaclip.backends.cuda.api import Cuda, Graph, Stream
 from jinaclip.backends.cuda.gpu import Gpu
 from jinaclip.backends.cuda.gpu_thread import Answer, gpu_thread
@@ -65,13 +65,18 @@ class OnnxRuntimeCudaSession:
     """
 
     backend = "onnxruntime"
-    tiled_above: int | None = 0  # flash attention does not store its scores
     concurrency = RUNS_AT_ONCE
 
     def __init__(
-        self, path: Path, *, gpu: Gpu, prepared: str | None = None, pad: int = 0, graphs: bool = True,
+        self,
+        path: Path,
+        *,
+        gpu: Gpu,
+        prepared: str | None = None,
+        pad: int = 0,
+        graphs: bool = True,
         operators: Path | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         if problem := cuda_problem(gpu):
             raise BackendMissing(f"device cuda:{gpu.index}: {problem}")
         self.device, self.threads, self.prepared = f"cuda:{gpu.index}", available_threads(), prepared
@@ -93,9 +98,8 @@ class OnnxRuntimeCudaSession:
         self._thread.call(self._open)
 
     def run(
-        self, inputs: Arrays, *, outputs: Sequence[str] | None = None, interruptible: bool = False,
-        release_memory: bool = False,
-    ) -> dict[str, np.ndarray]:  # fmt: skip
+        self, inputs: Arrays, *, outputs: Names = None, interruptible: bool = False, release_memory: bool = False
+    ) -> dict[str, np.ndarray]:
         self._require_open()
         planner = self._planner
         if set(inputs) != {planner.input}:

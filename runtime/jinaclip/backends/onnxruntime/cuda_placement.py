@@ -14,16 +14,16 @@ from jinaclip.errors import BackendError, BackendMissing
 
 # Operators that compute shapes, which ONNX Runtime places on the CPU intentionally. Any other operator on the CPU would
 # copy activations to the host and back.
-ON_HOST = {
-    "Shape", "Size", "Gather", "Concat", "Squeeze", "Unsqueeze", "Slice", "Cast", "Range", "Constant", "Reshape",
-    "ConstantOfShape", "Add", "Sub", "Mul", "Div", "Identity", "MemcpyFromHost", "MemcpyToHost",
-}  # fmt: skip
+ON_HOST = frozenset(
+    "Shape Size Gather Concat Squeeze Unsqueeze Slice Cast Range Constant Reshape ConstantOfShape Add Sub Mul Div "
+    "Identity MemcpyFromHost MemcpyToHost".split()
+)
 # Operators whose CUDA kernels call cuDNN, which is not a dependency of jinaclip.
-NEEDS_CUDNN = {
-    "Conv", "ConvTranspose", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMin",
-    "ReduceProd", "ReduceSumSquare", "ArgMax", "ArgMin", "BatchNormalization", "InstanceNormalization", "AveragePool",
-    "MaxPool", "GlobalAveragePool", "GlobalMaxPool", "LSTM", "GRU", "RNN", "LRN",
-}  # fmt: skip
+NEEDS_CUDNN = frozenset(
+    "Conv ConvTranspose ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMin ReduceProd ReduceSumSquare "
+    "ArgMax ArgMin BatchNormalization InstanceNormalization AveragePool MaxPool GlobalAveragePool GlobalMaxPool LSTM "
+    "GRU RNN LRN".split()
+)
 
 
 def host_operators(session: Any) -> dict[str, int]:

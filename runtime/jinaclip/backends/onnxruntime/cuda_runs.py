@@ -102,7 +102,8 @@ class RunPlanner:
             self._largest = max(self._largest, shape[0])
             shapes, unset = packed_texts.input_shapes(shape), packed_texts.TOKEN_OFFSET
             small = packed_texts.is_small(shape, GRAPH_TOKENS)
-            return self._run(shape, small, shapes, shape[1], len(batch), wanted, texts.write, unset)
+            inputs, outputs = self._inputs_of(shapes, unset), self._outputs_of(shape[1])
+            return Run(shape, small, inputs, outputs, len(batch), wanted, texts.write)
         bucket = bucket_for(len(batch), batch.shape[1] if batch.ndim == 2 else None, self._buckets)
         small = bucket is not None and bucket.rows * (bucket.tokens or 1) <= self._most
         key: Key = batch.shape
@@ -112,19 +113,11 @@ class RunPlanner:
         def write(views: Mapping[str, np.ndarray]) -> None:
             pad_into(views[self.input], batch, self._pad)
 
-        return self._run(key, small, {self.input: key}, key[0], len(batch), wanted, write)
+        inputs, outputs = self._inputs_of({self.input: key}), self._outputs_of(key[0])
+        return Run(key, small, inputs, outputs, len(batch), wanted, write)
 
-    def _run(
-        self, key: Key, small: bool, shapes: Mapping[str, tuple[int, ...]], places: int, rows: int,
-        wanted: tuple[str, ...], write: Callable[[Mapping[str, np.ndarray]], None], unset: str | None = None,
-    ) -> Run:  # fmt: skip
-        """A plan for inputs of these shapes, with outputs of `places` rows."""
-        return Run(
-            key=key,
-            small=small,
-            inputs=Layout({name: (shape, self._inputs[name]) for name, shape in shapes.items()}, unset),
-            outputs=Layout({name: ((places, width), np.dtype(np.float32)) for name, width in self.outputs.items()}),
-            rows=rows,
-            wanted=wanted,
-            write=write,
-        )
+    def _inputs_of(self, shapes: Mapping[str, tuple[int, ...]], unset: str | None = None) -> Layout:
+        return Layout({name: (shape, self._inputs[name]) for name, shape in shapes.items()}, unset)
+
+    def _outputs_of(self, rows: int) -> Layout:
+        return Layout({name: ((rows, width), np.dtype(np.float32)) for name, width in self.outputs.items()})

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from jinaclip.backends.cost import CPU_COST, UNPADDED_CPU_COST, RunCost
 from jinaclip.backends.machine import cpu_features
 from jinaclip.backends.onnxruntime.cuda_operators import VERSION as OPERATORS_VERSION
 from jinaclip.backends.onnxruntime.library import onnxruntime_version
@@ -31,15 +32,13 @@ class Prepared:
     Attributes:
         key: name of its directory.
         path: the .onnx file.
-        tiled_above: attention runs in tiles for unpadded texts with more tokens than this; None: never.
-        unpadded: only attention computes padding.
+        cost: cost of a run on the CPU.
         operators: the graph uses jinaclip's own CUDA operators.
     """
 
     key: str
     path: Path
-    tiled_above: int | None
-    unpadded: bool
+    cost: RunCost
     operators: bool = False
 
 
@@ -68,11 +67,7 @@ def find_prepared(
             missing = "jinaclip's CUDA operators are not available" if wanted and not operators else None
             reason = missing or _misfit(sidecar, expected) or damage(directory, sidecar, GRAPH)
             if reason is None:
-                tiled = sidecar.get("tiled_above")
-                found = Prepared(
-                    directory.name, directory / GRAPH, tiled_above=tiled if isinstance(tiled, int) else None,
-                    unpadded=sidecar.get("unpadded") is True, operators=wanted,
-                )  # fmt: skip
+                found = Prepared(directory.name, directory / GRAPH, _cost(sidecar), operators=wanted)
                 return found, f"prepared graph {directory.name}"
             reasons.append(f"{directory.name} is not used: {reason}")
     if reasons:
@@ -101,6 +96,12 @@ def required_facts(
         "system": f"{platform.system()} {platform.machine()}",
         "cpu_features": list(cpu_features()),
     }
+
+
+def _cost(sidecar: Mapping[str, Any]) -> RunCost:
+    tiled = sidecar.get("tiled_above")
+    unpadded = sidecar.get("unpadded") is True  # only attention computes padding
+    return replace(UNPADDED_CPU_COST if unpadded else CPU_COST, tiled_above=tiled if isinstance(tiled, int) else None)
 
 
 def _misfit(sidecar: Mapping[str, Any], expected: Mapping[str, Any]) -> str | None:

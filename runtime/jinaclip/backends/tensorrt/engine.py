@@ -4,7 +4,6 @@ TensorRT-RTX compiles.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,21 @@ from jinaclip.backends.shapes import Bucket, Profile
 from jinaclip.backends.tensorrt.library import Library, Messages, logger_of
 from jinaclip.bundle.files import write_atomically
 from jinaclip.errors import BackendError, EngineMismatch
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A plan that is valid for this machine.
+
+    Attributes:
+        key: the engine's key.
+        path: the plan file.
+        profiles: the plan's profiles, in order.
+    """
+
+    key: str
+    path: Path
+    profiles: tuple[Profile, ...]
 
 
 @dataclass(frozen=True)
@@ -51,10 +65,9 @@ class Engine:
     """A loaded plan. Its contexts must be freed before it is closed.
 
     Args:
-        plan: the plan file.
-        gpu: the GPU that the plan was built for.
+        plan: the plan.
+        gpu: the GPU that it was built for.
         library: the library that built it.
-        profiles: the plan's profiles, in order.
         kernels: file for the kernels that TensorRT-RTX compiles for this GPU. None does not store them. TensorRT
             compiles no kernels at run time.
 
@@ -68,10 +81,8 @@ class Engine:
         EngineMismatch: the library cannot load the plan, or the plan has another number of profiles.
     """
 
-    def __init__(
-        self, plan: Path, *, gpu: Gpu, library: Library, profiles: Sequence[Profile], kernels: Path | None = None
-    ) -> None:
-        self.library, self.profiles = library, tuple(profiles)
+    def __init__(self, plan: Plan, *, gpu: Gpu, library: Library, kernels: Path | None = None) -> None:
+        self.library, self.profiles = library, plan.profiles
         self.captures = library.backend != "tensorrt-rtx"
         self._kernels = None if self.captures else kernels
         self._kernels_saved = b""
@@ -79,15 +90,15 @@ class Engine:
         trt = library.module
         with Messages(library) as messages:
             self._runtime: Any = trt.Runtime(logger_of(library))
-            self._engine: Any = self._runtime.deserialize_cuda_engine(np.memmap(plan, np.uint8, "r"))
+            self._engine: Any = self._runtime.deserialize_cuda_engine(np.memmap(plan.path, np.uint8, "r"))
         if self._engine is None:
             raise EngineMismatch(
-                f"{library.backend} {library.version} on {gpu} cannot load {plan.parent.name}: {messages.errors()}; "
+                f"{library.backend} {library.version} on {gpu} cannot load {plan.key}: {messages.errors()}; "
                 f"build it again on this machine: jinaclip build BUNDLE --backend {library.backend} --force"
             )
         if self._engine.num_optimization_profiles != len(self.profiles):
             raise EngineMismatch(
-                f"{plan.parent.name} has {self._engine.num_optimization_profiles} profiles, its sidecar lists "
+                f"{plan.key} has {self._engine.num_optimization_profiles} profiles, its sidecar lists "
                 f"{len(self.profiles)}; build it again"
             )
         self.context_bytes = int(self._engine.device_memory_size_v2)

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jinaclip.backends.cuda.gpu import Gpu
 from jinaclip.backends.shapes import Profile
+from jinaclip.backends.tensorrt.engine import Plan
 from jinaclip.backends.tensorrt.library import Library
 from jinaclip.backends.tensorrt.session import TensorRTSession
 from jinaclip.bundle.engines import SIDECAR_VERSION, damage, difference, engines_of
@@ -23,21 +23,6 @@ from jinaclip.errors import BackendMissing, EngineMismatch
 
 PLAN = "plan.engine"
 PRECISION = "fp16"  # precision of all plans
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A plan that is valid for this machine.
-
-    Attributes:
-        key: the engine's key.
-        path: the plan file.
-        profiles: the plan's profiles, in order.
-    """
-
-    key: str
-    path: Path
-    profiles: tuple[Profile, ...]
 
 
 def required_facts(bundle: Bundle, tower: str, library: Library) -> dict[str, Any]:
@@ -123,11 +108,9 @@ def session_of(
         keeps_kernels: store the kernels that TensorRT-RTX compiles for this GPU in the plan's directory, if it is
             writable.
     """
-    return TensorRTSession(
-        plan.path, gpu=gpu, library=library, profiles=plan.profiles, key=plan.key,
-        pad=bundle.special_ids["pad"] if tower == "text" else 0,
-        cache=plan.path.with_name(f"runtime-{gpu.sm}.cache") if keeps_kernels else None,
-    )  # fmt: skip
+    pad = bundle.special_ids["pad"] if tower == "text" else 0
+    cache = plan.path.with_name(f"runtime-{gpu.sm}.cache") if keeps_kernels else None
+    return TensorRTSession(plan, gpu=gpu, library=library, pad=pad, cache=cache)
 
 
 def _profiles(sidecar: Mapping[str, Any]) -> tuple[Profile, ...]:

@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jinaclip.backends.base import Arrays, gpu_facts, keep_after_fork, require_open
+from jinaclip.backends.base import Arrays, Names, gpu_facts, keep_after_fork, require_open
 from jinaclip.backends.cost import GPU_COST
 from jinaclip.backends.cuda.api import Cuda
 from jinaclip.backends.cuda.gpu import Gpu
 from jinaclip.backends.machine import available_threads
 from jinaclip.backends.pool import Pool
-from jinaclip.backends.shapes import Bucket, Profile, common_buckets, most_rows
-from jinaclip.backends.tensorrt.engine import Engine
+from jinaclip.backends.shapes import Bucket, common_buckets, most_rows
+from jinaclip.backends.tensorrt.engine import Engine, Plan
 from jinaclip.backends.tensorrt.library import Library
 from jinaclip.backends.tensorrt.worker import Worker
 from jinaclip.errors import BackendError, InputError
@@ -35,11 +34,9 @@ class TensorRTSession:
     """A session for a plan on one GPU. Safe to call from several threads at once.
 
     Args:
-        plan: the plan file. Plans contain code: pass only files that `jinaclip build` wrote, after checking the sha256.
+        plan: the plan. Plans contain code: pass only files that `jinaclip build` wrote, after checking the sha256.
         gpu: the GPU that the plan was built for, from `gpu()`. TensorRT must not be used without a driver.
         library: the library that built the plan.
-        profiles: the plan's profiles, in order.
-        key: the engine's key, for `describe`.
         pad: token id that fills the rest of a row.
         workers: number of runs at the same time. Each worker needs memory for activations.
         cache: file for the kernels that TensorRT-RTX compiles for this GPU. The constructor then runs the common
@@ -50,16 +47,14 @@ class TensorRTSession:
         BackendError: CUDA or TensorRT failed, or there is too little memory.
     """
 
-    tiled_above: int | None = 0  # attention does not store its scores
     cost = GPU_COST
 
     def __init__(
-        self, plan: Path, *, gpu: Gpu, library: Library, profiles: Sequence[Profile], key: str, pad: int = 0,
-        workers: int = WORKERS, cache: Path | None = None,
-    ) -> None:  # fmt: skip
+        self, plan: Plan, *, gpu: Gpu, library: Library, pad: int = 0, workers: int = WORKERS, cache: Path | None = None
+    ) -> None:
         self.backend, self.device, self.threads = library.backend, f"cuda:{gpu.index}", available_threads()
         self.concurrency = workers
-        self.profiles, self.key = tuple(profiles), key
+        self.profiles, self.key = plan.profiles, plan.key
         self._gpu, self._library = gpu, library
         self._process = os.getpid()
         self._closing = threading.RLock()
@@ -68,7 +63,7 @@ class TensorRTSession:
         self._engine: Engine | None = None
         self._workers: list[Worker] = []
         try:
-            self._engine = Engine(plan, gpu=gpu, library=library, profiles=profiles, kernels=cache)
+            self._engine = Engine(plan, gpu=gpu, library=library, kernels=cache)
             uncaptured: set[Bucket] = set()
             for _ in range(workers):
                 self._workers.append(Worker(cuda, self._engine, pad=pad, uncaptured=uncaptured))
@@ -80,9 +75,8 @@ class TensorRTSession:
         self._pool = Pool(self._workers)
 
     def run(
-        self, inputs: Arrays, *, outputs: Sequence[str] | None = None, interruptible: bool = False,
-        release_memory: bool = False,
-    ) -> dict[str, np.ndarray]:  # fmt: skip
+        self, inputs: Arrays, *, outputs: Names = None, interruptible: bool = False, release_memory: bool = False
+    ) -> dict[str, np.ndarray]:
         """Run a batch; see `Session.run`. A batch larger than the profiles runs in parts. The outputs of an empty batch
         are empty.
         """
