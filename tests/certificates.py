@@ -1,8 +1,8 @@
-"""Certify random checkpoints with `jinaclip certify`, and make the page of their tables.
+"""Certify random checkpoints with `jinaclip certify`, and write the page with the tables.
 
 python -m tests.certificates            small, full-width and outliers (10 minutes)
 python -m tests.certificates --full     the full-size random checkpoint too (an hour, 12 GB of memory)
-... --write                             keep them in bench/results/certificates and in docs/certificates.md
+... --write                             write the results to bench/results/certificates and docs/certificates.md
 """
 
 from __future__ import annotations
@@ -36,22 +36,44 @@ CHECKPOINTS = {
     "small": ("3 blocks, width 128, 140 px", ("fp32", "fp16", "int8")),
     "full-width": ("2 blocks, width 1024, 512 px", ("fp32", "fp16", "int8")),
     "outliers": (
-        "5 blocks, width 1024, 140 px; six channels × 100 after the second block: norm gains in text, output rows of "
-        "attn.proj and w3 in images",
+        "5 blocks, width 1024, 140 px. Six outlier channels: after the second block, their weights are multiplied by "
+        "100 (norm gains in the text tower, output rows of attn.proj and w3 in the image tower)",
         ("fp32", "fp16", "int8"),
     ),
-    "full": ("24 blocks, width 1024, 512 px; int8 in graphs prepared for the CPU", ("fp32", "int8")),
+    "full": (
+        "24 blocks, width 1024, 512 px. The int8 graphs were prepared for the CPU (`jinaclip build`)",
+        ("fp32", "int8"),
+    ),
 }
 HEAD = """# Certificates of random checkpoints
 
-What `jinaclip certify BUNDLE --against CHECKPOINT` says of them, on its built-in 260 sentences and 144 crops of photos;
-fp32 is compared with torch, the others with fp32 (the full size without --against: fp32 compared with nothing). Made by
-`python -m tests.certificates --full --write`. The bounds are in [bundle.md](bundle.md).
+This page shows the accuracy of each precision, as measured by `jinaclip certify BUNDLE --against CHECKPOINT` on four
+random checkpoints. The inputs are its built-in 260 sentences and 144 crops of photos.
+
+- fp32 is compared with torch.
+- fp16 and int8 are compared with fp32.
+- The checkpoint `full` was certified without `--against`, so its fp32 graphs were not compared with torch.
+
+| column | meaning |
+|---|---|
+| `dim` | length of the embedding after truncation |
+| `cosine min`, `1 %`, `mean` | cosine between an embedding and its reference: smallest, 1st percentile and mean |
+| `max abs` | largest absolute error of a component of an embedding |
+| `error÷nearest`, `median` | error divided by the distance to the nearest other item: largest and median |
+| `top 10` | mean share of the ten nearest items that are the same as in the reference |
+| `across` | the same, for the ten nearest items of the other tower |
+
+The line of each tower below a table has the verdict, and the difference between an embedding computed alone and in a
+batch with an outlier. The bounds are in [the bundle format](bundle.md#certificates). One verdict is "failed": with
+the outlier channels of the checkpoint `outliers`, even the fp32 text tower differs from torch by more than the bound
+([decision 015](decisions/015-float32-blocks.md)).
+
+`python -m tests.certificates --full --write` measures the tables again.
 """
 
 
 def make(name: str, directory: Path) -> tuple[Path, Path]:
-    """Checkpoint and bundle."""
+    """Write a checkpoint and its bundle, and return their paths."""
     path = directory / "checkpoint"
     if name == "outliers":
         checkpoint_of(path, 1024, outliers(100, OUTLIER_CHANNELS))
@@ -68,7 +90,7 @@ def make(name: str, directory: Path) -> tuple[Path, Path]:
 
 
 def certify(name: str, checkpoint: Path, bundle: Path) -> list[dict[str, Any]]:
-    """The certificates, prepared graphs where the size makes them worth it."""
+    """Certify a bundle. The int8 graphs of the full size are prepared first, because they run faster."""
     words = ["certify", str(bundle), "--json"]
     if name == "full":
         opened = Bundle(bundle)
@@ -84,7 +106,7 @@ def certify(name: str, checkpoint: Path, bundle: Path) -> list[dict[str, Any]]:
 
 
 def page(results: dict[str, list[dict[str, Any]]]) -> str:
-    """docs/certificates.md."""
+    """The content of docs/certificates.md."""
     parts = [HEAD]
     for name, certificates in results.items():
         session = certificates[-1]["session"]
@@ -97,7 +119,7 @@ def page(results: dict[str, list[dict[str, Any]]]) -> str:
 
 
 def read() -> dict[str, list[dict[str, Any]]]:
-    """What was kept, in CHECKPOINTS' order."""
+    """The stored certificates by checkpoint, in the order of CHECKPOINTS."""
     paths = {name: RESULTS / f"{name}.json" for name in CHECKPOINTS}
     return {name: json.loads(path.read_text("utf-8")) for name, path in paths.items() if path.is_file()}
 
@@ -107,7 +129,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", choices=[[], *CHECKPOINTS], help="(default: all but full)")
     parser.add_argument("--full", action="store_true")
     parser.add_argument("--write", action="store_true")
-    parser.add_argument("--bundle", type=Path, help="of the one name: made already, not made anew")
+    parser.add_argument("--bundle", type=Path, help="existing bundle of the checkpoint given by name")
     args = parser.parse_args()
     names = args.names or [name for name in CHECKPOINTS if name != "full"]
     for name in dict.fromkeys([*names, *(["full"] if args.full else [])]):

@@ -354,7 +354,7 @@ def test_render_of_known_records(records: Records) -> None:
     assert f"jinaclip {version} (0123456789-dirty), onnxruntime" in facts and "; model, weights " in facts
     title, rule, first, second = table.splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in (title, first, second)]
-    assert cells[0][-2:] == ["side ÷ jinaclip fp32 (p10 … p90)", "cosine, jinaclip fp32"] and set(rule) == set("|-: ")
+    assert cells[0][-2:] == ["time ÷ jinaclip fp32 (p10 … p90)", "cosine, jinaclip fp32"] and set(rule) == set("|-: ")
     assert cells[1] == [
         "text-1x32",
         "jinaclip fp32",

@@ -331,8 +331,8 @@ def test_stages_on_a_cpu_tell_the_host_alone(tower: str, bundle: Bundle) -> None
     assert [found["stages_ms"][name] for name in DEVICE_STAGES] == [None] * 3 and found["device_ms"] is None
     table = render([found]).split("\n\n")[-1].splitlines()
     titles, cells = ([cell.strip() for cell in line.strip("|").split("|")] for line in (table[0], table[2]))
-    assert titles == ["case", "side", "n", "p50 ms", f"{host} ms", "session ms", "copy in ms", "run ms", "copy out ms",
-                      "first call ms"]  # fmt: skip
+    assert titles == ["case", "implementation", "n", "p50 ms", f"{host} ms", "session ms", "copy in ms", "run ms",
+                      "copy out ms", "first call ms"]  # fmt: skip
     assert cells[6:9] == ["not available"] * 3
 
 
@@ -482,7 +482,7 @@ def test_the_report_of_a_gpu_ends_with_its_bounds(sampled: Records) -> None:
     assert "device ms" in steady and "share of matmul" in steady and "TFLOP/s" in steady
     assert "not available" in stages and "first call ms" in stages
     titles, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in bounds.splitlines())
-    assert titles == ["case", "what must hold", "bound", "target", "measured (p10 … p90)", "of", "verdict"]
+    assert titles == ["case", "figure", "bound", "target", "measured (p10 … p90)", "compared", "verdict"]
     assert rows[0] == [
         "image-32", "torch's best ÷ jinaclip fp16", "≥ 1.00", "≥ 1.30", "1.20 (1.16 … 1.24)",
         "torch-fp16-compiled ÷ jinaclip fp16 tensorrt", "holds, target missed",

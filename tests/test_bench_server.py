@@ -86,7 +86,7 @@ def test_the_suite(precise_bundle: Path, tmp_path: Path, capsys: pytest.CaptureF
         assert found["clients_cpu_ms"] > 0 and served["versions"]["uvicorn"]
         words = [f"| {bound.case} " for bound in BOUNDS if bound.case == case.name]
         assert len(words) == 1 and words[0] in out.split("\n\n")[-1]
-    assert "not measured" not in out and out == render(records) and "CPU ms a request, server" in out
+    assert "not measured" not in out and out == render(records) and "server CPU ms per request" in out
 
 
 def test_texts_come_back_in_their_order(small_bundle: Path) -> None:

@@ -105,7 +105,7 @@ def test_sides_of_a_case(case: Case, others: list[str], measured: Callable[[Case
         assert (record["provenance"] is None) == (record["side"] in others)
     assert [record["precision"] for record in records[:2]] == ["fp32", "int8"]
     assert records[0]["provenance"] != records[1]["provenance"]
-    columns = [f"side ÷ {side} (p10 … p90)" for side in OURS] + [f"cosine, {side}" for side in OURS]
+    columns = [f"time ÷ {side} (p10 … p90)" for side in OURS] + [f"cosine, {side}" for side in OURS]
     title = render(records).split("\n\n")[1].splitlines()[0]
     assert [cell.strip() for cell in title.strip("|").split("|")][-4:] == columns
 
@@ -125,7 +125,7 @@ def test_memory_above_load_is_that_of_the_call(measured: Callable[[Case], Record
     short, long = (measured(replace(CASES["text-8192"], tokens=tokens))[0] for tokens in (512, 4096))
     assert 0 <= short["above_load_mib"]["p50"] < 100 < long["above_load_mib"]["p50"]
     assert short["above_load_mib"]["p50"] < short["peak_rss_mib"] and short["shape"] == [1, 512]
-    assert "MiB above load" in render([short])
+    assert "MiB added by the call" in render([short])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from Linux's /proc")
@@ -327,7 +327,7 @@ def test_a_bound_finds_its_figures_and_judges_the_median() -> None:
     assert by_time.holds(3.15) and by_time.holds(3.2) and not by_time.holds(3.149)
     by_memory = Bound("cpu", "text-8192", "int8", "above_load_mib", 2048.0)
     assert by_memory.measured(records) == Measured(memory, "jinaclip int8")
-    assert by_memory.what == "jinaclip int8, MiB above load"
+    assert by_memory.what == "jinaclip int8, MiB added by the call"
     assert by_memory.holds(2048.0) and not by_memory.holds(2048.1)
     assert replace(by_memory, precision="fp32").measured(records) is None
     assert replace(by_time, precision="fp16").measured(records) is None
@@ -346,7 +346,7 @@ def test_the_report_ends_with_the_bounds(measured: Callable[[Case], Records]) ->
         fused["against"]["jinaclip fp32"] |= {"p50": median, "p10": 11.0, "p90": 30.0}
         *_, table = render(records).split("\n\n")
         rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
-        assert rows[0] == ["case", "what must hold", "bound", "measured (p10 … p90)", "verdict"]
+        assert rows[0] == ["case", "figure", "bound", "measured (p10 … p90)", "verdict"]
         of_suite = [bound for bound in BOUNDS if bound.suite == "cpu"]
         assert len(rows) == len(of_suite) + 2
         (row,) = (row for row in rows if row[0] == "query-dummy-image")

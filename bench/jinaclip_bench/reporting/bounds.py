@@ -26,7 +26,7 @@ class Figure:
 
 
 FIGURES = {
-    "above_load_mib": Figure("MiB above load", at_least=False),
+    "above_load_mib": Figure("MiB added by the call", at_least=False),
     "device_ms": Figure("ms on the device", at_least=False),
     "matmul_share": Figure("share of the matmul rate", at_least=True),
 }

@@ -78,7 +78,7 @@ def _facts(records: Sequence[Record]) -> str:
     memory = f", {machine['memory_gib']} GiB" if machine["memory_gib"] else ""
     provenances = dict.fromkeys(record["provenance"] for record in records if record["provenance"])
     model = ", ".join([first["model"] or "model", f"weights {first['weights_sha256'][:12]}", *provenances])
-    load = "" if first["load"] is None else f", load {first['load']:.1f} before"
+    load = "" if first["load"] is None else f", load average {first['load']:.1f} before the run"
     gpu = machine.get("gpu")
     on = "" if gpu is None else (
         f"{gpu['name']} (capability {gpu['capability']}, {gpu['sm_count']} SMs, {gpu['memory_mib']:,} MiB), "
@@ -115,7 +115,7 @@ Columns = tuple[tuple[str, Callable[[Record], str]], ...]
 
 _NAMES: Columns = (
     ("case", lambda record: record["case"]),
-    ("side", lambda record: record["side"]),
+    ("implementation", lambda record: record["side"]),
     ("n", lambda record: str(record["repeats"])),
 )
 _STEADY: Columns = (
@@ -127,7 +127,7 @@ _STEADY: Columns = (
     ("max", _figure("max")),
     ("items/s", _figure("items_per_s")),
     ("tokens/s", _figure("tokens_per_s")),
-    ("MiB above load", lambda record: _number((record["above_load_mib"] or {}).get("p50"))),
+    ("MiB added by the call", lambda record: _number((record["above_load_mib"] or {}).get("p50"))),
     ("device ms", lambda record: _number((record["device_ms"] or {}).get("p50"))),
     ("TFLOP/s", _figure("tflops")),
     ("share of matmul", lambda record: _number((record["matmul_share"] or {}).get("p50"))),
@@ -142,20 +142,20 @@ _STARTING: Columns = (
 )
 _SERVED: Columns = (
     *_NAMES,
-    ("request, p50 ms", lambda record: _number(record["served"]["request_ms"]["p50"])),
-    ("p99", lambda record: _number(record["served"]["request_ms"]["p99"])),
-    ("CPU ms a request, server", lambda record: _number(record["served"]["server_cpu_ms"])),
-    ("clients", lambda record: _number(record["served"]["clients_cpu_ms"])),
-    ("items a run, mean", lambda record: _number(_mean_size(record["served"]["batches"]))),
-    ("most", lambda record: max(record["served"]["batches"], key=int)),
+    ("request p50 ms", lambda record: _number(record["served"]["request_ms"]["p50"])),
+    ("request p99 ms", lambda record: _number(record["served"]["request_ms"]["p99"])),
+    ("server CPU ms per request", lambda record: _number(record["served"]["server_cpu_ms"])),
+    ("client CPU ms per request", lambda record: _number(record["served"]["clients_cpu_ms"])),
+    ("mean items per batch", lambda record: _number(_mean_size(record["served"]["batches"]))),
+    ("most items per batch", lambda record: max(record["served"]["batches"], key=int)),
 )
 _BOUNDS: Columns = (
     ("case", lambda row: row["bound"].case),
-    ("what must hold", lambda row: row["bound"].what),
+    ("figure", lambda row: row["bound"].what),
     ("bound", lambda row: _limit(row["bound"], row["bound"].limit)),
     ("target", lambda row: _limit(row["bound"], row["bound"].target)),
     ("measured (p10 … p90)", lambda row: _spread(row["measured"] and row["measured"].figures, _number)),
-    ("of", lambda row: _sides(row["bound"], row["measured"])),
+    ("compared", lambda row: _sides(row["bound"], row["measured"])),
     ("verdict", lambda row: row["verdict"]),
 )
 
@@ -171,7 +171,7 @@ def _compared(records: Sequence[Record]) -> Columns:
         return lambda record: f"{record['against'][side]['cosine']:.6f}" if side in record["against"] else ""
 
     return (
-        *((f"side ÷ {side} (p10 … p90)", ratio(side)) for side in sides),
+        *((f"time ÷ {side} (p10 … p90)", ratio(side)) for side in sides),
         *((f"cosine, {side}", cosine(side)) for side in sides),
     )
 
