@@ -163,9 +163,9 @@ class Worker:
             if bucket not in self._uncaptured:
                 self._uncaptured.add(bucket)
                 shape = [bucket.rows] if bucket.tokens is None else [bucket.rows, bucket.tokens]
-                # The error is passed as text, because log records would keep its context alive.
+                reason = str(error)  # as text, because log records would keep the error's context alive
                 logger.warning(
-                    "CUDA graph capture failed for batches of %s; they run without one: %s", shape, str(error)
+                    "CUDA graph capture failed for batches of %s; they run without a graph: %s", shape, reason
                 )
         finally:
             with suppress(BackendError):  # the context may be freed once it is not running
