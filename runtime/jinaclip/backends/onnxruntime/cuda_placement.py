@@ -4,7 +4,8 @@ and no operator may need cuDNN if it is not installed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +31,15 @@ def host_operators(session: Any) -> dict[str, int]:
     """Count the operators placed on the CPU, shape arithmetic excluded. The onnxruntime session must have been opened
     with `session.record_ep_graph_assignment_info`.
     """
-    return _count(session, lambda provider, op_type: provider != PROVIDER and op_type not in ON_HOST)
+    return {
+        op: count for (provider, op), count in _placed(session).items() if provider != PROVIDER and op not in ON_HOST
+    }
 
 
-def _count(session: Any, wanted: Callable[[str, str], bool]) -> dict[str, int]:
-    found: dict[str, int] = {}
-    for part in session.get_provider_graph_assignment_info():
-        for node in part.get_nodes():
-            if wanted(part.ep_name, node.op_type):
-                found[node.op_type] = found.get(node.op_type, 0) + 1
-    return found
+def _placed(session: Any) -> Counter[tuple[str, str]]:
+    """The number of operators of each provider, by (provider, operator type)."""
+    parts = session.get_provider_graph_assignment_info()
+    return Counter((part.ep_name, node.op_type) for part in parts for node in part.get_nodes())
 
 
 def require_on_device(session: Any) -> None:
@@ -53,7 +53,8 @@ def require_on_device(session: Any) -> None:
 
 def require_no_cudnn(session: Any, path: Path) -> None:
     """Raises BackendMissing if operators need cuDNN and it is not found."""
-    found = _count(session, lambda provider, op_type: provider == PROVIDER and op_type in NEEDS_CUDNN)
+    placed = _placed(session)
+    found = {op: count for (provider, op), count in placed.items() if provider == PROVIDER and op in NEEDS_CUDNN}
     if found and load(CUDNN) is None:
         raise BackendMissing(
             f"{path.name} has operators that need cuDNN on a GPU ({_listed(found)}), and {CUDNN} is not found; run "
