@@ -1,10 +1,11 @@
-"""Parts "operators" and "sanitizer": our own CUDA operators against numpy, and under compute-sanitizer."""
+"""Parts "operators" and "sanitizer-…": the CUDA operators against numpy, and under tools of compute-sanitizer."""
 
 from __future__ import annotations
 
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.from_checkout import ROOT
@@ -15,19 +16,35 @@ SCRIPT = ROOT / "tests" / "gpu" / "check_operators.py"
 
 
 def run(context: Context) -> None:
-    _check(context, [])
+    _check(context)
 
 
-def sanitizer(context: Context) -> None:
+def memcheck(context: Context) -> None:
+    """Accesses outside an allocation, misaligned accesses, errors of the CUDA API."""
+    _sanitizer(context, "memcheck")
+
+
+def racecheck(context: Context) -> None:
+    """Accesses to shared memory that no barrier orders."""
+    _sanitizer(context, "racecheck")
+
+
+def synccheck(context: Context) -> None:
+    """Barriers that are used in an invalid way."""
+    _sanitizer(context, "synccheck")
+
+
+def _sanitizer(context: Context, tool: str) -> None:
+    """The small shapes, a captured graph and two overlapping blocks."""
     places = [shutil.which("compute-sanitizer"), *map(str, Path("/usr/local").glob("cuda*/bin/compute-sanitizer"))]
     found = next((place for place in places if place and Path(place).is_file()), None)
     if found is None:
         context.record("result", state="compute-sanitizer is not here")
         return
-    _check(context, [found, "--tool", "memcheck", "--error-exitcode", "9"])
+    _check(context, [found, "--tool", tool, "--error-exitcode", "9"], ["--small"])
 
 
-def _check(context: Context, before: list[str]) -> None:
+def _check(context: Context, before: Sequence[str] = (), options: Sequence[str] = ()) -> None:
     library = context.work / "kit" / OPERATORS
     missing = [path.name for path in (library, SCRIPT) if not path.is_file()]
     if missing:
@@ -36,7 +53,7 @@ def _check(context: Context, before: list[str]) -> None:
     output = context.file(f"{context.part}.jsonl")
     seconds = f"{max(1.0, context.left() - 5):.0f}"
     command = [*before, sys.executable, str(SCRIPT), "--library", str(library), "--output", str(output)]
-    command += ["--seconds", seconds]
+    command += ["--seconds", seconds, *options]
     code = subprocess.run(command, cwd=ROOT, timeout=max(1.0, context.left() - 1)).returncode
     context.record("result", state="ok" if code == 0 else f"exit {code}")
     if code and not context.dry_run:

@@ -28,6 +28,8 @@ class Part:
 
 
 _WARM = ("warm-image", "warm-text")
+_SANITIZER = ("memcheck", "racecheck", "synccheck")
+_AFTER_SANITIZER = tuple(f"sanitizer-{tool}" for tool in _SANITIZER)
 _MACHINE = Part("machine", "machine:run", limit=40, least=5)
 _WEIGHTS = Part("weights", "weights:run", limit=100, least=30)
 
@@ -49,14 +51,14 @@ PASSES: dict[str, tuple[Part, ...]] = {
     ),
     "second": (
         _MACHINE,
-        Part("operators", "operators:run", limit=60, least=5),
-        Part("sanitizer", "operators:sanitizer", limit=60, least=0, beside=True),
+        Part("operators", "operators:run", limit=90, least=5),
+        *(Part(f"sanitizer-{tool}", f"operators:{tool}", limit=120, least=0, beside=True) for tool in _SANITIZER),
         Part("weights", "weights:run_if_missing", limit=100, least=30),
         Part("study-kernels", "study:kernels", limit=40, least=10),
         Part("study-packing", "study:packing", limit=30, least=10),
         Part("study-early-launch", "study:without_early_launch", limit=20, least=5),
         Part("study-sizes", "study:sizes", limit=40, least=10),
-        Part("variants-image-32", "variants:image_32", limit=60, least=20, after=("sanitizer",)),
+        Part("variants-image-32", "variants:image_32", limit=60, least=20, after=_AFTER_SANITIZER),
         Part("variants-text", "variants:text", limit=60, least=20),
         Part("autotune-image-32", "fast:autotune", limit=120, least=60),
         Part("kernels-image-32", "kernels:image_32", limit=30, least=10),
