@@ -294,6 +294,7 @@ __device__ inline void load_queries(const AttentionArguments& a, const TextTile&
 __device__ inline void store_outputs(const AttentionArguments& a, const TextTile& tile, int head, int row,
                                      const RunningSoftmax& softmax, const float (&outputs)[8][4], __half* staging) {
   const int lane = threadIdx.x % kWarp;
+  __syncwarp();  // other lanes may have read queries from `staging`
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const float factor = softmax.reciprocal_sum(i);
