@@ -19,6 +19,7 @@ from tests.gpu.device_code import containers, reduce
 from tests.gpu.proof import random_bundle
 from tests.gpu.proof.context import read_results, write_result
 from tests.gpu.proof.kit import unpack, write_index
+from tests.gpu.proof.operators import races_of_ours
 from tests.gpu.proof.plan import BUDGET, PASSES
 from tests.gpu.proof.table import table
 from tests.gpu.proof.topology import save_topology
@@ -135,3 +136,15 @@ def test_a_pass_goes_on_after_parts_that_fail(tmp_path: Path) -> None:
     states = {line["part"]: line["state"] for line in read_results(tmp_path / "out") if line["name"] == "part"}
     assert states == {"unpack": "failed", "right": "failed", "fast-text-1": "failed"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"results.jsonl", "log.txt", "files.tar.gz"}
+
+
+def test_races_of_our_kernels_are_told_from_those_of_cublas() -> None:
+    """Lines of racecheck on an H200, shortened."""
+    log = """\
+========= Warning: Race reported between Read access at void jinaclip::<unnamed>::short_attention_kernel<(int)4>+0x2840
+=========     and Write access at void jinaclip::<unnamed>::short_attention_kernel<(int)4>+0x9e70 [248 hazards]
+========= Error: Race reported between Read access at nvjet_sm90_hsh_32x64_64x16_4x1_v_bz_splitK_bias_NNN+0xb30
+=========     and Write access at nvjet_sm90_hsh_32x64_64x16_4x1_v_bz_splitK_bias_NNN+0x2fc0 [384 hazards]
+"""
+    (race,) = races_of_ours(log)
+    assert race.startswith("Warning: Race reported") and "short_attention_kernel" in race
