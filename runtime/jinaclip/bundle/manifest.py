@@ -196,14 +196,11 @@ class Bundle:
         classes = sorted({PRECISION_CLASS[p] for p in precision.values()})
         if len(classes) > 1:
             classes = [f"{tower}={PRECISION_CLASS[p]}" for tower, p in sorted(precision.items())]
-        image = self.preprocessing.to_manifest()
-        if resize_mode is not None:
-            image["resize_mode"] = resize_mode
         facts = {
             "weights": self.model["weights_sha256"],
             "adaptation": self.model.get("adaptation"),
             "tokenizer": self.manifest["tokenizer_sha256"],
-            "image": image,
+            "image": self.preprocessing.to_manifest() | {"resize_mode": self.preprocessing.mode_of(resize_mode)},
             "exif_transpose": exif_transpose,
             "class": classes,
         }
