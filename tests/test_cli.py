@@ -125,6 +125,14 @@ def test_help_lists_every_verb_with_its_purpose() -> None:
     assert run("--version").stdout.decode() == f"jinaclip {version('jinaclip')}\n"
 
 
+def test_help_needs_no_extra() -> None:
+    """The list of verbs imports every verb, also those whose libraries are not installed."""
+    of_extras = f"{EXPORT_ONLY},onnxruntime,psutil,matplotlib,starlette,uvicorn,pydantic,orjson,httpx,prometheus_client"
+    result = without(of_extras, "--help")
+    assert result.returncode == 0 and result.stderr == b""
+    assert all(f"\n  {verb} " in result.stdout.decode() for verb in VERBS)
+
+
 @pytest.mark.parametrize(
     ("words", "part"),
     [

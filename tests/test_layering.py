@@ -93,6 +93,7 @@ MOST_FLAT = 8  # files in runtime/jinaclip
 CONFINED = {
     "onnxruntime": {"jinaclip/backends/onnxruntime/library.py", "jinaclip_bench"},
     "tokenizers": {"jinaclip/preprocessing/text.py"},
+    "tqdm": {"jinaclip/terminal.py"},
     "starlette": {"jinaclip/server"},
     "uvicorn": {"jinaclip/server"},
     "orjson": {"jinaclip/server"},
@@ -206,7 +207,7 @@ def test_importing_the_package_is_light() -> None:
     script = (
         "import sys, jinaclip\n"
         "heavy = ('torch', 'onnx', 'onnxruntime', 'tokenizers', 'transformers', 'safetensors', 'pyarrow',\n"
-        "         'tensorrt', 'tensorrt_rtx', 'cuda', 'starlette', 'uvicorn', 'pydantic', 'httpx')\n"
+        "         'tensorrt', 'tensorrt_rtx', 'cuda', 'starlette', 'uvicorn', 'pydantic', 'httpx', 'tqdm')\n"
         "print([name for name in heavy if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, ExitStack
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from jinaclip.terminal import Progress, say
+from jinaclip.terminal import progress, say
 from jinaclip_bench.cases.settings import Embed, Settings
 from jinaclip_bench.cases.table import CASES, Case
 from jinaclip_bench.errors import BenchError, NotCompiled
@@ -87,13 +87,13 @@ def measure(
     with KINDS[case.kind](case, settings, torch) as opened:
         sides, outputs = _burn_in(opened.sides, opened.burn_in)
         cosines = agreement(outputs)
-        progress = Progress(f"{case.name} rounds", opened.rounds)
+        advance_bar = progress(f"{case.name} rounds", opened.rounds)
         rates: list[float] = []
 
         def advance() -> None:
             if opened.matmul_tflops is not None:
                 rates.append(opened.matmul_tflops())
-            progress.advance()
+            advance_bar(1)
 
         samples = interleave(sides, opened.rounds, advance=advance)
         return records_of(case, opened, settings, samples, cosines, facts, rates)

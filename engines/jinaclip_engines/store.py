@@ -34,7 +34,7 @@ def write_engine(
         BackendError: the engine cannot be written, or `fill` failed. Partial files are removed.
     """
     key = engine_key(facts)
-    root = next(bundle.note_directories()) / ENGINES
+    root = bundle.note_directory / ENGINES
     partial = root / f".{key}.partial-{os.getpid()}"
     try:
         partial.mkdir(parents=True)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
 from itertools import chain, islice
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from jinaclip.backends.self_test import run_self_test
 from jinaclip.bundle.manifest import Bundle
 from jinaclip.errors import InputError
 from jinaclip.packing import pack_texts
-from jinaclip.preprocessing.image import RESIZE_MODES, preprocess
+from jinaclip.preprocessing.image import preprocess
 from jinaclip.preprocessing.image_sources import ImageInput
 from jinaclip.preprocessing.text import instruction_of
 
@@ -37,8 +38,6 @@ class TextEncoder:
         tokenizer: the bundle's tokenizer.
         self_test: the last result of `check`.
     """
-
-    tower = "text"
 
     def __init__(self, bundle: Bundle, precision: str, session: Session) -> None:
         self.bundle, self.precision, self.session = bundle, precision, session
@@ -81,12 +80,11 @@ class TextEncoder:
             InputError: a text or the task cannot be used, or max_length leaves no room for a token.
         """
         instruction = instruction_of(task, self.bundle.tasks, self.bundle.default_task)
-        limit = max_length
-        if max_length is not None:
-            limit = _check_max_length(max_length, self.bundle.max_tokens, len(self.tokenizer.encode([instruction])[0]))
-        _check_texts(texts)
-        rows = self.tokenizer.encode([instruction + text for text in texts])
-        return rows if limit is None else self.tokenizer.truncated(rows, limit)
+        if max_length is None:
+            return self.tokenizer.encode(texts, instruction=instruction)
+        least = len(self.tokenizer.encode([instruction])[0]) + 1
+        limit = _check_max_length(max_length, least, self.bundle.max_tokens)
+        return self.tokenizer.truncated(self.tokenizer.encode(texts, instruction=instruction), limit)
 
     def run(self, rows: Sequence[list[int]]) -> np.ndarray:
         """Run texts as one batch.
@@ -110,9 +108,8 @@ class TextEncoder:
         padded = self.tokenizer.padded(rows)
         if padded.min() < 0 or padded.max() >= vocab_size:  # GPU kernels do not check this
             index = int(((padded < 0) | (padded >= vocab_size)).any(1).argmax())
-            raise InputError(
-                f"text {index} has token ids outside the vocabulary, expected 0 to {vocab_size - 1}", index=index
-            )
+            problem = f"text {index} has token ids outside the vocabulary"
+            raise InputError(f"{problem}, expected 0 to {vocab_size - 1}", index=index)
         return self.run_padded(padded)
 
     def run_padded(self, ids: np.ndarray) -> np.ndarray:
@@ -166,8 +163,6 @@ class ImageEncoder:
         self_test: the last result of `check`.
     """
 
-    tower = "image"
-
     def __init__(self, bundle: Bundle, precision: str, session: Session) -> None:
         self.bundle, self.precision, self.session = bundle, precision, session
         self.self_test: dict[str, float | bool] = {}
@@ -189,10 +184,8 @@ class ImageEncoder:
         Raises:
             InputError: the image cannot be used.
         """
-        return preprocess(
-            image, self.bundle.preprocessing, resize_mode=resize_mode, exif_transpose=exif_transpose,
-            allow_urls=allow_urls,
-        )  # fmt: skip
+        how = self.bundle.preprocessing
+        return preprocess(image, how, resize_mode=resize_mode, exif_transpose=exif_transpose, allow_urls=allow_urls)
 
     def run(self, pixels: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
         """Run images as one batch.
@@ -211,9 +204,8 @@ class ImageEncoder:
         size = self.bundle.preprocessing.size
         for index, array in enumerate(pixels):
             if array.dtype != np.uint8 or array.shape != (size, size, 3):
-                raise InputError(
-                    f"image {index} is {array.dtype} {list(array.shape)}, expected uint8 {[size, size, 3]}", index=index
-                )
+                found = f"image {index} is {array.dtype} {list(array.shape)}"
+                raise InputError(f"{found}, expected uint8 {[size, size, 3]}", index=index)
         output = "image_embeddings"
         inputs = {self.bundle.tower("image").input_name: self.bundle.image_input(np.stack(list(pixels)))}
         return self.session.run(inputs, outputs=[output], interruptible=True)[output]
@@ -232,33 +224,16 @@ class ImageEncoder:
         Yields:
             For each image, in order, its raw vector [D], or an InputError if the image cannot be used.
         """
-        if resize_mode is not None and resize_mode not in RESIZE_MODES:
-            raise InputError(f"resize_mode is {resize_mode!r}, expected one of {', '.join(RESIZE_MODES)}")
-        read = partial(self.prepare, resize_mode=resize_mode, exif_transpose=exif_transpose, allow_urls=allow_urls)
-        return self._run_all(iter(images), batch_size or self.session.cost.images, read)
-
-    def _run_all(
-        self, images: Iterator[ImageInput], batch_size: int, read: Callable[[ImageInput], np.ndarray]
-    ) -> Iterator[np.ndarray | InputError]:
-        session = self.session
-        with ThreadPoolExecutor(session.threads, thread_name_prefix="jinaclip-image") as pool:
-            ahead: deque[Future[np.ndarray]] = deque()
-
-            def runs() -> Iterator[Callable[[], list[np.ndarray | InputError]]]:
-                while True:
-                    wanted = batch_size * session.concurrency + session.threads - len(ahead)
-                    ahead.extend(pool.submit(read, image) for image in islice(images, wanted))
-                    batch = [ahead.popleft() for _ in range(min(batch_size, len(ahead)))]
-                    if not batch:
-                        return
-                    yield partial(self._run_good, [_result(future) for future in batch])
-
-            try:
-                for vectors in _in_flight(runs(), session.concurrency):
-                    yield from vectors
-            finally:
-                for future in ahead:
-                    future.cancel()
+        mode = self.bundle.preprocessing.mode_of(resize_mode)  # an error of the call, not of its first image
+        read = partial(self.prepare, resize_mode=mode, exif_transpose=exif_transpose, allow_urls=allow_urls)
+        reads = (partial(read, image) for image in images)
+        size, threads = batch_size or self.session.cost.images, self.session.threads
+        pool = ThreadPoolExecutor(threads, "jinaclip-image")
+        with closing(_submitted(pool, reads, ahead=threads + size * (self.session.concurrency - 1))) as pixels:
+            batches = iter(lambda: [_result(future) for future in islice(pixels, size)], [])
+            runs = (partial(self._run_good, batch) for batch in batches)
+            for vectors in _in_flight(runs, self.session.concurrency):
+                yield from vectors
 
     def _run_good(self, pixels: Sequence[np.ndarray | InputError]) -> list[np.ndarray | InputError]:
         """Run the images that could be read. The errors of the others stay in their places."""
@@ -273,28 +248,36 @@ ENCODERS: dict[str, type[TextEncoder] | type[ImageEncoder]] = {"text": TextEncod
 
 def _in_flight(runs: Iterable[Callable[[], T]], concurrency: int) -> Iterator[T]:
     """Results of the runs, in order. `concurrency` runs execute at the same time; a value of 1 uses this thread."""
-    if concurrency > 1:
-        runs = iter(runs)
-        first = list(islice(runs, 2))
-        runs = chain(first, runs)
-        if len(first) < 2:  # a single run does not need threads
-            concurrency = 1
-    if concurrency == 1:
-        for run in runs:
+    runs = iter(runs)
+    first = list(islice(runs, min(concurrency, 2)))
+    if len(first) < 2:  # one run at a time, or a single run: no other thread is needed
+        for run in chain(first, runs):
             yield run()
         return
-    with ThreadPoolExecutor(concurrency, thread_name_prefix="jinaclip-run") as pool:
-        ahead: deque[Future[T]] = deque()
-        try:
-            for run in runs:
-                ahead.append(pool.submit(run))
-                if len(ahead) > concurrency:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
-        finally:
-            for future in ahead:
-                future.cancel()
+    pool = ThreadPoolExecutor(concurrency, "jinaclip-run")
+    for future in _submitted(pool, chain(first, runs), concurrency):
+        yield future.result()
+
+
+def _submitted(
+    pool: ThreadPoolExecutor, calls: Iterable[Callable[[], T]], ahead: int
+) -> Generator[Future[T], None, None]:
+    """Submit calls and yield their futures, in order.
+
+    Args:
+        pool: runs the calls. It is shut down at the end.
+        calls: the calls.
+        ahead: number of calls that are submitted after the one whose future is yielded.
+    """
+    futures: deque[Future[T]] = deque()
+    try:
+        for call in calls:
+            futures.append(pool.submit(call))
+            if len(futures) > ahead:
+                yield futures.popleft()
+        yield from futures
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _result(future: Future[np.ndarray]) -> np.ndarray | InputError:
@@ -304,17 +287,9 @@ def _result(future: Future[np.ndarray]) -> np.ndarray | InputError:
         return error
 
 
-def _check_texts(rows: Sequence[Any]) -> None:
-    for index, row in enumerate(rows):
-        if not isinstance(row, str):
-            raise InputError(f"text {index} is a {type(row).__name__}, expected str", index=index)
-
-
-def _check_max_length(max_length: int, max_tokens: int, instruction_tokens: int) -> int:
+def _check_max_length(max_length: int, least: int, most: int) -> int:
     """The limit in tokens. 8192, the default of `encode_text`, is lowered to what the model accepts."""
-    if type(max_length) is not int or max_length <= instruction_tokens or (max_length > max(max_tokens, 8192)):
-        raise InputError(
-            f"max_length is {max_length!r}, expected a whole number from {instruction_tokens + 1} "
-            f"(<s>, </s> and the task's instruction count) to {max_tokens}"
-        )
-    return min(max_length, max_tokens)
+    if type(max_length) is not int or not least <= max_length <= max(most, 8192):
+        expected = f"a whole number from {least} (<s>, </s> and the task's instruction count) to {most}"
+        raise InputError(f"max_length is {max_length!r}, expected {expected}")
+    return min(max_length, most)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Any, cast
 
@@ -16,7 +17,7 @@ from jinaclip.embeddings import check_dim, truncate
 from jinaclip.encoders import ENCODERS, ImageEncoder, TextEncoder
 from jinaclip.errors import BackendError, InputError, SelfTestFailed
 from jinaclip.preprocessing.image_sources import ImageInput
-from jinaclip.terminal import Progress
+from jinaclip.terminal import progress
 
 
 class ClipModel:
@@ -56,13 +57,11 @@ class ClipModel:
         cache_dir: str | os.PathLike[str] | None = None,
         self_test: str = "auto",
     ) -> None:
-        self._reopen = partial(
-            ClipModel, os.path.abspath(bundle), backend=backend, device=device, precision=precision,
-            threads=threads, towers=tuple(towers), cache_dir=cache_dir, self_test=self_test,
-        )  # fmt: skip
-        _check_choice("self_test", self_test, ("auto", "always"))
-        if threads is not None and (type(threads) is not int or threads < 1):
-            raise InputError(f"threads is {threads!r}, expected None or a whole number from 1")
+        there = partial(ClipModel, os.path.abspath(bundle), backend=backend, device=device, cache_dir=cache_dir)
+        self._reopen = partial(there, precision=precision, threads=threads, towers=tuple(towers), self_test=self_test)
+        if self_test not in ("auto", "always"):
+            raise InputError(f"self_test is {self_test!r}, expected one of auto, always")
+        _check_count("threads", threads)
         if isinstance(towers, str) or not towers or not set(towers) <= set(TOWERS):
             raise InputError(f"towers is {towers!r}, expected some of {TOWERS}")
         self.bundle = Bundle(bundle, cache_dir)
@@ -84,20 +83,14 @@ class ClipModel:
 
     def _open(self, towers: Sequence[str], threads: int | None, *, always: bool) -> None:
         """Open an encoder for each tower and run its self-test. If one fails, all are closed."""
-        try:
+        with ExitStack() as stack:
             for tower in towers:
                 precision = self._precision[tower]
                 session, self._graph[tower] = self._backend.open(self.bundle, tower, precision, threads=threads)
-                try:
-                    self.encoders[tower] = ENCODERS[tower](self.bundle, precision, session)
-                except BaseException:
-                    session.close()
-                    raise
+                stack.callback(session.close)
+                self.encoders[tower] = ENCODERS[tower](self.bundle, precision, session)
                 self.encoders[tower].check(always=always)
-        except BaseException:
-            self.close()
-            self.encoders.clear()
-            raise
+            stack.pop_all()
 
     @property
     def text_encoder(self) -> TextEncoder:
@@ -147,17 +140,15 @@ class ClipModel:
             InputError: an argument or a text cannot be used; the message says which.
         """
         dim = check_dim(truncate_dim, self.dims)
-        encoder = self.text_encoder
-        _check_batch_size(batch_size)
-        single = isinstance(texts, str)
+        _check_count("batch_size", batch_size)
         rows = [texts] if isinstance(texts, str) else _as_list(texts, "texts")
-        ids = encoder.prepare(rows, task=task, max_length=max_length)
+        ids = self.text_encoder.prepare(rows, task=task, max_length=max_length)
         result = np.empty((len(rows), dim), np.float32)
-        progress = Progress("texts", len(rows), shown=show_progress_bar)
-        for batch, vectors in encoder.run_all(ids, batch_size=batch_size):
+        advance = progress("texts", len(rows), shown=show_progress_bar)
+        for batch, vectors in self.text_encoder.run_all(ids, batch_size=batch_size):
             result[batch] = truncate(vectors, dim, normalize=normalize_embeddings)
-            progress.advance(len(batch))
-        return result[0] if single else result
+            advance(len(batch))
+        return result[0] if isinstance(texts, str) else result
 
     def encode_image(
         self,
@@ -189,13 +180,12 @@ class ClipModel:
             InputError: an argument or an image cannot be used; `index` is the image's position.
         """
         dim = check_dim(truncate_dim, self.dims)
+        _check_count("batch_size", batch_size)
         single = _is_one_image(images)
-        rows = [cast(ImageInput, images)] if single else _as_list(cast(Iterable[ImageInput], images), "images")
+        rows: list[Any] = [images] if single else _as_list(images, "images")
         result = np.empty((len(rows), dim), np.float32)
-        encoder = self.image_encoder
-        _check_batch_size(batch_size)
-        progress = Progress("images", len(rows), shown=show_progress_bar)
-        vectors = encoder.run_all(
+        advance = progress("images", len(rows), shown=show_progress_bar)
+        vectors = self.image_encoder.run_all(
             rows, batch_size=batch_size, resize_mode=resize_mode, exif_transpose=exif_transpose, allow_urls=allow_urls
         )
         for index, vector in enumerate(vectors):
@@ -203,7 +193,7 @@ class ClipModel:
                 where = "" if single else f"image {index}: "
                 raise InputError(f"{where}{vector}", index=None if single else index) from vector
             result[index] = truncate(vector[None], dim, normalize=normalize_embeddings)[0]
-            progress.advance()
+            advance(1)
         return result[0] if single else result
 
     @staticmethod
@@ -218,9 +208,8 @@ class ClipModel:
         """
         a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
         if a.ndim not in (1, 2) or b.ndim not in (1, 2) or a.shape[-1] != b.shape[-1]:
-            raise InputError(
-                f"similarity of shapes {list(a.shape)} and {list(b.shape)}; expected [N, D] and [M, D] with equal D"
-            )
+            shapes = f"{list(a.shape)} and {list(b.shape)}"
+            raise InputError(f"similarity of shapes {shapes}; expected [N, D] and [M, D] with equal D")
         a, b = (x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12) for x in (a, b))
         return cast(np.ndarray, a @ b.T)
 
@@ -298,10 +287,8 @@ class ClipModel:
         if tower in self.encoders:
             return self.encoders[tower]
         if tower not in self.bundle.towers:
-            raise InputError(
-                f"this bundle has no {tower} tower (it has: {', '.join(self.bundle.towers)}) and cannot encode "
-                f"{tower}s; export it with --towers text,image"
-            )
+            problem = f"this bundle has no {tower} tower (it has: {', '.join(self.bundle.towers)})"
+            raise InputError(f"{problem} and cannot encode {tower}s; export it with --towers text,image")
         raise InputError(f"the {tower} tower was not loaded; open ClipModel with towers=('text', 'image')")
 
 
@@ -312,17 +299,12 @@ def _is_one_image(images: object) -> bool:
     return isinstance(images, kinds) or hasattr(images, "read")
 
 
-def _as_list(items: Iterable[Any], what: str) -> list[Any]:
+def _as_list(items: object, what: str) -> list[Any]:
     if isinstance(items, Mapping) or not isinstance(items, Iterable):
         raise InputError(f"{what} is a {type(items).__name__}, expected one item or a list of items")
     return list(items)
 
 
-def _check_choice(name: str, value: object, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise InputError(f"{name} is {value!r}, expected one of {', '.join(allowed)}")
-
-
-def _check_batch_size(batch_size: int | None) -> None:
-    if batch_size is not None and (type(batch_size) is not int or batch_size < 1):
-        raise InputError(f"batch_size is {batch_size!r}, expected None or a whole number from 1")
+def _check_count(name: str, value: int | None) -> None:
+    if value is not None and (type(value) is not int or value < 1):
+        raise InputError(f"{name} is {value!r}, expected None or a whole number from 1")

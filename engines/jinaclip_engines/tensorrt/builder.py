@@ -186,7 +186,7 @@ def _timing_cache(bundle: Bundle, library: Library, where: Where) -> Path | None
     if where.gpu is None or library.backend != "tensorrt":
         return None
     name = engine_key({"tower": "timing", "precision": library.version, "backend": "tensorrt", **where.gpu.facts()})
-    return next(bundle.note_directories()) / ENGINES / f"{name}.cache"
+    return bundle.note_directory / ENGINES / f"{name}.cache"
 
 
 def _self_test(bundle: Bundle, tower: str, plan: Plan, library: Library, device: Gpu) -> dict[str, float | bool]:

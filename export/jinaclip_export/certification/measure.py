@@ -20,7 +20,7 @@ from jinaclip.encoders import ENCODERS, Encoder, TextEncoder
 from jinaclip.errors import BackendError, BackendMissing, EngineMismatch, InputError
 from jinaclip.preprocessing.image import preprocess
 from jinaclip.preprocessing.text import TextTokenizer, instruction_of
-from jinaclip.terminal import Progress
+from jinaclip.terminal import progress
 from jinaclip_export.certification.inputs import Items
 from jinaclip_export.certification.known_answers import TEXTS, compare_known_answers
 from jinaclip_export.certification.metrics import beside, compare, unit
@@ -119,13 +119,13 @@ def run_graph(inputs: TowerInputs, precision: str, backend: Backend, threads: in
         encoder = ENCODERS[tower](bundle, precision, session)
         encoder.check(always=True)
         sample = np.unique(np.linspace(0, len(inputs) - 1, BESIDE[tower]).astype(int)).tolist()
-        progress = Progress(f"{precision} {tower}", len(inputs) + len(sample))
+        advance = progress(f"{precision} {tower}", len(inputs) + len(sample))
 
         def run(batches: Iterator[np.ndarray]) -> np.ndarray:
             rows = []
             for batch in batches:
                 rows.append(_first_row(encoder, batch))
-                progress.advance()
+                advance(1)
             unit(found := np.stack(rows), max(bundle.dims))  # raises if a value is not finite
             return found
 

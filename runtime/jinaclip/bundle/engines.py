@@ -7,13 +7,12 @@ the library and the machine in use. docs/bundle.md describes the format.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from jinaclip.bundle.files import facts_hash, file_sha256, read_json
 from jinaclip.bundle.manifest import Bundle
 
 ENGINES = "engines"
@@ -23,8 +22,7 @@ SIDECAR_VERSION = 1
 
 def engine_key(facts: Mapping[str, Any]) -> str:
     """Name of an engine's directory: tower, precision, backend, and a hash of all facts."""
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-    return f"{facts['tower']}-{facts['precision']}-{facts['backend']}-{digest}"
+    return f"{facts['tower']}-{facts['precision']}-{facts['backend']}-{facts_hash(facts)}"
 
 
 def engines_of(bundle: Bundle, tower: str, precision: str, backend: str) -> Iterator[tuple[Path, dict[str, Any]]]:
@@ -40,11 +38,11 @@ def all_engines(bundle: Bundle) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Directory and sidecar of every complete engine, valid for this machine or not. The cache directory's engines come
     first, then the bundle's.
     """
-    for root in dict.fromkeys((*bundle.note_directories(), bundle.directory)):
+    for root in dict.fromkeys((bundle.note_directory, bundle.directory)):
         with suppress(OSError):
             for path in sorted((root / ENGINES).iterdir()):
                 if path.is_dir() and not path.name.startswith("."):
-                    yield path, _read_sidecar(path)
+                    yield path, read_json(path / SIDECAR) or {}
 
 
 def difference(sidecar: Mapping[str, Any], expected: Mapping[str, Any]) -> str | None:
@@ -69,19 +67,9 @@ def damage(directory: Path, sidecar: Mapping[str, Any], main: str, *, hashes: bo
         return f"its {SIDECAR} does not list {main}"
     for name, entry in files.items():
         path = directory / Path(str(name)).name
-        size, sha256 = (entry.get("bytes"), entry.get("sha256")) if isinstance(entry, dict) else (None, None)
-        if not path.is_file() or path.stat().st_size != size:
-            return f"{path.name} is missing or does not have {size} bytes"
-        if hashes:
-            with path.open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-                    return f"{path.name} does not have the sha256 that {SIDECAR} lists"
+        listed = entry if isinstance(entry, dict) else {}
+        if not path.is_file() or path.stat().st_size != listed.get("bytes"):
+            return f"{path.name} is missing or does not have {listed.get('bytes')} bytes"
+        if hashes and file_sha256(path) != listed.get("sha256"):
+            return f"{path.name} does not have the sha256 that {SIDECAR} lists"
     return None
-
-
-def _read_sidecar(directory: Path) -> dict[str, Any]:
-    with suppress(OSError, ValueError, RecursionError):
-        sidecar = json.loads((directory / SIDECAR).read_text("utf-8"))
-        if isinstance(sidecar, dict):
-            return sidecar
-    return {}

@@ -1,12 +1,15 @@
-"""Atomic writing of files, and safe file names."""
+"""Files of a bundle and its cache directory: atomic writing, lenient reading, hashes, safe names."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 import tempfile
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -21,6 +24,26 @@ def write_atomically(path: Path, content: bytes) -> None:
         with suppress(OSError):
             os.unlink(temporary)
         raise
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Read a JSON object. None if the file is missing, damaged or has another value."""
+    with suppress(OSError, ValueError, RecursionError):
+        value = json.loads(path.read_text("utf-8"))
+        if isinstance(value, dict):
+            return value
+    return None
+
+
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file, as hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def facts_hash(facts: Any) -> str:
+    """A hash of JSON-compatible values, 16 hex digits. The order of an object's keys does not change it."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def safe_name(text: str) -> str:

@@ -13,14 +13,13 @@ import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
-from jinaclip.bundle.files import write_atomically
+from jinaclip.bundle.files import facts_hash, file_sha256, read_json, write_atomically
 from jinaclip.errors import BundleError
 from jinaclip.preprocessing.image import ImagePreprocessing, normalise
 from jinaclip.preprocessing.text import TextTokenizer
@@ -48,11 +47,11 @@ class Golden:
     """
 
     name: str
-    text: str | None
-    path: Path | None
-    input_ids: tuple[int, ...]
-    pixels_sha256: str
     embedding: np.ndarray
+    text: str | None = None
+    path: Path | None = None
+    input_ids: tuple[int, ...] = ()
+    pixels_sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -102,40 +101,38 @@ class Bundle:
             path = self._inside(name)
             if not path.is_file():
                 raise BundleError(f"{self.directory} has no {name}, which {MANIFEST} lists; copy the bundle again")
-            found = path.stat().st_size
-            if found != size:
+            if (found := path.stat().st_size) != size:
                 raise BundleError(
                     f"{path} has {found} bytes, expected {size}; it is truncated or changed: copy the bundle again"
                 )
         self.model = dict(manifest["model"])
-        _text(self.model, "weights_sha256")
-        _text(manifest, "tokenizer_sha256")
-        self.dims = tuple(sorted(_whole({"dims": d}, "dims") for d in manifest["dims"]))
+        _text(self.model["weights_sha256"], "weights_sha256")
+        _text(manifest["tokenizer_sha256"], "tokenizer_sha256")
+        self.dims = tuple(sorted(_whole(dim, "dims") for dim in manifest["dims"]))
         self.logit_scale = float(manifest["logit_scale"])
-        if not math.isfinite(self.logit_scale):
-            raise BundleError(f"{MANIFEST}: logit_scale is {self.logit_scale}, expected a finite number")
-        self.towers = {name: self._tower(name, t) for name, t in manifest["towers"].items()}
-        if not self.towers or not set(self.towers) <= set(TOWERS):
-            raise BundleError(f"{MANIFEST} has towers {list(self.towers)!r:.80}, expected some of {', '.join(TOWERS)}")
+        _require(math.isfinite(self.logit_scale), f"logit_scale is {self.logit_scale}, expected a finite number")
+        self.towers = {name: self._tower(name, tower) for name, tower in manifest["towers"].items()}
+        known = bool(self.towers) and set(self.towers) <= set(TOWERS)
+        _require(known, f"towers are {list(self.towers)!r:.80}, expected some of {', '.join(TOWERS)}")
+        self.max_tokens, self.tasks = 0, dict[str, str]()
+        self.default_task: str | None = None
         if "text" in self.towers:
-            text = manifest["text"]
-            self.max_tokens = _whole(text, "max_tokens", 3)  # <s>, one token, </s>
-            self.tasks = {task: _text(text["tasks"], task) for task in text["tasks"]}
-            self.default_task = text["default_task"]
-            if self.default_task is not None and self.default_task not in self.tasks:
-                raise BundleError(f"{MANIFEST}: default_task is {self.default_task!r:.80}, expected one of its tasks")
-            self.tokenizer = self._listed(text["tokenizer"])
-            if self.files[text["tokenizer"]][1] != manifest["tokenizer_sha256"]:
-                raise BundleError(
-                    f"{MANIFEST}: tokenizer_sha256 differs from the sha256 listed for {text['tokenizer']!r:.80}; "
-                    "export the bundle again"
-                )
-            self.vocab_size = _whole(text, "vocab_size")
-            self.special_ids = {name: _whole(text["special_ids"], name, 0) for name in ("bos", "pad", "eos")}
-        else:
-            self.max_tokens, self.tasks, self.default_task = 0, {}, None
+            self._read_text(manifest["text"])
         self.preprocessing = ImagePreprocessing.from_manifest(manifest["image"])
         self.goldens = {name: tuple(self._goldens(name)) for name in self.towers}
+
+    def _read_text(self, text: Mapping[str, Any]) -> None:
+        self.max_tokens = _whole(text["max_tokens"], "max_tokens", 3)  # <s>, one token, </s>
+        self.tasks = {name: _text(instruction, name) for name, instruction in text["tasks"].items()}
+        self.default_task = text["default_task"]
+        known = self.default_task is None or self.default_task in self.tasks
+        _require(known, f"default_task is {self.default_task!r:.80}, expected one of its tasks")
+        name = text["tokenizer"]
+        self.tokenizer = self._listed(name)
+        same = self.files[name][1] == self.manifest["tokenizer_sha256"]
+        _require(same, f"tokenizer_sha256 differs from the sha256 listed for {name!r:.80}")
+        self.vocab_size = _whole(text["vocab_size"], "vocab_size")
+        self.special_ids = {token: _whole(text["special_ids"][token], token, 0) for token in ("bos", "pad", "eos")}
 
     def tower(self, name: str) -> TowerManifest:
         """The manifest of a tower.
@@ -199,18 +196,15 @@ class Bundle:
         classes = sorted({PRECISION_CLASS[p] for p in precision.values()})
         if len(classes) > 1:
             classes = [f"{tower}={PRECISION_CLASS[p]}" for tower, p in sorted(precision.items())]
-        image = self.preprocessing.to_manifest()
-        if resize_mode is not None:
-            image["resize_mode"] = resize_mode
         facts = {
             "weights": self.model["weights_sha256"],
             "adaptation": self.model.get("adaptation"),
             "tokenizer": self.manifest["tokenizer_sha256"],
-            "image": image,
+            "image": self.preprocessing.to_manifest() | {"resize_mode": self.preprocessing.mode_of(resize_mode)},
             "exif_transpose": exif_transpose,
             "class": classes,
         }
-        return "jc1-" + hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+        return f"jc1-{facts_hash(facts)}"
 
     def verify_hashes(self, progress: Callable[[str], None] = lambda name: None) -> None:
         """Read every file and compare its sha256 with the manifest.
@@ -223,9 +217,7 @@ class Bundle:
         """
         for name, (_, expected) in self.files.items():
             progress(name)
-            with self._inside(name).open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
-            if found != expected:
+            if (found := file_sha256(self._inside(name))) != expected:
                 raise BundleError(
                     f"{self.directory / name} has sha256 {found[:16]}…, expected {expected[:16]}…; "
                     "the file is damaged or changed: copy or export the bundle again"
@@ -233,54 +225,47 @@ class Bundle:
 
     def graph_fingerprint(self, tower: str, precision: str) -> str:
         """Hash over the listed hashes of a graph's files and their modification times. It changes if a file does."""
-        prefix = self.graph(tower, precision).relative_to(self.directory).as_posix()
-        facts = []
-        for name, (size, sha256) in sorted(self.files.items()):
-            if name.startswith(prefix):
-                facts.append((name, size, sha256, self._inside(name).stat().st_mtime_ns))
+        names = self._graph_files(tower, precision)
+        facts = [(name, *self.files[name], self._inside(name).stat().st_mtime_ns) for name in names]
         return hashlib.sha256(repr(facts).encode()).hexdigest()
 
     def graph_identity(self, tower: str, precision: str) -> str:
         """Hash over the listed hashes of a graph's files, 16 hex digits. It is the same for every copy of the graph."""
-        prefix = self.graph(tower, precision).relative_to(self.directory).as_posix()
-        facts = [(name, sha256) for name, (_, sha256) in sorted(self.files.items()) if name.startswith(prefix)]
+        facts = [(name, self.files[name][1]) for name in self._graph_files(tower, precision)]
         return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
     def read_note(self, name: str) -> dict[str, Any] | None:
         """Read a JSON file of `cache_dir` or, if it is not there, of the bundle. None if neither has it."""
-        for directory in (*self.note_directories(), self.directory):
-            with suppress(OSError, ValueError, RecursionError):
-                value = json.loads((directory / name).read_text("utf-8"))
-                if isinstance(value, dict):
-                    return value
-        return None
+        note = read_json(self.note_directory / name)
+        return read_json(self.directory / name) if note is None else note
 
     def write_note(self, name: str, value: Mapping[str, Any]) -> bool:
         """Write a JSON file to `cache_dir`, or to the bundle without one, atomically. False if that is not possible."""
-        content = json.dumps(value, indent=1, allow_nan=False).encode()
-        for directory in self.note_directories():
-            with suppress(OSError):
-                (directory / name).parent.mkdir(parents=True, exist_ok=True)
-                write_atomically(directory / name, content)
-                return True
-        return False
+        path = self.note_directory / name
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, json.dumps(value, indent=1, allow_nan=False).encode())
+        except OSError:
+            return False
+        return True
 
     def can_write_notes(self) -> bool:
         """Whether `write_note` would succeed. Lets a long measurement fail early."""
-        for directory in self.note_directories():
-            with suppress(OSError):
-                directory.mkdir(parents=True, exist_ok=True)
-                tempfile.TemporaryFile(dir=directory).close()
-                return True
-        return False
+        try:
+            self.note_directory.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=self.note_directory).close()
+        except OSError:
+            return False
+        return True
 
-    def note_directories(self) -> Iterator[Path]:
+    @property
+    def note_directory(self) -> Path:
         """The directory for files made for this bundle: its own folder in `cache_dir`, or the bundle without one."""
-        if self.cache_dir is not None:
-            identity = hashlib.sha256(json.dumps(self.manifest["files"], sort_keys=True).encode()).hexdigest()
-            yield self.cache_dir / identity[:16]
-        else:
-            yield self.directory
+        return self.directory if self.cache_dir is None else self.cache_dir / facts_hash(self.manifest["files"])
+
+    def _graph_files(self, tower: str, precision: str) -> list[str]:
+        prefix = self.graph(tower, precision).relative_to(self.directory).as_posix()
+        return sorted(name for name in self.files if name.startswith(prefix))
 
     def _inside(self, name: str) -> Path:
         """Path of a file named in the manifest. Paths outside the bundle are refused."""
@@ -293,36 +278,32 @@ class Bundle:
         return path
 
     def _listed(self, name: str) -> Path:
-        if name not in self.files:
-            raise BundleError(f"{MANIFEST} uses {name!r:.200} but does not list it in files; export the bundle again")
+        _require(name in self.files, f"it uses {name!r:.200} but does not list it in files")
         return self._inside(name)
 
     def _tower(self, name: str, tower: Mapping[str, Any]) -> TowerManifest:
         graphs = {str(precision): self._listed(path) for precision, path in tower["graphs"].items()}
-        if unknown := set(graphs) - set(PRECISION_CLASS):
-            raise BundleError(f"{MANIFEST} has precision {sorted(unknown)!r:.80}, expected {list(PRECISION_CLASS)}")
-        sizes = {key: _whole(tower, key) for key in ("layers", "width", "heads", "hidden_size")}
-        return TowerManifest(name, _text(tower["input"], "name"), _text(tower["input"], "dtype"), graphs, **sizes)
+        unknown = sorted(set(graphs) - set(PRECISION_CLASS))
+        _require(not unknown, f"precision is {unknown!r:.80}, expected {list(PRECISION_CLASS)}")
+        sizes = {key: _whole(tower[key], key) for key in ("layers", "width", "heads", "hidden_size")}
+        input_name, dtype = _text(tower["input"]["name"], "name"), _text(tower["input"]["dtype"], "dtype")
+        return TowerManifest(name, input_name, dtype, graphs, **sizes)
 
     def _goldens(self, tower: str) -> Iterator[Golden]:
         goldens = self.manifest["goldens"][tower]
-        if not isinstance(goldens, list) or len(goldens) < 2:  # the self-test needs distances between goldens
-            raise BundleError(f"{MANIFEST}: expected a list of at least two {tower} goldens; export the bundle again")
+        enough = isinstance(goldens, list) and len(goldens) >= 2  # the self-test needs distances between goldens
+        _require(enough, f"expected a list of at least two {tower} goldens")
         for index, golden in enumerate(goldens):
-            embedding = np.frombuffer(base64.b64decode(golden["embedding"], validate=True), "<f4")
-            if embedding.shape != (max(self.dims),) or not np.isfinite(embedding).all():
-                raise BundleError(
-                    f"{MANIFEST}: {tower} golden {index} is not a vector of {max(self.dims)} finite numbers; "
-                    "export the bundle again"
-                )
-            yield Golden(
-                name=f"{tower} golden {index}",
-                text=_text(golden, "text") if tower == "text" else None,
-                path=self._listed(golden["path"]) if tower == "image" else None,
-                input_ids=tuple(golden["input_ids"]) if tower == "text" else (),
-                pixels_sha256=_text(golden, "pixels_sha256") if tower == "image" else "",
-                embedding=embedding,
-            )
+            name, size = f"{tower} golden {index}", max(self.dims)
+            vector = np.frombuffer(base64.b64decode(golden["embedding"], validate=True), "<f4")
+            good = vector.shape == (size,) and bool(np.isfinite(vector).all())
+            _require(good, f"{name} is not a vector of {size} finite numbers")
+            if tower == "text":
+                text = _text(golden["text"], "text")
+                yield Golden(name, vector, text=text, input_ids=tuple(golden["input_ids"]))
+            else:
+                sha256 = _text(golden["pixels_sha256"], "pixels_sha256")
+                yield Golden(name, vector, path=self._listed(golden["path"]), pixels_sha256=sha256)
 
 
 def _read_manifest(directory: Path) -> dict[str, Any]:
@@ -350,16 +331,18 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
     return manifest
 
 
-def _whole(section: Mapping[str, Any], name: str, least: int = 1) -> int:
-    value = section[name]
-    if type(value) is not int or not least <= value < 1 << 31:
-        raise BundleError(f"{MANIFEST}: {name} is {value!r:.80}, expected a whole number from {least}")
-    return value
+def _require(met: bool, problem: str) -> None:
+    if not met:
+        raise BundleError(f"{MANIFEST}: {problem}; export the bundle again")
 
 
-def _text(section: Mapping[str, Any], name: str) -> str:
-    value = section[name]
-    if not isinstance(value, str):
-        raise BundleError(f"{MANIFEST}: {name} is {value!r:.80}, expected a string")
+def _whole(value: Any, name: str, least: int = 1) -> int:
+    met = type(value) is int and least <= value < 1 << 31
+    _require(met, f"{name} is {value!r:.80}, expected a whole number from {least}")
+    return int(value)
+
+
+def _text(value: Any, name: str) -> str:
+    _require(isinstance(value, str), f"{name} is {value!r:.80}, expected a string")
     value.encode("utf-8")  # raises ValueError for a lone surrogate
-    return value
+    return str(value)

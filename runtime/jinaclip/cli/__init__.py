@@ -1,4 +1,4 @@
-"""The command `jinaclip VERB`. Verbs are entry points of the group `jinaclip.commands`, imported only when used.
+"""The command `jinaclip VERB`. Verbs are entry points of the group `jinaclip.commands`, imported when used or listed.
 
 A verb is a module with a docstring whose first line is its summary, EXTRA (the pip extra that installs its libraries,
 or None), add_arguments(parser) and run(args) -> exit status. MIXED = True allows positional arguments between options.
@@ -12,16 +12,14 @@ Imports all of jinaclip; no other part of jinaclip imports this package.
 from __future__ import annotations
 
 import argparse
-import ast
-import importlib.util
 import io
 import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points, version
-from pathlib import Path
+from typing import NoReturn
 
 from jinaclip.errors import JinaClipError
 
@@ -44,31 +42,18 @@ def _main(argv: Sequence[str] | None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # file names are not always UTF-8
     words = sys.argv[1:] if argv is None else [*argv]
     verbs = {entry.name: entry for entry in entry_points(group="jinaclip.commands")}
-    # The summaries are read from every verb's file, which is only needed for the list of verbs.
-    listed = [] if words[:1] and words[0] in verbs else sorted(verbs)
-    parser = argparse.ArgumentParser(
-        prog="jinaclip",
-        description="Jina CLIP v2: export, verify and serve bundles; encode texts and images.",
-        epilog="verbs:\n" + "\n".join(f"  {name:<9} {_summary(verbs[name])}" for name in listed),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=f"jinaclip {version('jinaclip')}")
-    parser.add_argument("verb", metavar="VERB", choices=sorted(verbs), help="see below; VERB --help describes a verb")
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS).required = False
-    args = parser.parse_args(words)
+    verb = words[0] if words and words[0] in verbs else _refuse_verb(words, verbs)
     logging.basicConfig(format="jinaclip: %(message)s", level=logging.WARNING)
-    module = verbs[args.verb].load()
-    verb_parser = argparse.ArgumentParser(
-        prog=f"jinaclip {args.verb}",
-        description=module.__doc__,
-        formatter_class=_HelpFormatter,
+    module = verbs[verb].load()
+    parser = argparse.ArgumentParser(
+        prog=f"jinaclip {verb}", description=module.__doc__, formatter_class=_HelpFormatter
     )
-    module.add_arguments(verb_parser)
-    parse = verb_parser.parse_intermixed_args if getattr(module, "MIXED", False) else verb_parser.parse_args
-    verb_args = parse(args.arguments)
-    verb_args.usage_error = verb_parser.error
+    module.add_arguments(parser)
+    parse = parser.parse_intermixed_args if getattr(module, "MIXED", False) else parser.parse_args
+    args = parse(words[1:])
+    args.usage_error = parser.error
     try:
-        status: int = module.run(verb_args)
+        status: int = module.run(args)
         sys.stdout.flush()
         return status
     except JinaClipError as error:
@@ -76,7 +61,7 @@ def _main(argv: Sequence[str] | None) -> int:
     except ImportError as error:
         if module.EXTRA is None or (error.name or "").startswith("jinaclip"):
             raise
-        return _fail(f"{args.verb} needs {error.name}; run: pip install 'jinaclip[{module.EXTRA}]'")
+        return _fail(f"{verb} needs {error.name}; run: pip install 'jinaclip[{module.EXTRA}]'")
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # avoids a second error at exit
         return 1
@@ -84,18 +69,24 @@ def _main(argv: Sequence[str] | None) -> int:
         return _fail(f"{error.filename or 'system'}: {error.strerror or error}")
 
 
+def _refuse_verb(words: Sequence[str], verbs: Mapping[str, EntryPoint]) -> NoReturn:
+    """Answer --help and --version, or report that the first word is not a verb."""
+    summaries = {name: verbs[name].load().__doc__.partition("\n")[0].rstrip(".") for name in sorted(verbs)}
+    parser = argparse.ArgumentParser(
+        prog="jinaclip",
+        description="Jina CLIP v2: export, verify and serve bundles; encode texts and images.",
+        epilog="verbs:\n" + "\n".join(f"  {name:<9} {summary}" for name, summary in summaries.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"jinaclip {version('jinaclip')}")
+    parser.add_argument("verb", metavar="VERB", choices=summaries, help="see below; VERB --help describes a verb")
+    parser.parse_args(words)
+    parser.error("the verb must be the first word")
+
+
 def _fail(message: str) -> int:
     print(f"jinaclip: {' '.join(message.split())}", file=sys.stderr)
     return 1
-
-
-def _summary(entry: EntryPoint) -> str:
-    """The first line of a verb's docstring, read without importing the verb."""
-    spec = importlib.util.find_spec(entry.module)
-    if spec is None or spec.origin is None:
-        return ""
-    docstring = ast.get_docstring(ast.parse(Path(spec.origin).read_text("utf-8"))) or ""
-    return docstring.partition("\n")[0].rstrip(".")
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

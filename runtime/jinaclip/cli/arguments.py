@@ -17,17 +17,19 @@ from jinaclip.preprocessing.image import RESIZE_MODES
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2", ".ppm", ".pgm"}
 
 
+def add_bundle_arguments(parser: argparse.ArgumentParser, *, may_lack: bool = False) -> None:
+    nargs = "?" if may_lack else None
+    parser.add_argument("bundle", metavar="BUNDLE", nargs=nargs, help="directory made by `jinaclip export`")
+    what = "directory for self-test results, certificates and engines when the bundle is read-only"
+    parser.add_argument("--cache", metavar="DIR", help=what)
+
+
 def add_model_arguments(parser: argparse.ArgumentParser, *, bundle_may_lack: bool = False) -> None:
-    parser.add_argument(
-        "bundle", metavar="BUNDLE", nargs="?" if bundle_may_lack else None, help="directory made by `jinaclip export`"
-    )
+    add_bundle_arguments(parser, may_lack=bundle_may_lack)
     parser.add_argument("--precision", choices=PRECISIONS, default="auto", help="precision of the graphs")
     parser.add_argument("--backend", choices=BACKENDS, default="auto", help="library that runs the graphs")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--threads", type=int, help="number of cores (default: all that this process may use)")
-    parser.add_argument("--cache", metavar="DIR",
-                        help="directory for self-test results, certificates and engines when the bundle is "
-                             "read-only")  # fmt: skip
 
 
 def add_encoding_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,10 +41,8 @@ def add_encoding_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def open_model(args: argparse.Namespace, towers: Sequence[str]) -> ClipModel:
-    return ClipModel(
-        args.bundle, backend=args.backend, device=args.device, precision=args.precision, threads=args.threads,
-        towers=towers, cache_dir=args.cache,
-    )  # fmt: skip
+    where = {"backend": args.backend, "device": args.device, "threads": args.threads, "cache_dir": args.cache}
+    return ClipModel(args.bundle, precision=args.precision, towers=towers, **where)
 
 
 def read_texts(name: str) -> list[str | InputError]:
@@ -60,9 +60,8 @@ def read_texts(name: str) -> list[str | InputError]:
         content = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
     except OSError as error:
         raise InputError(f"{name}: {error.strerror}; expected a text file with one text per line") from error
-    lines = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    if lines[-1] == b"":
-        lines.pop()
+    content = content.removeprefix(b"\xef\xbb\xbf")
+    lines = content.removesuffix(b"\n").split(b"\n") if content else []
     texts: list[str | InputError] = []
     for number, line in enumerate(lines, 1):
         try:
@@ -80,15 +79,15 @@ def find_images(words: Sequence[str]) -> list[str]:
     """
     found: list[str] = []
     for word in words:
+        expected = "a file, a directory or a pattern"
         if word[:5].lower() == "data:":
-            files, expected = [word], ""
+            files = [word]
         elif os.path.isdir(word):  # Path.is_dir raises an error for names that are too long
-            files = sorted(str(p) for p in Path(word).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+            paths = (path for path in Path(word).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+            files = sorted(str(path) for path in paths if path.is_file())
             expected = f"images ({', '.join(sorted(IMAGE_SUFFIXES))})"
-        elif os.path.exists(word):
-            files, expected = [word], ""
         else:
-            files, expected = sorted(glob.glob(word, recursive=True)), "a file, a directory or a pattern"
+            files = [word] if os.path.exists(word) else sorted(glob.glob(word, recursive=True))
         if not files:
             shown = word if len(word) <= 200 else word[:200] + "…"
             raise InputError(f"--images {shown}: nothing found; expected {expected}")

@@ -11,7 +11,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from jinaclip.cli.arguments import (
 from jinaclip.embeddings import check_dim, truncate
 from jinaclip.errors import InputError
 from jinaclip.model import ClipModel
-from jinaclip.terminal import Progress
+from jinaclip.terminal import progress
 
 EXTRA = "bulk"  # Parquet needs pyarrow
 MIXED = True  # `encode BUNDLE --task T TEXT`
@@ -42,12 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text-file", metavar="F", help="UTF-8 file with one text per line; - is stdin")
     parser.add_argument("--images", metavar="PATH", nargs="+", default=[], help="files, patterns or directories")
     parser.add_argument("--output", metavar="F", help="file to write (default: stdout)")
-    parser.add_argument("--format", choices=sorted(FORMATS.values()),
-                        help="output format (default: by the suffix of --output, or jsonl)")  # fmt: skip
+    formats = sorted(FORMATS.values())
+    parser.add_argument("--format", choices=formats, help="output format (default: by --output's suffix, or jsonl)")
     parser.add_argument("--raw", action="store_true", help="do not normalise the vectors")
-    parser.add_argument("--on-error", choices=("fail", "skip"), default="fail",
-                        help="what to do if a text or image cannot be used: stop, or record its error and "
-                             "continue")  # fmt: skip
+    what = "what to do if a text or image cannot be used: stop, or record its error and continue"
+    parser.add_argument("--on-error", choices=("fail", "skip"), default="fail", help=what)
     add_encoding_arguments(parser)
 
 
@@ -62,12 +61,16 @@ def run(args: argparse.Namespace) -> int:
     _check_output(args.output)
     if form == "parquet":
         import_module("pyarrow.parquet")  # fails before encoding, not after it, if pyarrow is missing
-    texts: list[str | InputError] = [*args.texts, *([] if args.text_file is None else read_texts(args.text_file))]
+    texts = [_checked(text) for text in args.texts]
+    if args.text_file is not None:
+        texts += read_texts(args.text_file)
+    errors = [text for text in texts if isinstance(text, InputError)]
+    if errors and args.on_error == "fail":
+        raise errors[0]
     images = find_images(args.images)
-    wants_text = bool(texts) or args.text_file is not None
-    towers = [tower for tower, wanted in (("text", wants_text), ("image", images)) if wanted]
-    with open_model(args, towers) as model:
-        rows = _encode_texts(model, texts, args) + _encode_images(model, images, args)
+    wanted = {"text": args.texts or args.text_file is not None, "image": images}
+    with open_model(args, [tower for tower in wanted if wanted[tower]]) as model:
+        rows = [*_encode_texts(model, texts, args), *_encode_images(model, images, args)]
         provenance = model.provenance_of(resize_mode=args.resize_mode, exif_transpose=args.exif_transpose)
         dim = check_dim(args.truncate_dim, model.dims)
     records = [{"id": index, **record, "provenance": provenance} for index, record in enumerate(rows)]
@@ -82,58 +85,43 @@ def run(args: argparse.Namespace) -> int:
 Record = dict[str, Any]
 
 
-def _encode_texts(model: ClipModel, texts: Sequence[str | InputError], args: argparse.Namespace) -> list[Record]:
-    records: list[Record] = []
-    good: list[str] = []
-    for text in texts:
-        error = text if isinstance(text, InputError) else _unencodable(text)
-        if error is None:
-            good.append(str(text))
-            records.append({"kind": "text", "text": text})
-        elif args.on_error == "fail":
-            raise error
-        else:
-            records.append({"kind": "text", "error": str(error)})
-    if texts:
-        vectors = iter(
-            model.encode_text(
-                good, task=args.task, truncate_dim=args.truncate_dim, max_length=args.max_length,
-                normalize_embeddings=not args.raw, show_progress_bar=True,
-            )
-        )  # fmt: skip
-        for record in records:
-            if "error" not in record:
-                record["embedding"] = next(vectors)
-    return records
-
-
-def _unencodable(text: str) -> InputError | None:
-    """The error for a text that is not valid UTF-8, or None. Python decodes such arguments to lone surrogates."""
+def _checked(text: str) -> str | InputError:
+    """The text, or an error if it is not valid UTF-8. Python decodes such arguments to lone surrogates."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
         return InputError(f"text {text!a} is not valid UTF-8; check the terminal's encoding")
-    return None
+    return text
 
 
-def _encode_images(model: ClipModel, images: Sequence[str], args: argparse.Namespace) -> list[Record]:
+def _encode_texts(model: ClipModel, texts: Sequence[str | InputError], args: argparse.Namespace) -> Iterator[Record]:
+    if not texts:
+        return
+    good = [text for text in texts if isinstance(text, str)]
+    options = {"task": args.task, "truncate_dim": args.truncate_dim, "max_length": args.max_length}
+    vectors = iter(model.encode_text(good, normalize_embeddings=not args.raw, show_progress_bar=True, **options))
+    for text in texts:
+        if isinstance(text, InputError):
+            yield {"kind": "text", "error": str(text)}
+        else:
+            yield {"kind": "text", "text": text, "embedding": next(vectors)}
+
+
+def _encode_images(model: ClipModel, images: Sequence[str], args: argparse.Namespace) -> Iterator[Record]:
     if not images:
-        return []
+        return
     dim = check_dim(args.truncate_dim, model.dims)
-    records: list[Record] = []
-    progress = Progress("images", len(images))
+    advance = progress("images", len(images))
     vectors = model.image_encoder.run_all(images, resize_mode=args.resize_mode, exif_transpose=args.exif_transpose)
     for path, vector in zip(images, vectors, strict=True):
-        record: Record = {"kind": "image", "path": path if path[:5].lower() != "data:" else "data:"}
+        record = {"kind": "image", "path": "data:" if path[:5].lower() == "data:" else path}
         if not isinstance(vector, InputError):
-            record["embedding"] = truncate(vector[None], dim, normalize=not args.raw)[0]
-        elif args.on_error == "fail":
-            raise vector
+            yield record | {"embedding": truncate(vector[None], dim, normalize=not args.raw)[0]}
+        elif args.on_error == "skip":
+            yield record | {"error": str(vector)}
         else:
-            record["error"] = str(vector)
-        records.append(record)
-        progress.advance()
-    return records
+            raise vector
+        advance(1)
 
 
 def _serialise(records: Sequence[Record], form: str, dim: int) -> bytes:
@@ -156,14 +144,12 @@ def _parquet(records: Sequence[Record]) -> bytes:
     import pyarrow
     import pyarrow.parquet
 
-    names = {"id": pyarrow.int64(), "kind": pyarrow.string(), "text": pyarrow.string(), "path": pyarrow.string(),
-             "error": pyarrow.string(), "provenance": pyarrow.string(),
-             "embedding": pyarrow.list_(pyarrow.float32())}  # fmt: skip
-    records = [r | {"path": os.fsencode(r["path"]).decode("utf-8", "backslashreplace")} if "path" in r else r
-               for r in records]  # fmt: skip
-    columns = {name: pyarrow.array([r.get(name) for r in records], kind) for name, kind in names.items()}
+    kinds = dict.fromkeys(("id", "kind", "text", "path", "error", "provenance", "embedding"), pyarrow.string())
+    kinds |= {"id": pyarrow.int64(), "embedding": pyarrow.list_(pyarrow.float32())}
+    columns = {name: [record.get(name) for record in records] for name in kinds}
+    columns["path"] = [path and os.fsencode(path).decode("utf-8", "backslashreplace") for path in columns["path"]]
     buffer = io.BytesIO()
-    pyarrow.parquet.write_table(pyarrow.table(columns), buffer)
+    pyarrow.parquet.write_table(pyarrow.table(columns, schema=pyarrow.schema(kinds)), buffer)
     return buffer.getvalue()
 
 

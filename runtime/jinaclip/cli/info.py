@@ -7,14 +7,14 @@ import json
 
 from jinaclip.bundle.engines import all_engines
 from jinaclip.bundle.manifest import FORMAT_VERSION, Bundle
+from jinaclip.cli.arguments import add_bundle_arguments
 
 EXTRA = None
 SHOWN = ("device", "operators", "onnxruntime", "policy", "targets", "gpu", "created")  # fields of engine.json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", metavar="BUNDLE", help="directory made by `jinaclip export`")
-    parser.add_argument("--cache", metavar="DIR", help="directory with the engines of a read-only bundle")
+    add_bundle_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 

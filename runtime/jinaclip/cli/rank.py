@@ -13,7 +13,6 @@ import numpy as np
 
 from jinaclip.cli.arguments import add_encoding_arguments, add_model_arguments, find_images, open_model
 from jinaclip.embeddings import probabilities
-from jinaclip.model import ClipModel
 
 EXTRA = None
 
@@ -22,9 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     parser.add_argument("--texts", metavar="TEXT", nargs="+", required=True, help="texts to compare")
     parser.add_argument("--images", metavar="PATH", nargs="+", required=True, help="files, patterns or directories")
-    parser.add_argument(
-        "--over", choices=("texts", "images"), default="texts", help="what is ranked; the probabilities of it sum to 1"
-    )
+    what = "what is ranked; the probabilities of it sum to 1"
+    parser.add_argument("--over", choices=("texts", "images"), default="texts", help=what)
     parser.add_argument("--top", type=int, metavar="K", help="show only the K best (default: all)")
     parser.add_argument("--json", action="store_true", help="print one JSON object per line")
     add_encoding_arguments(parser)
@@ -35,15 +33,18 @@ def run(args: argparse.Namespace) -> int:
         args.usage_error("--top expects a whole number from 1")
     images = find_images(args.images)
     with open_model(args, ("text", "image")) as model:
-        cosines, odds = rank(model, args.texts, images, args)
-    over_texts = args.over == "texts"
-    queries, candidates = (images, args.texts) if over_texts else (args.texts, images)
-    for row, query in enumerate(queries):
-        scores = odds[:, row] if over_texts else odds[row]
-        likeness = cosines[:, row] if over_texts else cosines[row]
+        both = {"truncate_dim": args.truncate_dim, "show_progress_bar": True}
+        of_texts = model.encode_text(args.texts, task=args.task, max_length=args.max_length, **both)
+        of_images = model.encode_image(images, resize_mode=args.resize_mode, exif_transpose=args.exif_transpose, **both)
+        cosines = model.similarity(of_texts, of_images)  # [texts, images]
+        odds = probabilities(cosines, model.logit_scale, over=args.over)
+    queries, candidates = args.texts, images
+    if args.over == "texts":
+        queries, candidates, cosines, odds = candidates, queries, cosines.T, odds.T
+    for query, similar, scores in zip(queries, cosines, odds, strict=True):
         best = np.argsort(-scores, kind="stable")[: args.top]
         results = [
-            {"candidate": candidates[i], "probability": float(scores[i]), "cosine": float(likeness[i])} for i in best
+            {"candidate": candidates[i], "probability": float(scores[i]), "cosine": float(similar[i])} for i in best
         ]
         if args.json:
             print(json.dumps({"query": query, "results": results}, ensure_ascii=False))
@@ -52,18 +53,3 @@ def run(args: argparse.Namespace) -> int:
             for result in results:
                 print(f"  {result['probability']:7.2%}  {result['cosine']:+.4f}  {result['candidate']}")
     return 0
-
-
-def rank(
-    model: ClipModel, texts: list[str], images: list[str], args: argparse.Namespace
-) -> tuple[np.ndarray, np.ndarray]:
-    """Cosine similarities and probabilities, both [texts, images]."""
-    t = model.encode_text(
-        texts, task=args.task, truncate_dim=args.truncate_dim, max_length=args.max_length, show_progress_bar=True
-    )
-    i = model.encode_image(
-        images, truncate_dim=args.truncate_dim, resize_mode=args.resize_mode, exif_transpose=args.exif_transpose,
-        show_progress_bar=True,
-    )  # fmt: skip
-    cosines = model.similarity(t, i)
-    return cosines, probabilities(cosines, model.logit_scale, over=args.over)

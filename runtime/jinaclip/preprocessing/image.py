@@ -33,15 +33,9 @@ from jinaclip.errors import BundleError, InputError
 from jinaclip.preprocessing.image_sources import MAX_PIXELS, ImageInput, Pixels, name_of, open_image, reading
 
 RESIZE_MODES = ("shortest", "longest", "squash")
-_TURNS: dict[Any, Image.Transpose] = {  # by EXIF orientation
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+# By EXIF orientation, from 2. ImageOps.exif_transpose fails if any other EXIF field of the image has the wrong type.
+_TRANSPOSES = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90".split()
+_TURNS: dict[Any, Image.Transpose] = {number: Image.Transpose[name] for number, name in enumerate(_TRANSPOSES, 2)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +83,17 @@ class ImagePreprocessing:
             raise BundleError(f"preprocessing: {error}; expected mean and std of three numbers") from None
         return cls(**fields)
 
+    def mode_of(self, resize_mode: str | None) -> str:
+        """The given mode, or the default mode for None.
+
+        Raises:
+            InputError: the mode is unknown; the message lists the modes.
+        """
+        mode = self.resize_mode if resize_mode is None else resize_mode
+        if mode not in RESIZE_MODES:
+            raise InputError(f"resize_mode is {mode!r}, expected one of {', '.join(RESIZE_MODES)}")
+        return mode
+
     def to_manifest(self) -> dict[str, Any]:
         """The attributes and the interpolation, as JSON-compatible values."""
         return asdict(self) | {"mean": [*self.mean], "std": [*self.std], "interpolation": "bicubic"}
@@ -117,10 +122,9 @@ def preprocess(
     Raises:
         InputError: the image cannot be used, or resize_mode is unknown.
     """
-    mode = _known(resize_mode, preprocessing)
     with reading(name_of(source)):
         image = open_image(source, allow_urls=allow_urls)
-        return resize(to_rgb(image, exif_transpose=exif_transpose), preprocessing, mode)
+        return resize(to_rgb(image, exif_transpose=exif_transpose), preprocessing, resize_mode)
 
 
 def to_rgb(image: Image.Image, *, exif_transpose: bool = False) -> Image.Image:
@@ -155,8 +159,7 @@ def resize(image_rgb: Image.Image, preprocessing: ImagePreprocessing, resize_mod
     Raises:
         InputError: resize_mode is unknown, or the image is too narrow for it.
     """
-    mode = _known(resize_mode, preprocessing)
-    size, (width, height) = preprocessing.size, image_rgb.size
+    mode, size, (width, height) = preprocessing.mode_of(resize_mode), preprocessing.size, image_rgb.size
     if mode == "shortest":
         to_width, to_height = (int(size * n / min(width, height)) for n in (width, height))
     elif mode == "longest":
@@ -190,10 +193,3 @@ def normalise(pixels: Pixels, preprocessing: ImagePreprocessing) -> npt.NDArray[
     scaled -= mean
     scaled /= std
     return scaled  # [B, 3, size, size]
-
-
-def _known(resize_mode: str | None, preprocessing: ImagePreprocessing) -> str:
-    mode = preprocessing.resize_mode if resize_mode is None else resize_mode
-    if mode not in RESIZE_MODES:
-        raise InputError(f"resize_mode is {mode!r}; expected one of {', '.join(RESIZE_MODES)}")
-    return mode

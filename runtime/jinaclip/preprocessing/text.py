@@ -61,8 +61,12 @@ class TextTokenizer:
         if empty != [self.bos, self.eos]:
             raise BundleError(f"{path} turns an empty text into {empty}, expected {[self.bos, self.eos]}")
 
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode(self, texts: Sequence[str], *, instruction: str = "") -> list[list[int]]:
         """Token ids of each text, special tokens included, without truncation.
+
+        Args:
+            texts: the texts.
+            instruction: put before every text.
 
         Raises:
             InputError: an item is not a str or contains a lone surrogate; `index` is its position.
@@ -74,12 +78,10 @@ class TextTokenizer:
             try:
                 text.encode("utf-8")
             except UnicodeEncodeError as error:
-                raise InputError(
-                    f"text {index} has a lone surrogate U+{ord(text[error.start]):04X} at position {error.start}, "
-                    "which is not a valid character; decode the text with errors='replace' first",
-                    index=index,
-                ) from None
-            result.append(self._tokenizer.encode(text).ids)
+                found = f"a lone surrogate U+{ord(text[error.start]):04X} at position {error.start}"
+                problem = f"text {index} has {found}, which is not a valid character"
+                raise InputError(f"{problem}; decode the text with errors='replace' first", index=index) from None
+            result.append(self._tokenizer.encode(instruction + text).ids)
         return result
 
     def truncated(self, ids: Sequence[list[int]], max_length: int) -> list[list[int]]:
@@ -88,10 +90,8 @@ class TextTokenizer:
         """
         over = [len(row) for row in ids if len(row) > max_length]
         if over:
-            logger.warning(
-                "%d of %d texts were truncated to max_length=%d tokens (the longest has %d)",
-                len(over), len(ids), max_length, max(over),
-            )  # fmt: skip
+            what = "%d of %d texts were truncated to max_length=%d tokens (the longest has %d)"
+            logger.warning(what, len(over), len(ids), max_length, max(over))
         return [[*row[: max_length - 1], self.eos] if len(row) > max_length else row for row in ids]
 
     def padded(self, ids: Sequence[list[int]]) -> np.ndarray:
