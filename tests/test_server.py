@@ -256,8 +256,8 @@ def test_items_are_what_was_sent() -> None:
     encoded = base64.b64encode(content).decode()
     plain = "data:image/png," + "".join(f"%{byte:02x}" for byte in content)
     rows = ["http://is.text/", {"text": ""}, {"bytes": encoded}, {"image": plain, "url": None}, {"url": "HTTP://a.b/"}]
-    request = embedding_request({"input": [*rows, [0, 2]]}, Rules(("m",), DIMS, (), take_tokens=True))
-    assert list(request.items) == [
+    request = embedding_request({"input": [*rows, [0, 2]]}, Rules(("m",), DIMS, (), accept_token_ids=True))
+    assert request.input == [
         Text("http://is.text/"), Text(""), Encoded(encoded), Encoded(plain), Address("HTTP://a.b/"), Tokens([0, 2])
     ]  # fmt: skip
     assert picture_of(encoded, 99) == picture_of(plain, 99) == content

@@ -130,8 +130,8 @@ def _server(args: argparse.Namespace, model: ClipModel, market: Marketplace | No
     rules = Rules(
         model_names=tuple(dict.fromkeys((name, name.rpartition("/")[2], *args.model_name))),
         dims=model.dims, tasks=model.tasks,
-        most_items=args.max_items, ignore_unknown_tasks=args.unknown_task == "ignore",
-        take_tokens=args.accept_token_ids,
+        max_items=args.max_items, ignore_unknown_tasks=args.unknown_task == "ignore",
+        accept_token_ids=args.accept_token_ids,
     )  # fmt: skip
     limits = Limits(
         queue_texts=args.max_queue, queue_images=args.max_queue_images, tokens=args.max_tokens,

@@ -99,11 +99,10 @@ class Server:
     async def _rank(self, request: Request) -> Response:
         async with self._working(request) as body:
             wanted = rank_request(body, self.rules)
-            asked = wanted.asked
             fields = (("texts", wanted.texts), ("images", wanted.images))
-            texts, images = await self.service.embed(*fields, task=asked.task, truncate=asked.truncate)
+            texts, images = await self.service.embed(*fields, task=wanted.task, truncate=bool(wanted.truncate))
             data = rank_data(wanted, texts, images, self.service.model.logit_scale)
-            return self._answered(self._list(data, [*texts, *images]), asked.warning)
+            return self._answered(self._list(data, [*texts, *images]), wanted.warning)
 
     async def _embedded(self, body: Any, field: str = "input") -> tuple[dict[str, Any], str | None]:
         """Answer a body of POST /v1/embeddings.
@@ -116,11 +115,10 @@ class Server:
             The response body and a warning, or None.
         """
         wanted = embedding_request(body, self.rules, field)
-        asked = wanted.asked
         (found,) = await self.service.embed(
-            (field, wanted.items), task=asked.task, truncate=asked.truncate, partial=wanted.partial
+            (field, wanted.input), task=wanted.task, truncate=bool(wanted.truncate), partial=bool(wanted.partial)
         )
-        return self._list(embedding_data(wanted, found), found), asked.warning
+        return self._list(embedding_data(wanted, found), found), wanted.warning
 
     def _list(self, data: list[dict[str, Any]], items: Sequence[Embedded | Problem]) -> dict[str, Any]:
         tokens = sum(item.tokens for item in items if isinstance(item, Embedded))

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from jinaclip.server.apis.items import IMAGE_FIELDS, ITEM_FIELDS, TEXT_CHARACTERS
-from jinaclip.server.apis.requests import EmbeddingBody, RankBody, Rules
+from jinaclip.server.apis.requests import EmbeddingRequest, RankRequest, Rules
 from jinaclip.server.errors import TYPES
 
 Schema = dict[str, Any]
@@ -41,13 +41,11 @@ def description(rules: Rules, max_tokens: int, *, keyed: bool) -> Schema:
         max_tokens: the most tokens in a text.
         keyed: True if clients must send an API key.
     """
-    embedding = _described(EmbeddingBody, rules)
-    for name in ("late_chunking", "return_multivector"):
-        embedding["properties"][name] = {"enum": [False, None], **_words(embedding, name)}
-    embedding["properties"]["input"] |= _one_or_more(_items(ITEM_FIELDS, rules.take_tokens), rules.most_items)
-    rank = _described(RankBody, rules)
-    rank["properties"]["texts"] |= _one_or_more(_items(("text",), rules.take_tokens), rules.most_items)
-    rank["properties"]["images"] |= _one_or_more(_items(IMAGE_FIELDS, False), rules.most_items)
+    embedding = _described(EmbeddingRequest, rules)
+    embedding["properties"]["input"] |= _one_or_more(_items(ITEM_FIELDS, rules.accept_token_ids), rules.max_items)
+    rank = _described(RankRequest, rules)
+    rank["properties"]["texts"] |= _one_or_more(_items(("text",), rules.accept_token_ids), rules.max_items)
+    rank["properties"]["images"] |= _one_or_more(_items(IMAGE_FIELDS, False), rules.max_items)
     about = (
         f"Embeddings of texts (up to {max_tokens} tokens) and images in one vector space. "
         f"Dimensions: {', '.join(map(str, rules.dims))}. "

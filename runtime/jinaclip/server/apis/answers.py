@@ -36,9 +36,9 @@ def encoded(vector: np.ndarray, kind: str) -> Any:
     return packed.tolist() if kind == "ubinary" else (packed.astype(np.int16) - 128).tolist()
 
 
-def embedding_of(vector: np.ndarray, types: Sequence[str], *, single: bool) -> Any:
-    """The value of "embedding" in a response: one encoded vector, or an object with one per type."""
-    return encoded(vector, types[0]) if single else {kind: encoded(vector, kind) for kind in types}
+def embedding_of(vector: np.ndarray, types: Sequence[str]) -> Any:
+    """The value of "embedding" in a response: one encoded vector, or for several types an object with one per type."""
+    return encoded(vector, types[0]) if len(types) == 1 else {kind: encoded(vector, kind) for kind in types}
 
 
 def image_tokens(width: int, height: int) -> int:
@@ -59,13 +59,13 @@ def _vectors(items: Sequence[HasVector | Problem]) -> np.ndarray:
 
 def embedding_data(request: EmbeddingRequest, items: Sequence[HasVector | Problem]) -> list[dict[str, Any]]:
     """The value of "data" in a response to POST /v1/embeddings, in the order of the items."""
-    finished = iter(truncate(_vectors(items), request.asked.dimensions, normalize=request.normalized))
+    finished = iter(truncate(_vectors(items), request.dimensions, normalize=request.normalized is not False))
     data: list[dict[str, Any]] = []
     for index, item in enumerate(items):
         if isinstance(item, Problem):
             data.append({"object": "error", "index": index, "error": item.error()})
         else:
-            value = embedding_of(next(finished), request.types, single=request.single_type)
+            value = embedding_of(next(finished), request.types)
             data.append({"object": "embedding", "index": index, "embedding": value})
     return data
 
@@ -75,7 +75,7 @@ def rank_data(
     logit_scale: float,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """The value of "data" in a response to POST /v1/rank: the candidates of each query, best first."""
-    dim = request.asked.dimensions
+    dim = request.dimensions
     cosines = truncate(_vectors(texts), dim) @ truncate(_vectors(images), dim).T
     odds = probabilities(cosines, logit_scale, over=request.over)
     if request.over == "texts":  # images are the queries, texts the candidates

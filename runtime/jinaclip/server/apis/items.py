@@ -48,18 +48,25 @@ class Address:
 Item: TypeAlias = Text | Tokens | Encoded | Address
 
 
-def read_items(value: Any, field: str, *, most: int, partial: bool = False, names: Sequence[str] = ITEM_FIELDS,
-               tokens: bool = False) -> list[Item | Problem]:  # fmt: skip
+def read_items(
+    value: Any,
+    field: str,
+    limit: int,
+    *,
+    names: Sequence[str] = ITEM_FIELDS,
+    token_ids: bool = False,
+    partial: bool = False,
+) -> list[Item | Problem]:
     """Validate the value of a request field: one item, or a list of items.
 
     Args:
         value: the decoded JSON value.
         field: the name of the field, for messages.
-        most: the most items.
-        partial: True to return a Problem in place of each invalid item.
+        limit: the most items.
         names: the fields that an item object may contain, some of ITEM_FIELDS. A plain string is a text if "text" is
             among them, otherwise an image.
-        tokens: True to accept lists of token ids.
+        token_ids: True to accept lists of token ids.
+        partial: True to return a Problem in place of each invalid item.
 
     Raises:
         Problem: 422, an item is invalid; the message contains its index. With `partial`, all items are invalid.
@@ -69,12 +76,12 @@ def read_items(value: Any, field: str, *, most: int, partial: bool = False, name
         rows = [rows]
     if not rows:
         raise invalid(field, f"{field} is an empty list; expected at least one item")
-    if len(rows) > most:
-        raise invalid(field, f"{field} has {len(rows)} items, the limit is {most} per request; send fewer")
+    if len(rows) > limit:
+        raise invalid(field, f"{field} has {len(rows)} items, the limit is {limit} per request; send fewer")
     found: list[Item | Problem] = []
     for index, row in enumerate(rows):
         try:
-            found.append(_item(row, names, tokens))
+            found.append(_item(row, names, token_ids))
         except Problem as problem:
             found.append(problem.at(field, index))
     problems = [item for item in found if isinstance(item, Problem)]
