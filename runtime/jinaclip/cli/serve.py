@@ -122,10 +122,10 @@ def _server(args: argparse.Namespace, model: ClipModel, market: Marketplace | No
     from jinaclip.server.service import Service
 
     workers = _workers(model, args.workers)
-    narrow = None
+    parallel_model = None
     if workers > 1:
         threads = max(1, next(iter(model.info()["towers"].values()))["threads"] // workers)
-        narrow = stack.enter_context(model.reopened(threads=threads))
+        parallel_model = stack.enter_context(model.reopened(threads=threads))
     name = str(model.bundle.model.get("id"))
     rules = Rules(
         model_names=tuple(dict.fromkeys((name, name.rpartition("/")[2], *args.model_name))),
@@ -145,7 +145,9 @@ def _server(args: argparse.Namespace, model: ClipModel, market: Marketplace | No
         tuple(args.api_key), max_body_bytes=args.max_body << 20, max_bodies_bytes=args.max_bodies << 20,
         body_timeout_s=args.body_timeout, marketplace=market,
     )  # fmt: skip
-    service = Service(model, limits=limits, metrics=metrics, fetcher=fetcher, narrow=narrow, workers=workers)
+    service = Service(
+        model, limits=limits, metrics=metrics, fetcher=fetcher, parallel_model=parallel_model, workers=workers
+    )
     return Server(service, rules, metrics, settings)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -12,18 +12,20 @@ from typing import Any
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
-from jinaclip.server.apis.answers import embedding_data, rank_data
+from jinaclip.server.apis.answers import answer, embedding_data, rank_data
+from jinaclip.server.apis.items import Item
 from jinaclip.server.apis.marketplaces import Marketplace
+from jinaclip.server.apis.requests import Request as AnyRequest
 from jinaclip.server.apis.requests import Rules, embedding_request, rank_request
 from jinaclip.server.errors import Problem
 from jinaclip.server.metrics import Metrics
 from jinaclip.server.middleware import Handling
 from jinaclip.server.openapi import description, page
-from jinaclip.server.service import Embedded, Service, cancelled_with
+from jinaclip.server.service import Service
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class Server:
                 Route("/docs", handled(self._docs), methods=["GET"]),
             ]
         if (market := settings.marketplace) is not None:  # the platform authenticates callers
-            predict = partial(self._predict, market)
+            predict = partial(self._embeddings, market=market)
             routes = [
                 Route(market.health, handled(self._health, open_to_all=True), methods=["GET"]),
                 Route(market.predict, handled(predict, open_to_all=True), methods=["POST"]),
@@ -86,47 +88,27 @@ class Server:
             ]
         self.app = Starlette(routes=routes, exception_handlers={HTTPException: handled.no_route})
 
-    async def _embeddings(self, request: Request) -> Response:
+    async def _embeddings(self, request: Request, market: Marketplace | None = None) -> Response:
         async with self._working(request) as body:
-            answer, warning = await self._embedded(body)
-            return self._answered(answer, warning)
-
-    async def _predict(self, market: Marketplace, request: Request) -> Response:
-        async with self._working(request) as body:
-            answer, warning = await self._embedded(*market.request(body))
-            return self._answered(market.answer(answer), warning)
+            body, field = market.request(body) if market else (body, "input")
+            wanted = embedding_request(body, self.rules, field)
+            await self._embed(wanted, wanted.input, partial=bool(wanted.partial))
+            found = answer(self.rules.model_names[0], wanted.input, embedding_data(wanted))
+            return self._answered(wanted, market.answer(found) if market else found)
 
     async def _rank(self, request: Request) -> Response:
         async with self._working(request) as body:
             wanted = rank_request(body, self.rules)
-            fields = (("texts", wanted.texts), ("images", wanted.images))
-            texts, images = await self.service.embed(*fields, task=wanted.task, truncate=bool(wanted.truncate))
-            data = rank_data(wanted, texts, images, self.service.model.logit_scale)
-            return self._answered(self._list(data, [*texts, *images]), wanted.warning)
+            items = [*wanted.texts, *wanted.images]
+            await self._embed(wanted, items)
+            data = rank_data(wanted, self.service.model.logit_scale)
+            return self._answered(wanted, answer(self.rules.model_names[0], items, data))
 
-    async def _embedded(self, body: Any, field: str = "input") -> tuple[dict[str, Any], str | None]:
-        """Answer a body of POST /v1/embeddings.
+    async def _embed(self, wanted: AnyRequest, items: list[Item], *, partial: bool = False) -> None:
+        await self.service.embed(items, task=wanted.task, truncate=bool(wanted.truncate), partial=partial)
 
-        Args:
-            body: the decoded JSON body.
-            field: the client's name of the field `input`, for messages.
-
-        Returns:
-            The response body and a warning, or None.
-        """
-        wanted = embedding_request(body, self.rules, field)
-        (found,) = await self.service.embed(
-            (field, wanted.input), task=wanted.task, truncate=bool(wanted.truncate), partial=bool(wanted.partial)
-        )
-        return self._list(embedding_data(wanted, found), found), wanted.warning
-
-    def _list(self, data: list[dict[str, Any]], items: Sequence[Embedded | Problem]) -> dict[str, Any]:
-        tokens = sum(item.tokens for item in items if isinstance(item, Embedded))
-        usage = {"total_tokens": tokens, "prompt_tokens": tokens}
-        return {"model": self.rules.model_names[0], "object": "list", "usage": usage, "data": data}
-
-    def _answered(self, answer: dict[str, Any], warning: str | None) -> Response:
-        return self._handling.json(answer, headers={"X-Jinaclip-Warning": warning} if warning else None)
+    def _answered(self, wanted: AnyRequest, answer: dict[str, Any]) -> Response:
+        return self._handling.json(answer, headers={"X-Jinaclip-Warning": wanted.warning} if wanted.warning else None)
 
     @asynccontextmanager
     async def _working(self, request: Request) -> AsyncIterator[Any]:
@@ -139,7 +121,7 @@ class Server:
                           headers={"Retry-After": "1", "Connection": "close"})  # fmt: skip
         self.in_flight += 1
         try:
-            async with self._handling.body(request) as body, cancelled_with(partial(_client_left, request)):
+            async with self._handling.body(request) as body, _cancelled_if_client_leaves(request):
                 yield body
         finally:
             self.in_flight -= 1
@@ -181,7 +163,23 @@ class Server:
         return HTMLResponse(self._page)
 
 
+@asynccontextmanager
+async def _cancelled_if_client_leaves(request: Request) -> AsyncIterator[None]:
+    """Cancel the block if the client closes its connection. The request's body has been read.
+
+    Raises:
+        ClientDisconnect: the client closed its connection.
+    """
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            watcher = tasks.create_task(_client_left(request))
+            yield
+            watcher.cancel()
+    except BaseExceptionGroup as errors:  # a group with the only error of the block or of the watcher
+        raise errors.exceptions[0] from None
+
+
 async def _client_left(request: Request) -> None:
-    """Returns when the client closes its connection. The body has been read."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
+    raise ClientDisconnect

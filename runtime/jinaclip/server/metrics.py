@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from jinaclip.server.admission import Room
+from jinaclip.server.admission import Limiter
 from jinaclip.server.queue import Batcher
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -38,9 +38,9 @@ class Metrics:
             "jinaclip_stage_seconds", "time in a stage", ("tower", "stage"), buckets=SECONDS, registry=self._registry
         )
 
-    def watch(self, batchers: Mapping[str, Batcher[Any]], rooms: Mapping[str, Room]) -> None:
+    def watch(self, batchers: Mapping[str, Batcher[Any]], limiters: Mapping[str, Limiter]) -> None:
         """Export the state of queues and admission limits too, by tower."""
-        self._registry.register(_Queues(batchers, rooms))
+        self._registry.register(_Queues(batchers, limiters))
 
     def exposed(self) -> bytes:
         """All metrics in the Prometheus text format."""
@@ -50,8 +50,8 @@ class Metrics:
 class _Queues(Collector):
     """Collects the metrics of the queues when /metrics is requested."""
 
-    def __init__(self, batchers: Mapping[str, Batcher[Any]], rooms: Mapping[str, Room]) -> None:
-        self._batchers, self._rooms = batchers, rooms
+    def __init__(self, batchers: Mapping[str, Batcher[Any]], limiters: Mapping[str, Limiter]) -> None:
+        self._batchers, self._limiters = batchers, limiters
 
     def collect(self) -> Iterator[Metric]:
         waiting = GaugeMetricFamily("jinaclip_queue_items", "queued items", labels=["tower"])
@@ -64,10 +64,10 @@ class _Queues(Collector):
         for tower, batcher in self._batchers.items():
             waiting.add_metric([tower], batcher.waiting())
             oldest.add_metric([tower], batcher.oldest())
-            held.add_metric([tower], self._rooms[tower].held)
+            held.add_metric([tower], self._limiters[tower].in_use)
             left.add_metric([tower], batcher.counts.left)
             failed.add_metric([tower], batcher.counts.failed)
-            refused.add_metric([tower], self._rooms[tower].refused)
+            refused.add_metric([tower], self._limiters[tower].refused)
             for size, count in sorted(batcher.counts.batches.items()):
                 batches.add_metric([tower, str(size)], count)
         yield from (waiting, oldest, held, left, failed, refused, batches)

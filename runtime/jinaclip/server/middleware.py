@@ -20,7 +20,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from jinaclip.bundle.files import safe_name
-from jinaclip.server.admission import Room
+from jinaclip.server.admission import Limiter
 from jinaclip.server.errors import Problem, problem_of
 from jinaclip.server.metrics import Metrics
 
@@ -49,7 +49,7 @@ class Handling:
         self._metrics, self._provenance = metrics, provenance
         self._keys = [key.encode() for key in keys]
         self._max_body_bytes, self._body_timeout_s = max_body_bytes, body_timeout_s
-        self._bodies = Room("bytes of request bodies", max_bodies_bytes)
+        self._bodies = Limiter("bytes of request bodies", max_bodies_bytes)
 
     def __call__(self, handler: Handler, *, open_to_all: bool = False) -> Handler:
         """Add authentication, error handling, metrics and logging to a handler.
@@ -106,7 +106,7 @@ class Handling:
                     self._check_size(int(request.headers.get("content-length", 0)))
                     async for chunk in request.stream():
                         self._check_size(len(content) + len(chunk))
-                        self._bodies.take(len(chunk))
+                        self._bodies.acquire(len(chunk))
                         taken += len(chunk)
                         content += chunk
             except TimeoutError:
@@ -119,7 +119,7 @@ class Handling:
             del content
             yield decoded
         finally:
-            self._bodies.give_back(taken)
+            self._bodies.release(taken)
 
     def json(self, value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
         """A JSON response; `value` may contain NumPy arrays."""

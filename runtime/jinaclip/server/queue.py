@@ -84,7 +84,7 @@ class Batcher(Generic[T]):
             thread.start()
 
     def submit(self, items: Sequence[T]) -> list[Future[Vector]]:
-        """Add items to the queue. The queue itself has no size limit; the caller limits it with a `Room`.
+        """Add items to the queue. The queue itself has no size limit; the caller limits it with a `Limiter`.
 
         Returns:
             One future per item. Cancelling a future removes its item if it is still queued.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 from itertools import pairwise
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -133,7 +134,7 @@ class RankRequest(Request):
 
 
 def embedding_request(body: Any, rules: Rules, field: str = "input") -> EmbeddingRequest:
-    """Validate a decoded JSON body of POST /v1/embeddings.
+    """Validate a decoded JSON body of POST /v1/embeddings. `input` becomes a list of Item.
 
     Args:
         body: the decoded body.
@@ -145,13 +146,13 @@ def embedding_request(body: Any, rules: Rules, field: str = "input") -> Embeddin
     """
     request = _parsed(EmbeddingRequest, body, rules)
     request.input = read_items(
-        request.input, field, rules.max_items, partial=bool(request.partial), token_ids=rules.accept_token_ids
+        request.input, field, rules.max_items, token_ids=rules.accept_token_ids, partial=bool(request.partial)
     )
     return request
 
 
 def rank_request(body: Any, rules: Rules) -> RankRequest:
-    """Validate a decoded JSON body of POST /v1/rank.
+    """Validate a decoded JSON body of POST /v1/rank. `texts` and `images` become lists of Item.
 
     Args:
         body: the decoded body.
@@ -161,10 +162,9 @@ def rank_request(body: Any, rules: Rules) -> RankRequest:
         Problem: 404 for an unknown model, else 422; with the field and, for an item, its index.
     """
     request = _parsed(RankRequest, body, rules)
-    request.texts = read_items(
-        request.texts, "texts", rules.max_items, names=("text",), token_ids=rules.accept_token_ids
-    )
-    request.images = read_items(request.images, "images", rules.max_items, names=IMAGE_FIELDS)
+    read = partial(read_items, limit=rules.max_items, partial=False)
+    request.texts = read(request.texts, "texts", names=("text",), token_ids=rules.accept_token_ids)
+    request.images = read(request.images, "images", names=IMAGE_FIELDS, token_ids=False)
     if (count := len(request.texts) + len(request.images)) > rules.max_items:
         limit = f"the limit is {rules.max_items} per request; send fewer"
         raise invalid("images", f"texts and images have {count} items together, {limit}")
