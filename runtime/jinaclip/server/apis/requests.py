@@ -8,7 +8,17 @@ from functools import partial
 from itertools import pairwise
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, ValidationInfo, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    ValidationInfo,
+    WithJsonSchema,
+    model_validator,
+)
 
 from jinaclip.server.apis.items import IMAGE_FIELDS, kind_of, read_items
 from jinaclip.server.errors import Problem, invalid
@@ -16,6 +26,16 @@ from jinaclip.server.errors import Problem, invalid
 EmbeddingType = Literal["float", "base64", "binary", "ubinary"]
 EmbeddingTypes = EmbeddingType | Annotated[list[EmbeddingType], Field(min_length=1)]
 R = TypeVar("R", bound="Request")
+
+
+def _check_false(value: bool | None) -> bool | None:
+    if value:
+        raise ValueError("not supported")
+    return value
+
+
+# For options that clients of other models always send. Literal[False] would accept 0 too.
+FalseOnly = Annotated[bool | None, AfterValidator(_check_false), WithJsonSchema({"enum": [False, None]})]
 
 
 @dataclass(frozen=True)
@@ -95,8 +115,8 @@ class EmbeddingRequest(Request):
     )
     encoding_type: EmbeddingTypes | None = Field(None, description="the same as embedding_type")
     encoding_format: EmbeddingTypes | None = Field(None, description="the same as embedding_type")
-    late_chunking: Literal[False] | None = Field(None, description="false: this model returns one vector per text")
-    return_multivector: Literal[False] | None = Field(None, description="false: this model returns one vector per text")
+    late_chunking: FalseOnly = Field(None, description="false: this model returns one vector per text")
+    return_multivector: FalseOnly = Field(None, description="false: this model returns one vector per text")
     partial: bool | None = Field(
         False, description="true or false: return an error for each invalid item, and embed the others"
     )
