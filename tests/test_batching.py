@@ -130,7 +130,7 @@ def test_who_left_is_not_run_for() -> None:
     (later,) = batcher.submit([5])
     gate.go.set()
     assert futures[1].result(5) == [2] and later.result(5) == [5]
-    assert gate.batches == [[0], [2, 5]] and batcher.counts.left == 3
+    assert gate.batches == [[0], [2, 5]] and batcher.counts.dropped == 3
     batcher.close(1)
 
 

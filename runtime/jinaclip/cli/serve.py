@@ -115,9 +115,10 @@ def _server(args: argparse.Namespace, model: ClipModel, market: Marketplace | No
         stack: closes what is opened for it.
     """
     from jinaclip.server.apis.requests import Rules
-    from jinaclip.server.app import Server, Settings
+    from jinaclip.server.app import Server
     from jinaclip.server.fetch import Fetcher
     from jinaclip.server.metrics import Metrics
+    from jinaclip.server.middleware import ServerSettings
     from jinaclip.server.preparation import Limits
     from jinaclip.server.service import Service
 
@@ -141,7 +142,7 @@ def _server(args: argparse.Namespace, model: ClipModel, market: Marketplace | No
     if args.fetch_urls:
         fetcher = Fetcher(allow=args.fetch_allow, most_bytes=limits.image_bytes, timeout_s=args.fetch_timeout)
     metrics = Metrics()
-    settings = Settings(
+    settings = ServerSettings(
         tuple(args.api_key), max_body_bytes=args.max_body << 20, max_bodies_bytes=args.max_bodies << 20,
         body_timeout_s=args.body_timeout, marketplace=market,
     )  # fmt: skip

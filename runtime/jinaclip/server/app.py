@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -23,29 +22,9 @@ from jinaclip.server.apis.requests import Request as AnyRequest
 from jinaclip.server.apis.requests import Rules, embedding_request, rank_request
 from jinaclip.server.errors import Problem
 from jinaclip.server.metrics import Metrics
-from jinaclip.server.middleware import Handling
+from jinaclip.server.middleware import Handling, ServerSettings
 from jinaclip.server.openapi import description, page
 from jinaclip.server.service import Service
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Settings of a server.
-
-    Attributes:
-        keys: the accepted API keys, sent by clients as bearer tokens; () disables authentication.
-        max_body_bytes: the largest request body, in bytes.
-        max_bodies_bytes: the largest total size of the bodies of requests that are not answered yet, in bytes.
-        body_timeout_s: the longest time to receive a body, in seconds.
-        marketplace: the marketplace whose paths are served, or None. Without keys, only its paths, /health and /ready
-            are served.
-    """
-
-    keys: tuple[str, ...] = ()
-    max_body_bytes: int = 64 << 20
-    max_bodies_bytes: int = 256 << 20
-    body_timeout_s: float = 60.0
-    marketplace: Marketplace | None = None
 
 
 class Server:
@@ -57,35 +36,27 @@ class Server:
         in_flight: the number of embedding and rank requests that are not answered yet.
     """
 
-    def __init__(self, service: Service, rules: Rules, metrics: Metrics, settings: Settings) -> None:
+    def __init__(self, service: Service, rules: Rules, metrics: Metrics, settings: ServerSettings) -> None:
         self.service, self.rules, self.draining, self.in_flight = service, rules, False, 0
         self._metrics = metrics
-        self._handling = handled = Handling(
-            metrics, keys=settings.keys, provenance=service.model.provenance, max_body_bytes=settings.max_body_bytes,
-            max_bodies_bytes=settings.max_bodies_bytes, body_timeout_s=settings.body_timeout_s,
-        )  # fmt: skip
         self._description = description(rules, service.max_tokens, keyed=bool(settings.keys))
         self._page = page(self._description)
-        routes = [
-            Route("/health", handled(self._health, open_to_all=True), methods=["GET"]),
-            Route("/ready", handled(self._ready, open_to_all=True), methods=["GET"]),
-        ]
+        self._handling = handled = Handling(metrics, settings, service.model.provenance)
+        public = partial(handled, public=True)
+        routes = [Route("/health", public(self._health)), Route("/ready", public(self._ready))]
         if settings.marketplace is None or settings.keys:
             routes += [
                 Route("/v1/embeddings", handled(self._embeddings), methods=["POST"]),
                 Route("/v1/rank", handled(self._rank), methods=["POST"]),
-                Route("/v1/models", handled(self._models), methods=["GET"]),
-                Route("/metrics", handled(self._exposed), methods=["GET"]),
-                Route("/openapi.json", handled(self._openapi), methods=["GET"]),
-                Route("/docs", handled(self._docs), methods=["GET"]),
+                Route("/v1/models", handled(self._models)),
+                Route("/metrics", handled(self._exposed)),
+                Route("/openapi.json", handled(self._openapi)),
+                Route("/docs", handled(self._docs)),
             ]
         if (market := settings.marketplace) is not None:  # the platform authenticates callers
-            predict = partial(self._embeddings, market=market)
-            routes = [
-                Route(market.health, handled(self._health, open_to_all=True), methods=["GET"]),
-                Route(market.predict, handled(predict, open_to_all=True), methods=["POST"]),
-                *routes,
-            ]
+            predict = public(partial(self._embeddings, market=market))
+            routes.insert(0, Route(market.health, public(self._health)))
+            routes.insert(0, Route(market.predict, predict, methods=["POST"]))
         self.app = Starlette(routes=routes, exception_handlers={HTTPException: handled.no_route})
 
     async def _embeddings(self, request: Request, market: Marketplace | None = None) -> Response:
@@ -117,8 +88,8 @@ class Server:
         The block is cancelled if the client disconnects. A shutdown waits for it.
         """
         if self.draining:
-            raise Problem(503, "shutting_down", "This server is shutting down; send the request to another server.",
-                          headers={"Retry-After": "1", "Connection": "close"})  # fmt: skip
+            message = "This server is shutting down; send the request to another server."
+            raise Problem(503, "shutting_down", message, headers={"Retry-After": "1", "Connection": "close"})
         self.in_flight += 1
         try:
             async with self._handling.body(request) as body, _cancelled_if_client_leaves(request):
@@ -127,21 +98,22 @@ class Server:
             self.in_flight -= 1
 
     async def _models(self, request: Request) -> Response:
-        model, rules = self.service.model, self.rules
-        facts = {
-            "id": rules.model_names[0],
+        model = self.service.model
+        name, *aliases = self.rules.model_names
+        entry = {
+            "id": name,
             "object": "model",
             "created": 0,
             "owned_by": "jinaclip",
-            "aliases": list(rules.model_names[1:]),
+            "aliases": aliases,
             "licence": model.bundle.model.get("licence"),
             "provenance": model.provenance,
-            "dimensions": list(rules.dims),
+            "dimensions": self.rules.dims,
             "max_tokens": self.service.max_tokens,
-            "tasks": list(rules.tasks),
+            "tasks": self.rules.tasks,
             "towers": list(self.service.batchers),
         }
-        return self._handling.json({"object": "list", "data": [facts]})
+        return self._handling.json({"object": "list", "data": [entry]})
 
     async def _health(self, request: Request) -> Response:
         working, towers = await asyncio.to_thread(self.service.health)

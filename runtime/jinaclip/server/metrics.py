@@ -56,18 +56,18 @@ class _Queues(Collector):
     def collect(self) -> Iterator[Metric]:
         waiting = GaugeMetricFamily("jinaclip_queue_items", "queued items", labels=["tower"])
         oldest = GaugeMetricFamily("jinaclip_queue_oldest_seconds", "age of the oldest queued item", labels=["tower"])
-        held = GaugeMetricFamily("jinaclip_accepted_items", "items accepted and not yet answered", labels=["tower"])
-        left = CounterMetricFamily("jinaclip_dropped_items", "items of disconnected clients", labels=["tower"])
+        in_use = GaugeMetricFamily("jinaclip_accepted_items", "items accepted and not yet answered", labels=["tower"])
+        dropped = CounterMetricFamily("jinaclip_dropped_items", "items of disconnected clients", labels=["tower"])
         failed = CounterMetricFamily("jinaclip_failed_items", "items whose run failed", labels=["tower"])
         refused = CounterMetricFamily("jinaclip_refused_items", "items over the queue limit", labels=["tower"])
         batches = CounterMetricFamily("jinaclip_batches", "batches by number of items", labels=["tower", "size"])
         for tower, batcher in self._batchers.items():
             waiting.add_metric([tower], batcher.waiting())
             oldest.add_metric([tower], batcher.oldest())
-            held.add_metric([tower], self._limiters[tower].in_use)
-            left.add_metric([tower], batcher.counts.left)
+            in_use.add_metric([tower], self._limiters[tower].in_use)
+            dropped.add_metric([tower], batcher.counts.dropped)
             failed.add_metric([tower], batcher.counts.failed)
             refused.add_metric([tower], self._limiters[tower].refused)
             for size, count in sorted(batcher.counts.batches.items()):
                 batches.add_metric([tower, str(size)], count)
-        yield from (waiting, oldest, held, left, failed, refused, batches)
+        yield from (waiting, oldest, in_use, dropped, failed, refused, batches)
