@@ -61,7 +61,7 @@ class Service:
     """
 
     def __init__(
-        self, model: ClipModel, *, limits: Limits | None = None, metrics: Metrics | None = None,
+        self, model: ClipModel, limits: Limits | None = None, metrics: Metrics | None = None, *,
         fetcher: Fetcher | None = None, parallel_model: ClipModel | None = None, workers: int = 1,
     ) -> None:  # fmt: skip
         self.model, self._parallel_model, self._workers = model, parallel_model, workers
@@ -87,14 +87,11 @@ class Service:
     def _open_queue(
         self, tower: str, run: Callable[..., np.ndarray], choose: Callable[..., Sequence[int]], limit: int
     ) -> None:
+        workers = max(self._workers, self.model.encoders[tower].session.concurrency)
+        observe = functools.partial(self._observe, tower)
         self.limiters[tower] = Limiter(f"{tower}s", limit)
         self.batchers[tower] = Batcher(
-            tower,
-            run,
-            choose,
-            workers=max(self._workers, self.model.encoders[tower].session.concurrency),
-            gather_s=self._limits.gather_s,
-            observe=functools.partial(self._observe, tower),
+            tower, run, choose, workers=workers, gather_s=self._limits.gather_s, observe=observe
         )
 
     async def embed(self, items: Sequence[Item], *, task: str | None, truncate: bool, partial: bool = False) -> None:
