@@ -14,7 +14,7 @@ import pytest
 from jinaclip import ClipModel
 from jinaclip.backends.cost import CPU_COST, GPU_COST, UNPADDED_CPU_COST, RunCost
 from jinaclip.errors import BackendError, Overloaded
-from jinaclip.server.admission import Room
+from jinaclip.server.admission import Limiter
 from jinaclip.server.queue import Batcher, choose_images, choose_texts
 from tests.conftest import TEXTS
 from tests.running import until
@@ -130,22 +130,22 @@ def test_who_left_is_not_run_for() -> None:
     (later,) = batcher.submit([5])
     gate.go.set()
     assert futures[1].result(5) == [2] and later.result(5) == [5]
-    assert gate.batches == [[0], [2, 5]] and batcher.counts.left == 3
+    assert gate.batches == [[0], [2, 5]] and batcher.counts.dropped == 3
     batcher.close(1)
 
 
-def test_room_refuses_all_or_nothing() -> None:
-    room = Room("texts", 3)
-    room.take(2)
+def test_limiter_refuses_all_or_nothing() -> None:
+    limiter = Limiter("texts", 3)
+    limiter.acquire(2)
     with pytest.raises(
         Overloaded, match="2 texts are queued or being processed, and 2 more would exceed the limit of 3; retry later"
     ):
-        room.take(2)
-    with pytest.raises(BackendError), room.taken(1):
-        assert room.held == 3
+        limiter.acquire(2)
+    with pytest.raises(BackendError), limiter.reserved(1):
+        assert limiter.in_use == 3
         raise BackendError("given back all the same")
-    room.give_back(2)
-    assert (room.held, room.refused) == (0, 2)
+    limiter.release(2)
+    assert (limiter.in_use, limiter.refused) == (0, 2)
 
 
 def test_an_item_waits_for_company_no_longer_than_it_may() -> None:

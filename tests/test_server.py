@@ -24,7 +24,7 @@ from PIL import Image
 from jinaclip import ClipModel
 from jinaclip.cli import main
 from jinaclip.server.apis.answers import encoded, image_tokens
-from jinaclip.server.apis.items import Address, Encoded, Text, Tokens, picture_of
+from jinaclip.server.apis.items import ImageFile, ImageUrl, Text, TokenIds, decode_image_file
 from jinaclip.server.apis.requests import Rules, embedding_request
 from jinaclip.server.errors import Problem
 from jinaclip.server.lifecycle import listen
@@ -247,8 +247,8 @@ def test_bombs_and_sizes(small_bundle: Path) -> None:
         assert small.post({"input": "a" * (2 << 20)}).status_code == 413
     for value in ("A" * 100, "data:,AAAA", "data:;base64,AAAAAAAA"):
         with pytest.raises(Problem, match="the limit is 3 bytes"):
-            picture_of(value, 3)
-    assert picture_of("AAAA", 3) == bytes(3)
+            decode_image_file(value, 3)
+    assert decode_image_file("AAAA", 3) == bytes(3)
 
 
 def test_items_are_what_was_sent() -> None:
@@ -256,11 +256,12 @@ def test_items_are_what_was_sent() -> None:
     encoded = base64.b64encode(content).decode()
     plain = "data:image/png," + "".join(f"%{byte:02x}" for byte in content)
     rows = ["http://is.text/", {"text": ""}, {"bytes": encoded}, {"image": plain, "url": None}, {"url": "HTTP://a.b/"}]
-    request = embedding_request({"input": [*rows, [0, 2]]}, Rules(("m",), DIMS, (), take_tokens=True))
-    assert list(request.items) == [
-        Text("http://is.text/"), Text(""), Encoded(encoded), Encoded(plain), Address("HTTP://a.b/"), Tokens([0, 2])
+    request = embedding_request({"input": [*rows, [0, 2]]}, Rules(("m",), DIMS, (), accept_token_ids=True))
+    assert [item.content for item in request.input] == [
+        Text("http://is.text/"), Text(""), ImageFile(encoded), ImageFile(plain), ImageUrl("HTTP://a.b/"),
+        TokenIds([0, 2]),
     ]  # fmt: skip
-    assert picture_of(encoded, 99) == picture_of(plain, 99) == content
+    assert decode_image_file(encoded, 99) == decode_image_file(plain, 99) == content
 
 
 # Keys

@@ -9,49 +9,53 @@ from contextlib import contextmanager
 from jinaclip.errors import Overloaded
 
 
-class Room:
-    """A counting limit on a resource, for example queued items or bytes of request bodies.
+class Limiter:
+    """A limit on a resource that requests use together, for example queued items or bytes of request bodies.
 
-    It bounds the memory that requests use. Safe to use from several threads.
+    Unlike a semaphore it never waits: what would exceed the limit is rejected. Safe to use from several threads.
 
     Args:
-        what: the name of the resource in the plural, for messages.
+        resource: the name of the resource in the plural, for messages.
         limit: the largest amount in use at the same time.
 
     Attributes:
-        held: the amount in use.
+        in_use: the amount in use.
         refused: the total amount that was rejected because of the limit.
     """
 
-    def __init__(self, what: str, limit: int) -> None:
-        self.what, self.limit, self.held, self.refused = what, limit, 0, 0
+    def __init__(self, resource: str, limit: int) -> None:
+        self.resource, self.limit, self.in_use, self.refused = resource, limit, 0, 0
         self._lock = threading.Lock()
 
-    def take(self, count: int) -> None:
-        """Reserve an amount. Release it with `give_back`.
+    def acquire(self, amount: int) -> None:
+        """Reserve an amount. Release it with `release`.
 
         Raises:
             Overloaded: the limit would be exceeded.
         """
         with self._lock:
-            if self.held + count > self.limit:
-                self.refused += count
+            if self.in_use + amount > self.limit:
+                self.refused += amount
                 raise Overloaded(
-                    f"{self.held} {self.what} are queued or being processed, and {count} more would exceed the limit "
-                    f"of {self.limit}; retry later, or send fewer at once"
+                    f"{self.in_use} {self.resource} are queued or being processed, and {amount} more would exceed the "
+                    f"limit of {self.limit}; retry later, or send fewer at once"
                 )
-            self.held += count
+            self.in_use += amount
 
-    def give_back(self, count: int) -> None:
+    def release(self, amount: int) -> None:
         """Release a reserved amount."""
         with self._lock:
-            self.held -= count
+            self.in_use -= amount
 
     @contextmanager
-    def taken(self, count: int) -> Iterator[None]:
-        """Reserve an amount for the duration of the block."""
-        self.take(count)
+    def reserved(self, amount: int) -> Iterator[None]:
+        """Reserve an amount for the duration of the block.
+
+        Raises:
+            Overloaded: the limit would be exceeded.
+        """
+        self.acquire(amount)
         try:
             yield
         finally:
-            self.give_back(count)
+            self.release(amount)

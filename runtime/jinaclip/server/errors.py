@@ -11,11 +11,16 @@ from typing import Any
 
 from jinaclip.errors import InputError, JinaClipError, Overloaded, status_of
 
+# The error type of a status, in the words of OpenAI's API. Other statuses are "invalid_request_error".
 TYPES = {
-    400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 404: "not_found_error",
-    405: "invalid_request_error", 408: "timeout_error", 413: "invalid_request_error", 415: "invalid_request_error",
-    422: "invalid_request_error", 429: "rate_limit_error", 500: "server_error", 503: "server_error",
-}  # fmt: skip
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    429: "rate_limit_error",
+    500: "server_error",
+    503: "server_error",
+}
 
 
 class Problem(JinaClipError):
@@ -29,30 +34,33 @@ class Problem(JinaClipError):
         headers: additional response headers.
     """
 
+    index: int | None = None
+
     def __init__(
-        self, status: int, code: str, message: str, *, param: str | None = None, index: int | None = None,
-        headers: dict[str, str] | None = None,
-    ) -> None:  # fmt: skip
+        self, status: int, code: str, message: str, *, param: str | None = None, headers: dict[str, str] | None = None
+    ) -> None:
         super().__init__(message)
-        self.status, self.code, self.param, self.index = status, code, param, index
-        self.headers = headers or {}
+        self.status, self.code, self.param, self.headers = status, code, param, headers or {}
 
     def at(self, field: str, index: int) -> Problem:
         """The same error for one item of a request field; the message gets the prefix "field[index] "."""
-        return Problem(self.status, self.code, f"{field}[{index}] {self}", param=field, index=index)
+        problem = Problem(self.status, self.code, f"{field}[{index}] {self}", param=field)
+        problem.index = index
+        return problem
 
     def error(self) -> dict[str, Any]:
         """The value of "error" in the response body."""
-        found = {"message": str(self), "type": TYPES[self.status], "param": self.param, "code": self.code}
-        return found if self.index is None else {**found, "index": self.index}
+        kind = TYPES.get(self.status, "invalid_request_error")
+        error = {"message": str(self), "type": kind, "param": self.param, "code": self.code}
+        return error if self.index is None else {**error, "index": self.index}
 
     def body(self) -> dict[str, Any]:
         return {"detail": str(self), "error": self.error()}
 
 
-def invalid(param: str, message: str, *, code: str = "invalid_value", index: int | None = None) -> Problem:
+def invalid(param: str, message: str, *, code: str = "invalid_value") -> Problem:
     """A 422 error for an invalid value in the request."""
-    return Problem(422, code, message, param=param, index=index)
+    return Problem(422, code, message, param=param)
 
 
 def problem_of(error: Exception) -> Problem:

@@ -62,7 +62,7 @@ class Fetcher:
             ssl_context=context, max_connections=AT_ONCE, max_keepalive_connections=0,
             network_backend=_PublicNetwork(tuple(allow)),
         )  # fmt: skip
-        self._room = asyncio.Semaphore(AT_ONCE)
+        self._downloads = asyncio.Semaphore(AT_ONCE)
 
     async def fetch(self, url: str) -> bytes:
         """Download the content of a URL.
@@ -71,7 +71,7 @@ class Fetcher:
             Problem: 403 if the host's IP address is not public, 422 if the download fails or times out. The message
                 contains no content of the response.
         """
-        async with self._room:
+        async with self._downloads:
             try:
                 async with asyncio.timeout(self._timeout_s):
                     return await self._followed(url)
@@ -172,5 +172,5 @@ def _header(response: httpcore.Response, name: bytes) -> str:
     return next((value.decode("latin-1") for key, value in response.headers if key.lower() == name), "")
 
 
-def _failed(words: str) -> Problem:
-    return Problem(422, "fetch_failed", f"cannot be fetched: {words}", param="input")
+def _failed(reason: str) -> Problem:
+    return Problem(422, "fetch_failed", f"cannot be fetched: {reason}", param="input")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import socket
 import sys
-import threading
 import time
 from types import FrameType
 
@@ -46,12 +45,12 @@ def serve(server: Server, listener: socket.socket, grace_s: float) -> int:
         The number of items that were not finished in time.
     """
     config = uvicorn.Config(server.app, log_config=None, access_log=False, server_header=False, lifespan="off")
-    running = _Drained(config, server, grace_s)
+    running = _DrainingServer(config, server, grace_s)
     running.run(sockets=[listener])
     return server.service.close(max(0.0, running.deadline - time.monotonic()))
 
 
-class _Drained(uvicorn.Server):
+class _DrainingServer(uvicorn.Server):
     """Stops after a signal when all accepted requests are answered or the grace period is over.
 
     A second signal stops it immediately.
@@ -67,11 +66,10 @@ class _Drained(uvicorn.Server):
             return
         self._server.draining = True
         self.deadline = time.monotonic() + self._grace_s
-        threading.Thread(target=self._drain, daemon=True).start()
         if sig == signal.SIGINT:
             print("jinaclip: finishing accepted requests; press Ctrl-C again to stop now", file=sys.stderr)
 
-    def _drain(self) -> None:
-        while self._server.in_flight and time.monotonic() < self.deadline:
-            time.sleep(0.01)
-        self.should_exit = True
+    async def on_tick(self, counter: int) -> bool:
+        """Called by uvicorn every 0.1 s. It stops when this returns True."""
+        finished = not self._server.in_flight or time.monotonic() >= self.deadline
+        return await super().on_tick(counter) or (self._server.draining and finished)

@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from jinaclip.server.admission import Room
+from jinaclip.server.admission import Limiter
 from jinaclip.server.queue import Batcher
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -38,9 +38,9 @@ class Metrics:
             "jinaclip_stage_seconds", "time in a stage", ("tower", "stage"), buckets=SECONDS, registry=self._registry
         )
 
-    def watch(self, batchers: Mapping[str, Batcher[Any]], rooms: Mapping[str, Room]) -> None:
+    def watch(self, batchers: Mapping[str, Batcher[Any]], limiters: Mapping[str, Limiter]) -> None:
         """Export the state of queues and admission limits too, by tower."""
-        self._registry.register(_Queues(batchers, rooms))
+        self._registry.register(_Queues(batchers, limiters))
 
     def exposed(self) -> bytes:
         """All metrics in the Prometheus text format."""
@@ -50,24 +50,24 @@ class Metrics:
 class _Queues(Collector):
     """Collects the metrics of the queues when /metrics is requested."""
 
-    def __init__(self, batchers: Mapping[str, Batcher[Any]], rooms: Mapping[str, Room]) -> None:
-        self._batchers, self._rooms = batchers, rooms
+    def __init__(self, batchers: Mapping[str, Batcher[Any]], limiters: Mapping[str, Limiter]) -> None:
+        self._batchers, self._limiters = batchers, limiters
 
     def collect(self) -> Iterator[Metric]:
         waiting = GaugeMetricFamily("jinaclip_queue_items", "queued items", labels=["tower"])
         oldest = GaugeMetricFamily("jinaclip_queue_oldest_seconds", "age of the oldest queued item", labels=["tower"])
-        held = GaugeMetricFamily("jinaclip_accepted_items", "items accepted and not yet answered", labels=["tower"])
-        left = CounterMetricFamily("jinaclip_dropped_items", "items of disconnected clients", labels=["tower"])
+        in_use = GaugeMetricFamily("jinaclip_accepted_items", "items accepted and not yet answered", labels=["tower"])
+        dropped = CounterMetricFamily("jinaclip_dropped_items", "items of disconnected clients", labels=["tower"])
         failed = CounterMetricFamily("jinaclip_failed_items", "items whose run failed", labels=["tower"])
         refused = CounterMetricFamily("jinaclip_refused_items", "items over the queue limit", labels=["tower"])
         batches = CounterMetricFamily("jinaclip_batches", "batches by number of items", labels=["tower", "size"])
         for tower, batcher in self._batchers.items():
             waiting.add_metric([tower], batcher.waiting())
             oldest.add_metric([tower], batcher.oldest())
-            held.add_metric([tower], self._rooms[tower].held)
-            left.add_metric([tower], batcher.counts.left)
+            in_use.add_metric([tower], self._limiters[tower].in_use)
+            dropped.add_metric([tower], batcher.counts.dropped)
             failed.add_metric([tower], batcher.counts.failed)
-            refused.add_metric([tower], self._rooms[tower].refused)
+            refused.add_metric([tower], self._limiters[tower].refused)
             for size, count in sorted(batcher.counts.batches.items()):
                 batches.add_metric([tower, str(size)], count)
-        yield from (waiting, oldest, held, left, failed, refused, batches)
+        yield from (waiting, oldest, in_use, dropped, failed, refused, batches)

@@ -10,8 +10,9 @@ import hmac
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import orjson
@@ -20,14 +21,36 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from jinaclip.bundle.files import safe_name
-from jinaclip.server.admission import Room
+from jinaclip.server.admission import Limiter
+from jinaclip.server.apis.marketplaces import Marketplace
 from jinaclip.server.errors import Problem, problem_of
 from jinaclip.server.metrics import Metrics
 
 logger = logging.getLogger("jinaclip.server")
 
 Handler: TypeAlias = Callable[[Request], Awaitable[Response]]
-KEY_ASKED = {"WWW-Authenticate": "Bearer"}
+KEY_REQUIRED = {"WWW-Authenticate": "Bearer"}
+CLOSE = {"Connection": "close"}
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """Settings of a server.
+
+    Attributes:
+        keys: the accepted API keys, sent by clients as bearer tokens; () disables authentication.
+        max_body_bytes: the largest request body, in bytes.
+        max_bodies_bytes: the largest total size of the bodies of requests that are not answered yet, in bytes.
+        body_timeout_s: the longest time to receive a body, in seconds.
+        marketplace: the marketplace whose paths are served, or None. Without keys, only its paths, /health and /ready
+            are served.
+    """
+
+    keys: tuple[str, ...] = ()
+    max_body_bytes: int = 64 << 20
+    max_bodies_bytes: int = 256 << 20
+    body_timeout_s: float = 60.0
+    marketplace: Marketplace | None = None
 
 
 class Handling:
@@ -35,28 +58,21 @@ class Handling:
 
     Args:
         metrics: the counters to update.
-        keys: the accepted API keys, sent by clients as bearer tokens; () disables authentication.
+        settings: the API keys and the limits on bodies.
         provenance: the provenance id, sent in a header of every response.
-        max_body_bytes: the largest request body, in bytes.
-        max_bodies_bytes: the largest total size of the bodies of requests that are not answered yet, in bytes.
-        body_timeout_s: the longest time to receive a body, in seconds.
     """
 
-    def __init__(
-        self, metrics: Metrics, *, keys: Sequence[str], provenance: str, max_body_bytes: int, max_bodies_bytes: int,
-        body_timeout_s: float,
-    ) -> None:  # fmt: skip
-        self._metrics, self._provenance = metrics, provenance
-        self._keys = [key.encode() for key in keys]
-        self._max_body_bytes, self._body_timeout_s = max_body_bytes, body_timeout_s
-        self._bodies = Room("bytes of request bodies", max_bodies_bytes)
+    def __init__(self, metrics: Metrics, settings: ServerSettings, provenance: str) -> None:
+        self._metrics, self._settings, self._provenance = metrics, settings, provenance
+        self._keys = [key.encode() for key in settings.keys]
+        self._bodies = Limiter("bytes of request bodies", settings.max_bodies_bytes)
 
-    def __call__(self, handler: Handler, *, open_to_all: bool = False) -> Handler:
+    def __call__(self, handler: Handler, *, public: bool = False) -> Handler:
         """Add authentication, error handling, metrics and logging to a handler.
 
         Args:
             handler: the handler of a route.
-            open_to_all: True to skip authentication.
+            public: True to skip authentication.
         """
 
         async def handle(request: Request) -> Response:
@@ -64,7 +80,7 @@ class Handling:
             request_id = uuid.uuid4().hex if request_id == "unnamed" else request_id
             start = time.monotonic()
             try:
-                if not open_to_all:
+                if not public:
                     self._require_key(request)
                 response = await handler(request)
             except ClientDisconnect:
@@ -74,12 +90,10 @@ class Handling:
                 if problem.status == 500:
                     logger.exception("request %s failed", request_id)
                 response = self.json(problem.body(), problem.status, problem.headers)
-            seconds = time.monotonic() - start
-            self._metrics.requests.labels(request.url.path, response.status_code).inc()
-            self._metrics.seconds.labels(request.url.path).observe(seconds)
-            logger.info(
-                "%s %s %s %d %.3f s", request_id, request.method, request.url.path, response.status_code, seconds
-            )
+            seconds, path, status = time.monotonic() - start, request.url.path, response.status_code
+            self._metrics.requests.labels(path, status).inc()
+            self._metrics.seconds.labels(path).observe(seconds)
+            logger.info("%s %s %s %d %.3f s", request_id, request.method, path, status, seconds)
             response.headers["X-Request-Id"] = request_id
             return response
 
@@ -98,20 +112,20 @@ class Handling:
         kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
         if kind != "application/json":
             raise Problem(415, "unsupported_media_type", f"The request body is {kind:.80}, expected application/json.")
-        taken = 0
+        reserved = 0
         content = bytearray()
         try:
             try:
-                async with asyncio.timeout(self._body_timeout_s):
+                async with asyncio.timeout(self._settings.body_timeout_s):
                     self._check_size(int(request.headers.get("content-length", 0)))
                     async for chunk in request.stream():
                         self._check_size(len(content) + len(chunk))
-                        self._bodies.take(len(chunk))
-                        taken += len(chunk)
+                        self._bodies.acquire(len(chunk))
+                        reserved += len(chunk)
                         content += chunk
             except TimeoutError:
-                raise Problem(408, "slow_body", f"The request body was not received in {self._body_timeout_s:g} s.",
-                              headers={"Connection": "close"}) from None  # fmt: skip
+                message = f"The request body was not received in {self._settings.body_timeout_s:g} s."
+                raise Problem(408, "slow_body", message, headers=CLOSE) from None
             try:
                 decoded = orjson.loads(content)
             except orjson.JSONDecodeError as error:
@@ -119,7 +133,7 @@ class Handling:
             del content
             yield decoded
         finally:
-            self._bodies.give_back(taken)
+            self._bodies.release(reserved)
 
     def json(self, value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
         """A JSON response; `value` may contain NumPy arrays."""
@@ -131,16 +145,14 @@ class Handling:
         """The response to a request with an unknown path or method."""
         assert isinstance(error, HTTPException)
         what = {404: "This path does not exist", 405: f"Method {request.method} is not allowed here"}
-        words = what.get(error.status_code, str(error.detail))
-        problem = Problem(error.status_code, "no_such_route", f"{words}; see /docs.",
-                          headers=dict(error.headers or {}))  # fmt: skip
+        message = f"{what.get(error.status_code, error.detail)}; see /docs."
+        problem = Problem(error.status_code, "no_such_route", message, headers=dict(error.headers or {}))
         return self.json(problem.body(), problem.status, problem.headers)
 
     def _check_size(self, size: int) -> None:
-        if size > self._max_body_bytes:
-            limit = self._max_body_bytes
-            raise Problem(413, "body_too_large", f"The request body exceeds {limit} bytes; send fewer items at once.",
-                          headers={"Connection": "close"})  # fmt: skip
+        if size > self._settings.max_body_bytes:
+            message = f"The request body exceeds {self._settings.max_body_bytes} bytes; send fewer items at once."
+            raise Problem(413, "body_too_large", message, headers=CLOSE)
 
     def _require_key(self, request: Request) -> None:
         """Check the API key. It is compared with all keys, each in constant time.
@@ -152,8 +164,8 @@ class Handling:
             return
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not token:
-            raise Problem(401, "missing_key", "An API key is required; send the header Authorization: Bearer KEY.",
-                          headers=KEY_ASKED)  # fmt: skip
+            message = "An API key is required; send the header Authorization: Bearer KEY."
+            raise Problem(401, "missing_key", message, headers=KEY_REQUIRED)
         given = token.strip().encode("utf-8", "replace")
         if not max([hmac.compare_digest(given, key) for key in self._keys]):
-            raise Problem(401, "wrong_key", "The API key is not valid.", headers=KEY_ASKED)
+            raise Problem(401, "wrong_key", "The API key is not valid.", headers=KEY_REQUIRED)

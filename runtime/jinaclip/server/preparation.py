@@ -1,4 +1,4 @@
-"""Items of requests to token ids and pixels, in threads beside the batches that run."""
+"""Preparation of items: texts to token ids and images to pixels, in threads, while batches run."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from jinaclip.model import ClipModel
 from jinaclip.preprocessing.image import resize, to_rgb
 from jinaclip.preprocessing.image_sources import MAX_PIXELS, open_image
 from jinaclip.server.apis.answers import image_tokens
-from jinaclip.server.apis.items import Address, Encoded, Item, Text, Tokens, picture_of
+from jinaclip.server.apis.items import ImageFile, ImageUrl, Item, Text, TokenIds, decode_image_file
 from jinaclip.server.errors import Problem, invalid, problem_of
 from jinaclip.server.fetch import Fetcher
 from jinaclip.server.metrics import Metrics
 
-TEXTS_A_JOB = 32  # texts that one thread tokenises together
+TEXTS_PER_CALL = 32  # texts that one thread tokenises together
 
 
 @dataclass(frozen=True)
@@ -40,21 +40,6 @@ class Limits:
     image_bytes: int = 32 << 20
     pixels: int = MAX_PIXELS
     gather_s: float = 0.0
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """An item that is ready to run.
-
-    Attributes:
-        tower: "text" or "image".
-        value: the token ids of a text, or the pixels of an image, uint8 [size, size, 3].
-        tokens: the number of tokens counted for usage.
-    """
-
-    tower: str
-    value: list[int] | np.ndarray
-    tokens: int
 
 
 class Preparation:
@@ -78,114 +63,97 @@ class Preparation:
         self._tokenising = ThreadPoolExecutor(threads, thread_name_prefix="jinaclip-tokenise")
         self._decoding = ThreadPoolExecutor(threads, thread_name_prefix="jinaclip-decode")
 
-    async def prepare(
-        self, items: Sequence[Item | Problem], field: str, *, task: str | None, truncate: bool
-    ) -> list[Prepared | Problem]:
-        """Tokenise texts and fetch and decode images, in threads.
+    async def prepare(self, items: Sequence[Item], *, task: str | None, truncate: bool) -> None:
+        """Tokenise texts, and fetch and decode images. Sets model_input and tokens, or the problem of each item.
 
         Args:
-            items: the items of one request field. Problems are passed through.
-            field: the name of the field, for messages.
+            items: items of towers that the model has.
             task: a task of the bundle, or None.
             truncate: True to truncate texts that are too long.
-
-        Returns:
-            One result per item; a Problem for an invalid one.
         """
-        done: list[Prepared | Problem | None] = [item if isinstance(item, Problem) else None for item in items]
-        texts = [index for index, item in enumerate(items) if isinstance(item, Text | Tokens)]
-        groups = [texts[start : start + TEXTS_A_JOB] for start in range(0, len(texts), TEXTS_A_JOB)]
-        loop = asyncio.get_running_loop()
-
-        async def run_texts(group: list[int]) -> None:
-            rows = [item for index in group if isinstance(item := items[index], Text | Tokens)]
-            found = await loop.run_in_executor(self._tokenising, self._texts, rows, task, truncate)
-            for index, prepared in zip(group, found, strict=True):
-                done[index] = prepared
-
-        async def run_picture(index: int, item: Encoded | Address) -> None:
-            try:
-                content = await self._fetched(item.url) if isinstance(item, Address) else item.value
-                done[index] = await loop.run_in_executor(self._decoding, self._picture, content)
-            except Problem as problem:
-                done[index] = problem
-
-        pictures = [(i, item) for i, item in enumerate(items) if isinstance(item, Encoded | Address)]
-        await asyncio.gather(*map(run_texts, groups), *(run_picture(index, item) for index, item in pictures))
-        found = [item for item in done if item is not None]
-        assert len(found) == len(items)
-        given = [isinstance(item, Problem) for item in items]
-        return [
-            item.at(field, index) if isinstance(item, Problem) and not given[index] else item
-            for index, item in enumerate(found)
-        ]
+        texts = [item for item in items if item.tower == "text"]
+        groups = [texts[start : start + TEXTS_PER_CALL] for start in range(0, len(texts), TEXTS_PER_CALL)]
+        images = [(item, item.content) for item in items if isinstance(item.content, ImageFile | ImageUrl)]
+        run = asyncio.get_running_loop().run_in_executor
+        await asyncio.gather(
+            *(run(self._tokenising, self._prepare_texts, group, task, truncate) for group in groups),
+            *(self._prepare_image(item, image) for item, image in images),
+        )
 
     def close(self) -> None:
         """Drop what has not started."""
         for pool in (self._tokenising, self._decoding):
             pool.shutdown(wait=False, cancel_futures=True)
 
-    async def _fetched(self, url: str) -> bytes:
-        if self._fetcher is None:
-            raise invalid("input", "is a URL, and this server does not fetch URLs; send the image as base64 or as a "
-                                   "data: URI, or start the server with --fetch-urls", code="no_fetching")  # fmt: skip
-        if "image" not in self._model.encoders:
-            raise _no_image_tower()
-        with self._metrics.stages.labels("image", "fetch").time():
-            return await self._fetcher.fetch(url)
-
-    def _texts(self, items: Sequence[Text | Tokens], task: str | None, truncate: bool) -> list[Prepared | Problem]:
+    def _prepare_texts(self, items: Sequence[Item], task: str | None, truncate: bool) -> None:
         with self._metrics.stages.labels("text", "tokenise").time():
-            texts = [item.text for item in items if isinstance(item, Text)]
+            texts = [item.content.text for item in items if isinstance(item.content, Text)]
             try:
-                if "text" not in self._model.encoders:
-                    raise invalid("input", "is a text, but this server has no text tower", code="no_text_tower")
                 rows = iter(self._model.text_encoder.prepare(texts, task=task))
             except JinaClipError as error:
-                return [problem_of(error)] * len(items)
-            return [
-                self._text(next(rows), truncate) if isinstance(item, Text) else self._tokens(item.ids, task, truncate)
-                for item in items
-            ]
+                for item in items:
+                    item.fail(problem_of(error))
+                return
+            for item in items:
+                try:
+                    given = item.content
+                    ids = self._checked(given.ids, task) if isinstance(given, TokenIds) else next(rows)
+                    item.model_input = self._shortened(ids, truncate)
+                    item.tokens = len(item.model_input)
+                except Problem as problem:
+                    item.fail(problem)
 
-    def _tokens(self, ids: list[int], task: str | None, truncate: bool) -> Prepared | Problem:
+    def _checked(self, ids: list[int], task: str | None) -> list[int]:
         """Check token ids sent by a client; those that this tokenizer cannot produce are rejected."""
         special, size = self._model.bundle.special_ids, self._model.bundle.vocab_size
+        bos, eos = special["bos"], special["eos"]
         if task is not None:
             what = "contains token ids, and a task's instruction can only be added to text; remove task or send text"
-        elif len(ids) < 2 or ids[0] != special["bos"] or ids[-1] != special["eos"]:
-            what = (f"does not match this tokenizer: token ids must begin with {special['bos']} (<s>) and end with "
-                    f"{special['eos']} (</s>)")  # fmt: skip
+        elif len(ids) < 2 or ids[0] != bos or ids[-1] != eos:
+            what = f"does not match this tokenizer: token ids must begin with {bos} (<s>) and end with {eos} (</s>)"
         elif not 0 <= min(ids) <= max(ids) < size:
             what = f"contains the token id {max(ids) if max(ids) >= size else min(ids)}, expected 0 to {size - 1}"
         elif special["pad"] in ids:
             what = f"contains the padding token id {special['pad']}; send token ids without padding"
         else:
-            return self._text(ids, truncate)
-        return invalid("input", what, code="token_ids")
+            return ids
+        raise invalid("input", what, code="token_ids")
 
-    def _text(self, ids: list[int], truncate: bool) -> Prepared | Problem:
-        if len(ids) > self._max_tokens:
-            if not truncate:
-                return invalid("input", f"has {len(ids)} tokens, the limit is {self._max_tokens}; send a shorter text, "
-                                        "or set truncate to true", code="too_many_tokens")  # fmt: skip
-            ids = [*ids[: self._max_tokens - 1], ids[-1]]
-        return Prepared("text", ids, len(ids))
+    def _shortened(self, ids: list[int], truncate: bool) -> list[int]:
+        """Apply the limit on the tokens of a text."""
+        if len(ids) <= self._max_tokens:
+            return ids
+        if not truncate:
+            what = f"has {len(ids)} tokens, the limit is {self._max_tokens}"
+            raise invalid("input", f"{what}; send a shorter text, or set truncate to true", code="too_many_tokens")
+        return [*ids[: self._max_tokens - 1], ids[-1]]
 
-    def _picture(self, content: bytes | str) -> Prepared | Problem:
+    async def _prepare_image(self, item: Item, image: ImageFile | ImageUrl) -> None:
+        try:
+            file = await self._downloaded(image.url) if isinstance(image, ImageUrl) else image.encoded
+            run = asyncio.get_running_loop().run_in_executor
+            item.model_input, item.tokens = await run(self._decoding, self._decoded, file)
+        except Problem as problem:
+            item.fail(problem)
+
+    async def _downloaded(self, url: str) -> bytes:
+        if self._fetcher is None:
+            what = "is a URL, and this server does not fetch URLs"
+            advice = "send the image as base64 or as a data: URI, or start the server with --fetch-urls"
+            raise invalid("input", f"{what}; {advice}", code="no_fetching")
+        with self._metrics.stages.labels("image", "fetch").time():
+            return await self._fetcher.fetch(url)
+
+    def _decoded(self, content: str | bytes) -> tuple[np.ndarray, int]:
+        """The pixels of an image and its number of tokens.
+
+        Args:
+            content: the file, or its base64 or data: URI.
+        """
         with self._metrics.stages.labels("image", "decode").time():
+            file = decode_image_file(content, self._limits.image_bytes) if isinstance(content, str) else content
             try:
-                if "image" not in self._model.encoders:
-                    raise _no_image_tower()
-                file = picture_of(content, self._limits.image_bytes) if isinstance(content, str) else content
                 image = open_image(file, max_pixels=self._limits.pixels)
-                tokens = image_tokens(image.width, image.height)
-                return Prepared("image", resize(to_rgb(image), self._model.bundle.preprocessing), tokens)
-            except Problem as problem:
-                return problem
+                return resize(to_rgb(image), self._model.bundle.preprocessing), image_tokens(image.width, image.height)
             except InputError as error:
-                return problem_of(InputError(f"cannot be decoded as an image: {error}"))
-
-
-def _no_image_tower() -> Problem:
-    return invalid("input", "is an image, but this server has no image tower", code="no_image_tower")
+                raise invalid("input", f"cannot be decoded as an image: {error}", code="invalid_input") from None

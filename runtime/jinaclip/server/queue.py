@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from jinaclip.bundle.manifest import TowerManifest
 from jinaclip.errors import BackendError, Overloaded
 from jinaclip.packing import pack_texts
 
-LOOKED_AT = 256  # the oldest queued texts that are considered for a batch; more do not improve it and take longer
+CANDIDATES = 256  # the oldest queued texts that are considered for a batch; more do not improve it and take longer
 T = TypeVar("T")
 Vector = np.ndarray  # an unnormalized embedding, float32 [D]
 
@@ -32,21 +31,21 @@ class Counts:
 
     Attributes:
         run: items that were run.
-        left: items that were dropped because their futures were cancelled.
+        dropped: items that were dropped because their futures were cancelled.
         failed: items whose run failed.
         failing: runs that failed since the last successful one.
         batches: the number of runs for each batch size, in items.
     """
 
     run: int = 0
-    left: int = 0
+    dropped: int = 0
     failed: int = 0
     failing: int = 0
     batches: dict[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class _Waiting(Generic[T]):
+class _Entry(Generic[T]):
     item: T
     future: Future[Vector]
     since: float
@@ -73,7 +72,7 @@ class Batcher(Generic[T]):
     ) -> None:  # fmt: skip
         self.name, self.counts = name, Counts()
         self._run, self._choose, self._gather_s, self._observe = run, choose, gather_s, observe
-        self._waiting: deque[_Waiting[T]] = deque()
+        self._queued: list[_Entry[T]] = []
         self._changed = threading.Condition()
         self._open, self._running = True, 0
         self._threads = [
@@ -84,7 +83,7 @@ class Batcher(Generic[T]):
             thread.start()
 
     def submit(self, items: Sequence[T]) -> list[Future[Vector]]:
-        """Add items to the queue. The queue itself has no size limit; the caller limits it with a `Room`.
+        """Add items to the queue. The queue itself has no size limit; the caller limits it with a `Limiter`.
 
         Returns:
             One future per item. Cancelling a future removes its item if it is still queued.
@@ -93,22 +92,22 @@ class Batcher(Generic[T]):
             Overloaded: the queue is closed.
         """
         now = time.monotonic()
-        entries = [_Waiting(item, Future[Vector](), now) for item in items]
+        entries = [_Entry(item, Future[Vector](), now) for item in items]
         with self._changed:
             if not self._open:
                 raise Overloaded(f"the {self.name} queue is closed because the server is shutting down")
-            self._waiting.extend(entries)
+            self._queued.extend(entries)
             self._changed.notify_all()  # the items may be enough for several workers
         return [entry.future for entry in entries]
 
     def waiting(self) -> int:
         """The number of queued items."""
-        return len(self._waiting)
+        return len(self._queued)
 
     def oldest(self) -> float:
         """The age of the oldest queued item, in seconds; 0 for an empty queue."""
         with self._changed:
-            return time.monotonic() - self._waiting[0].since if self._waiting else 0.0
+            return time.monotonic() - self._queued[0].since if self._queued else 0.0
 
     def close(self, grace_s: float = 0.0) -> int:
         """Accept no more items and finish those in the queue.
@@ -123,10 +122,9 @@ class Batcher(Generic[T]):
         with self._changed:
             self._open = False
             self._changed.notify_all()
-            while (self._waiting or self._running) and (left := deadline - time.monotonic()) > 0:
-                self._changed.wait(left)
-            unfinished = list(self._waiting)
-            self._waiting.clear()
+            while (self._queued or self._running) and (remaining := deadline - time.monotonic()) > 0:
+                self._changed.wait(remaining)
+            unfinished, self._queued = self._queued, []
         for entry in unfinished:
             if entry.future.set_running_or_notify_cancel():
                 entry.future.set_exception(BackendError("the server shut down before this item was run"))
@@ -137,14 +135,14 @@ class Batcher(Generic[T]):
     def _work(self) -> None:
         while True:
             with self._changed:
-                while self._open and not self._waiting:
+                while self._open and not self._queued:
                     self._changed.wait()
                     self._gather()  # another worker may empty the queue meanwhile
-                if not self._waiting:
+                if not self._queued:
                     self._changed.notify_all()
                     return
                 batch = self._take()
-                alone = not self._running and not self._waiting
+                alone = not self._running and not self._queued
                 self._running += 1
             try:
                 if batch:
@@ -156,31 +154,23 @@ class Batcher(Generic[T]):
 
     def _gather(self) -> None:
         """Wait for more items until the oldest has waited `gather_s` or the next batch is full."""
-        while self._open and self._waiting:
-            left = self._waiting[0].since + self._gather_s - time.monotonic()
-            if left <= 0 or len(self._choose([entry.item for entry in self._waiting])) < len(self._waiting):
+        while self._open and self._queued:
+            remaining = self._queued[0].since + self._gather_s - time.monotonic()
+            if remaining <= 0 or len(self._choose([entry.item for entry in self._queued])) < len(self._queued):
                 return
-            self._changed.wait(left)
+            self._changed.wait(remaining)
 
-    def _take(self) -> list[_Waiting[T]]:
-        """Remove the next batch from the queue."""
-        self._forget_those_who_left()
-        waiting = list(self._waiting)
-        if not waiting:
-            return []
-        chosen = set(self._choose([entry.item for entry in waiting]))
-        batch = [entry for index, entry in enumerate(waiting) if index in chosen]
-        self._waiting = deque(entry for index, entry in enumerate(waiting) if index not in chosen)
-        taken = [entry for entry in batch if entry.future.set_running_or_notify_cancel()]
-        self.counts.left += len(batch) - len(taken)
-        return taken
+    def _take(self) -> list[_Entry[T]]:
+        """Remove the next batch and the cancelled items from the queue."""
+        queued = [entry for entry in self._queued if not entry.future.cancelled()]
+        chosen = set(self._choose([entry.item for entry in queued])) if queued else set()
+        batch = [queued[index] for index in sorted(chosen) if queued[index].future.set_running_or_notify_cancel()]
+        rest = [entry for index, entry in enumerate(queued) if index not in chosen]
+        self.counts.dropped += len(self._queued) - len(batch) - len(rest)
+        self._queued = rest
+        return batch
 
-    def _forget_those_who_left(self) -> None:
-        here = deque(entry for entry in self._waiting if not entry.future.cancelled())
-        self.counts.left += len(self._waiting) - len(here)
-        self._waiting = here
-
-    def _answer(self, batch: Sequence[_Waiting[T]], alone: bool) -> None:
+    def _answer(self, batch: Sequence[_Entry[T]], alone: bool) -> None:
         """Run a batch and set the result of every future; if the run fails, every future gets the error."""
         start = time.monotonic()
         try:
@@ -209,7 +199,7 @@ def choose_texts(rows: Sequence[Sequence[int]], tower: TowerManifest, cost: RunC
         rows: token ids of the queued texts, oldest first.
         cost: the cost model of a run on this backend.
     """
-    batches = pack_texts([len(row) for row in rows[:LOOKED_AT]], tower, cost=cost)
+    batches = pack_texts([len(row) for row in rows[:CANDIDATES]], tower, cost=cost)
     return next(batch for batch in batches if 0 in batch)
 
 

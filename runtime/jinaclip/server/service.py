@@ -3,43 +3,43 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import functools
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
-from starlette.requests import ClientDisconnect
 
 from jinaclip.errors import JinaClipError
 from jinaclip.model import ClipModel
-from jinaclip.server.admission import Room
-from jinaclip.server.apis.items import Address, Encoded, Item, Text, Tokens
+from jinaclip.server.admission import Limiter
+from jinaclip.server.apis.items import Item, valid_items
 from jinaclip.server.errors import Problem, invalid
 from jinaclip.server.fetch import Fetcher
 from jinaclip.server.metrics import Metrics
-from jinaclip.server.preparation import Limits, Preparation, Prepared
+from jinaclip.server.preparation import Limits, Preparation
 from jinaclip.server.queue import Batcher, choose_images, choose_texts
 
 TESTED_AGAIN_S = 10.0  # the shortest time between two self-tests of a tower whose runs fail
 
 
-@dataclass(frozen=True)
-class Embedded:
-    """The embedding of an item.
+@dataclass
+class _SelfTest:
+    """The last self-test of a tower.
 
     Attributes:
-        vector: the unnormalized embedding, float32 [D].
-        tokens: the number of tokens counted for usage.
+        result: what the test measured when it last passed.
+        time: when it was last run, in seconds since the epoch.
+        error: why it failed, or None.
     """
 
-    vector: np.ndarray
-    tokens: int
+    result: dict[str, Any]
+    time: float
+    error: str | None = None
 
 
 class Service:
@@ -50,124 +50,108 @@ class Service:
         limits: limits on requests and queues; None for the defaults.
         metrics: the counters to update; None for unexported ones.
         fetcher: downloads images from URLs; None to reject URLs.
-        narrow: the same model opened with fewer threads, used for batches that run at the same time under load; None
-            to run batches one after the other.
-        workers: the number of batches of `narrow` that run at the same time.
+        parallel_model: the same model opened with fewer threads, used for batches that run at the same time under
+            load; None to run batches one after the other.
+        workers: the number of batches of `parallel_model` that run at the same time.
 
     Attributes:
         max_tokens: the most tokens in a text.
         batchers: the queue of each tower.
-        rooms: the admission limit of each tower, in items that are accepted and not answered yet.
+        limiters: the admission limit of each tower, in items that are accepted and not answered yet.
     """
 
     def __init__(
-        self, model: ClipModel, *, limits: Limits | None = None, metrics: Metrics | None = None,
-        fetcher: Fetcher | None = None, narrow: ClipModel | None = None, workers: int = 1,
+        self, model: ClipModel, limits: Limits | None = None, metrics: Metrics | None = None, *,
+        fetcher: Fetcher | None = None, parallel_model: ClipModel | None = None, workers: int = 1,
     ) -> None:  # fmt: skip
-        self.model, self._narrow = model, narrow
-        self._long = threading.Lock()  # one long text at a time: it uses much memory and all cores
+        self.model, self._parallel_model, self._workers = model, parallel_model, workers
+        self._long_text = threading.Lock()  # one long text at a time: it uses much memory and all cores
         self._limits, self._metrics = limits or Limits(), metrics or Metrics()
         self.max_tokens = min(self._limits.tokens or model.max_tokens, model.max_tokens)
         self.batchers: dict[str, Batcher[Any]] = {}
-        self.rooms: dict[str, Room] = {}
-        self._self_test = {tower: facts["self_test"] for tower, facts in model.info()["towers"].items()}
-        self._tested = dict.fromkeys(self._self_test, time.time())
-        self._broken: dict[str, str] = {}
-        run: dict[str, Callable[[Sequence[Any], bool], np.ndarray]] = {
-            "text": self._run_texts,
-            "image": self._run_images,
-        }
-        for tower, room in (("text", self._limits.queue_texts), ("image", self._limits.queue_images)):
-            if tower not in self._self_test:
-                continue
-            session = model.encoders[tower].session
-            cost = session.cost
+        self.limiters: dict[str, Limiter] = {}
+        info = model.info()["towers"]
+        self._self_tests = {tower: _SelfTest(facts["self_test"], time.time()) for tower, facts in info.items()}
+        if "text" in model.encoders:
+            cost = model.text_encoder.session.cost
             # The work is divided among the workers, but a batch stays large enough that its fixed cost is at most 1/8.
             share = replace(cost, tokens=max(cost.tokens // workers, 8 * cost.opening_tokens))
-            choose: Any = (
-                partial(choose_texts, tower=model.bundle.tower("text"), cost=share)
-                if tower == "text" else partial(choose_images, cost=cost)
-            )  # fmt: skip
-            self.rooms[tower] = Room(f"{tower}s", room)
-            self.batchers[tower] = Batcher(
-                tower, run[tower], choose, workers=max(workers, session.concurrency),
-                gather_s=self._limits.gather_s, observe=partial(self._ran, tower),
-            )  # fmt: skip
-        self._metrics.watch(self.batchers, self.rooms)
+            choose = functools.partial(choose_texts, tower=model.bundle.tower("text"), cost=share)
+            self._open_queue("text", self._run_texts, choose, self._limits.queue_texts)
+        if "image" in model.encoders:
+            choose = functools.partial(choose_images, cost=model.image_encoder.session.cost)
+            self._open_queue("image", self._run_images, choose, self._limits.queue_images)
+        self._metrics.watch(self.batchers, self.limiters)
         self._preparation = Preparation(model, self.max_tokens, self._limits, self._metrics, fetcher)
 
-    async def embed(
-        self, *fields: tuple[str, Sequence[Item | Problem]], task: str | None, truncate: bool, partial: bool = False
-    ) -> list[list[Embedded | Problem]]:
-        """Compute the embeddings of a request's items.
+    def _open_queue(
+        self, tower: str, run: Callable[..., np.ndarray], choose: Callable[..., Sequence[int]], limit: int
+    ) -> None:
+        workers = max(self._workers, self.model.encoders[tower].session.concurrency)
+        observe = functools.partial(self._observe, tower)
+        self.limiters[tower] = Limiter(f"{tower}s", limit)
+        self.batchers[tower] = Batcher(
+            tower, run, choose, workers=workers, gather_s=self._limits.gather_s, observe=observe
+        )
+
+    async def embed(self, items: Sequence[Item], *, task: str | None, truncate: bool, partial: bool = False) -> None:
+        """Compute the embeddings of a request's items. Sets the vector and the tokens of each item.
 
         Args:
-            fields: the name and the items of each request field.
+            items: the items, from all fields of the request.
             task: a task of the bundle, or None.
             truncate: True to truncate texts that are too long.
-            partial: True to return a Problem in place of each invalid item, unless all items are invalid.
-
-        Returns:
-            For each field, its results in the order of the items.
+            partial: True to set the problem of each invalid item instead of raising it, unless all items are invalid.
 
         Raises:
             Overloaded: the queue limit would be exceeded.
             Problem: an item is invalid; the message contains its field and index.
         """
-        with self.accepted([item for _, items in fields for item in items]):
-            names = [name for name, _ in fields]
-            prepare = [self._preparation.prepare(items, name, task=task, truncate=truncate) for name, items in fields]
-            prepared = await asyncio.gather(*prepare)
-            places = [(name, i, row[i]) for name, row in zip(names, prepared, strict=True) for i in range(len(row))]
-            good = [(name, index, item) for name, index, item in places if isinstance(item, Prepared)]
-            first = next((item for _, _, item in places if isinstance(item, Problem)), None)
-            if first is not None and not (partial and good):
-                raise first
-            vectors = await self.vectors([item for _, _, item in good])
-        for (name, index, item), vector in zip(good, vectors, strict=True):
-            if not np.isfinite(vector).all():  # JSON would contain null, which some clients store
-                raise Problem(500, "not_finite", "has an embedding with NaN or infinite values").at(name, index)
+        for item in items:
+            if item.problem is None and item.tower not in self.batchers:
+                kind = {"text": "a text", "image": "an image"}[item.tower]
+                what = f"is {kind}, but this server has no {item.tower} tower"
+                item.fail(invalid("input", what, code=f"no_{item.tower}_tower"))
+        valid = valid_items(items, partial=partial)
+        with self._reserved(valid):
+            await self._preparation.prepare(valid, task=task, truncate=truncate)
+            valid = valid_items(items, partial=partial)
+            await self._run(valid)
+        for item in valid:
+            if not np.isfinite(item.vector).all():  # JSON would contain null, which some clients store
+                what = "has an embedding with NaN or infinite values"
+                raise Problem(500, "not_finite", what).at(item.field, item.index)
             self._metrics.items.labels(item.tower).inc()
-        ready = iter(vectors)
-        return [
-            [Embedded(next(ready), item.tokens) if isinstance(item, Prepared) else item for item in row]
-            for row in prepared
-        ]
 
     @contextmanager
-    def accepted(self, items: Sequence[Item | Problem]) -> Iterator[None]:
-        """Reserve queue capacity for a request's items during the block, before any of them is fetched or decoded.
+    def _reserved(self, items: Sequence[Item]) -> Iterator[None]:
+        """Reserve queue capacity for items during the block, before any of them is fetched or decoded.
 
         Raises:
             Overloaded: the capacity is in use; retry later.
             Problem: the request has more items than the total capacity.
         """
-        texts = sum(isinstance(item, Text | Tokens) for item in items)
-        images = sum(isinstance(item, Encoded | Address) for item in items)
         with ExitStack() as stack:
-            for tower, count in (("text", texts), ("image", images)):
-                room = self.rooms.get(tower)
-                if room is None or not count:
-                    continue
-                if count > room.limit:
-                    raise invalid("input", f"{count} {room.what} exceed this server's limit of {room.limit}; send "
-                                           "fewer per request", code="too_many_items")  # fmt: skip
-                stack.enter_context(room.taken(count))
+            for tower, limiter in self.limiters.items():
+                count = sum(item.tower == tower for item in items)
+                if count > limiter.limit:
+                    what = f"{count} {limiter.resource} exceed this server's limit of {limiter.limit}"
+                    raise invalid("input", f"{what}; send fewer per request", code="too_many_items")
+                stack.enter_context(limiter.reserved(count))
             yield
 
-    async def vectors(self, items: Sequence[Prepared]) -> list[np.ndarray]:
-        """Unnormalized embeddings, float32 [D], in order. If the caller is cancelled, its queued items are dropped."""
-        futures: list[Future[np.ndarray]] = []
+    async def _run(self, items: Sequence[Item]) -> None:
+        """Run prepared items in batches. If the caller is cancelled, its queued items are dropped."""
+        futures: list[tuple[Item, Future[np.ndarray]]] = []
         try:
-            by_tower = {}
             for tower, batcher in self.batchers.items():
-                added = batcher.submit([item.value for item in items if item.tower == tower])
-                futures += added
-                by_tower[tower] = iter(added)
-            ordered = [next(by_tower[item.tower]) for item in items]
-            return list(await asyncio.gather(*(asyncio.wrap_future(future) for future in ordered)))
+                queued = [item for item in items if item.tower == tower]
+                futures += zip(queued, batcher.submit([item.model_input for item in queued]), strict=True)
+            vectors = await asyncio.gather(*(asyncio.wrap_future(future) for _, future in futures))
+            for (item, _), vector in zip(futures, vectors, strict=True):
+                item.vector = vector
         finally:
-            for future in futures:
+            for _, future in futures:
                 future.cancel()  # no effect if the item runs or is done
 
     def health(self) -> tuple[bool, dict[str, dict[str, Any]]]:
@@ -182,17 +166,17 @@ class Service:
         info = self.model.info()["towers"]
         towers = {}
         for tower, batcher in self.batchers.items():
-            if (batcher.counts.failing or tower in self._broken) and time.time() - self._tested[tower] > TESTED_AGAIN_S:
-                self._test(tower)
+            test = self._self_tests[tower]
+            if (batcher.counts.failing or test.error) and time.time() - test.time > TESTED_AGAIN_S:
+                self._test(tower, test)
             names = ("backend", "device", "providers", "precision")
             towers[tower] = {
-                "status": "failing" if tower in self._broken else "ok",
+                "status": "failing" if test.error else "ok",
                 **{name: info[tower][name] for name in names if name in info[tower]},
-                "self_test": {**self._self_test[tower], "age_seconds": round(time.time() - self._tested[tower], 1)},
+                "self_test": {**test.result, "age_seconds": round(time.time() - test.time, 1)},
+                **({"error": test.error} if test.error else {}),
             }
-            if tower in self._broken:
-                towers[tower]["error"] = self._broken[tower]
-        return not self._broken, towers
+        return not any(test.error for test in self._self_tests.values()), towers
 
     def close(self, grace_s: float) -> int:
         """Finish accepted items and stop.
@@ -204,66 +188,34 @@ class Service:
             The number of items that were not finished in time.
         """
         deadline = time.monotonic() + grace_s
-        left = sum(batcher.close(max(0.0, deadline - time.monotonic())) for batcher in self.batchers.values())
+        unfinished = sum(batcher.close(max(0.0, deadline - time.monotonic())) for batcher in self.batchers.values())
         self._preparation.close()
-        return left
+        return unfinished
 
-    def _test(self, tower: str) -> None:
-        self._tested[tower] = time.time()
+    def _test(self, tower: str, test: _SelfTest) -> None:
+        test.time = time.time()
         try:
-            self._self_test[tower] = self.model.encoders[tower].check()
-            if self._narrow is not None:
-                self._narrow.encoders[tower].check()
-            self._broken.pop(tower, None)
-            self.batchers[tower].counts.failing = 0
+            test.result = self.model.encoders[tower].check()
+            if self._parallel_model is not None:
+                self._parallel_model.encoders[tower].check()
         except JinaClipError as error:
-            self._broken[tower] = str(error)
+            test.error = str(error)
+        else:
+            test.error, self.batchers[tower].counts.failing = None, 0
 
     def _run_texts(self, rows: Sequence[list[int]], alone: bool) -> np.ndarray:
         if len(rows[0]) > self.model.text_encoder.session.cost.tokens:  # such a text is a batch of its own
-            with self._long:
+            with self._long_text:
                 return self.model.text_encoder.run(rows)
-        return self._for(alone).text_encoder.run(rows)
+        return self._model_for_batch(alone).text_encoder.run(rows)
 
     def _run_images(self, pixels: Sequence[np.ndarray], alone: bool) -> np.ndarray:
-        return self._for(alone).image_encoder.run(pixels)
+        return self._model_for_batch(alone).image_encoder.run(pixels)
 
-    def _for(self, alone: bool) -> ClipModel:
-        """The model instance that runs a batch."""
-        return self.model if alone or self._narrow is None else self._narrow
+    def _model_for_batch(self, alone: bool) -> ClipModel:
+        return self.model if alone or self._parallel_model is None else self._parallel_model
 
-    def _ran(self, tower: str, waited: Sequence[float], seconds: float) -> None:
+    def _observe(self, tower: str, waited: Sequence[float], seconds: float) -> None:
         for wait in waited:
             self._metrics.stages.labels(tower, "wait").observe(wait)
         self._metrics.stages.labels(tower, "run").observe(seconds)
-
-
-@contextlib.asynccontextmanager
-async def cancelled_with(client_left: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
-    """Cancel the block when the client disconnects.
-
-    Args:
-        client_left: a function that returns when the client has disconnected.
-
-    Raises:
-        ClientDisconnect: the client disconnected.
-    """
-    task, left = asyncio.current_task(), False
-    assert task is not None
-
-    async def watch() -> None:
-        nonlocal left
-        await client_left()
-        left = True
-        task.cancel()
-
-    watcher = asyncio.create_task(watch())
-    try:
-        yield
-    except asyncio.CancelledError:
-        if not left:
-            raise
-        task.uncancel()
-        raise ClientDisconnect from None
-    finally:
-        watcher.cancel()

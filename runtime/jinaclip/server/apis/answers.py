@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from jinaclip.embeddings import probabilities, truncate
+from jinaclip.server.apis.items import Item
 from jinaclip.server.apis.requests import EmbeddingRequest, RankRequest
-from jinaclip.server.errors import Problem
 
 TILE = 512  # pixels; an image counts as IMAGE_TOKENS for each tile of the original, including partial tiles
 IMAGE_TOKENS = 4000
@@ -36,9 +36,9 @@ def encoded(vector: np.ndarray, kind: str) -> Any:
     return packed.tolist() if kind == "ubinary" else (packed.astype(np.int16) - 128).tolist()
 
 
-def embedding_of(vector: np.ndarray, types: Sequence[str], *, single: bool) -> Any:
-    """The value of "embedding" in a response: one encoded vector, or an object with one per type."""
-    return encoded(vector, types[0]) if single else {kind: encoded(vector, kind) for kind in types}
+def embedding_of(vector: np.ndarray, types: Sequence[str]) -> Any:
+    """The value of "embedding" in a response: one encoded vector, or for several types an object with one per type."""
+    return encoded(vector, types[0]) if len(types) == 1 else {kind: encoded(vector, kind) for kind in types}
 
 
 def image_tokens(width: int, height: int) -> int:
@@ -46,43 +46,39 @@ def image_tokens(width: int, height: int) -> int:
     return IMAGE_TOKENS * -(-width // TILE) * -(-height // TILE)
 
 
-class HasVector(Protocol):
-    """An item with its unnormalized embedding, float32 [D]."""
-
-    @property
-    def vector(self) -> np.ndarray: ...
-
-
-def _vectors(items: Sequence[HasVector | Problem]) -> np.ndarray:
-    return np.stack([item.vector for item in items if not isinstance(item, Problem)])
+def answer(model_name: str, items: Sequence[Item], data: list[dict[str, Any]]) -> dict[str, Any]:
+    """The body of a response: `data` and the tokens of the request's items."""
+    tokens = sum(item.tokens for item in items if item.problem is None)
+    usage = {"total_tokens": tokens, "prompt_tokens": tokens}
+    return {"model": model_name, "object": "list", "usage": usage, "data": data}
 
 
-def embedding_data(request: EmbeddingRequest, items: Sequence[HasVector | Problem]) -> list[dict[str, Any]]:
+def embedding_data(request: EmbeddingRequest) -> list[dict[str, Any]]:
     """The value of "data" in a response to POST /v1/embeddings, in the order of the items."""
-    finished = iter(truncate(_vectors(items), request.asked.dimensions, normalize=request.normalized))
+    vectors = iter(_vectors(request.input, request.dimensions, normalize=request.normalized is not False))
+    types = request.types
     data: list[dict[str, Any]] = []
-    for index, item in enumerate(items):
-        if isinstance(item, Problem):
-            data.append({"object": "error", "index": index, "error": item.error()})
+    for index, item in enumerate(request.input):
+        if item.problem is not None:
+            data.append({"object": "error", "index": index, "error": item.problem.error()})
         else:
-            value = embedding_of(next(finished), request.types, single=request.single_type)
-            data.append({"object": "embedding", "index": index, "embedding": value})
+            data.append({"object": "embedding", "index": index, "embedding": embedding_of(next(vectors), types)})
     return data
 
 
-def rank_data(
-    request: RankRequest, texts: Sequence[HasVector | Problem], images: Sequence[HasVector | Problem],
-    logit_scale: float,
-) -> list[dict[str, Any]]:  # fmt: skip
+def rank_data(request: RankRequest, logit_scale: float) -> list[dict[str, Any]]:
     """The value of "data" in a response to POST /v1/rank: the candidates of each query, best first."""
-    dim = request.asked.dimensions
-    cosines = truncate(_vectors(texts), dim) @ truncate(_vectors(images), dim).T
+    cosines = _vectors(request.texts, request.dimensions) @ _vectors(request.images, request.dimensions).T
     odds = probabilities(cosines, logit_scale, over=request.over)
     if request.over == "texts":  # images are the queries, texts the candidates
         cosines, odds = cosines.T, odds.T
     data = []
-    for index, (row, likeness) in enumerate(zip(odds, cosines, strict=True)):
+    for index, (row, similarities) in enumerate(zip(odds, cosines, strict=True)):
         best = np.argsort(-row, kind="stable")[: request.top_n]
-        results = [{"index": int(i), "probability": float(row[i]), "cosine": float(likeness[i])} for i in best]
+        results = [{"index": int(i), "probability": float(row[i]), "cosine": float(similarities[i])} for i in best]
         data.append({"object": "ranking", "index": index, "results": results})
     return data
+
+
+def _vectors(items: Sequence[Item], dimensions: int, *, normalize: bool = True) -> np.ndarray:
+    return truncate(np.stack([item.vector for item in items if item.problem is None]), dimensions, normalize=normalize)

@@ -55,11 +55,11 @@ class Marketplace:
         if not isinstance(body, dict) or (self.name == "sagemaker" and "input" in body):
             return body, "input"  # the format of /v1/embeddings, or an error that is reported there
         if self.items not in body:
-            raise invalid(self.items, f"{self.items} is missing; expected a list of texts and images",
-                          code="missing_field")  # fmt: skip
-        if unknown := set(body) - {self.items, "parameters"}:
-            raise invalid(sorted(unknown)[0], f"{sorted(unknown)[0]!r:.80} is not a field of this request; expected "
-                                              f"{self.items} and parameters", code="unknown_field")  # fmt: skip
+            what = f"{self.items} is missing; expected a list of texts and images"
+            raise invalid(self.items, what, code="missing_field")
+        for name in sorted(set(body) - {self.items, "parameters"}):
+            what = f"{name!r:.80} is not a field of this request; expected {self.items} and parameters"
+            raise invalid(name, what, code="unknown_field")
         parameters = {} if body.get("parameters") is None else body["parameters"]
         if not isinstance(parameters, dict):
             raise invalid("parameters", f"parameters is {kind_of(parameters)}, expected an object")
@@ -88,6 +88,6 @@ def marketplace(name: str, environment: Mapping[str, str]) -> Marketplace:
     health = environment.get("AIP_HEALTH_ROUTE") or "/health"
     predict = environment.get("AIP_PREDICT_ROUTE") or "/predict"
     if not (port.isascii() and port.isdecimal()) or not health.startswith("/") or not predict.startswith("/"):
-        raise InputError(f"AIP_HTTP_PORT, AIP_HEALTH_ROUTE and AIP_PREDICT_ROUTE are {port!r}, {health!r} and "
-                         f"{predict!r}; expected a port number and two paths that begin with /")  # fmt: skip
+        found = f"AIP_HTTP_PORT, AIP_HEALTH_ROUTE and AIP_PREDICT_ROUTE are {port!r}, {health!r} and {predict!r}"
+        raise InputError(f"{found}; expected a port number and two paths that begin with /")
     return Marketplace(name, int(port), health, predict, "instances")

@@ -1,21 +1,41 @@
-"""Request bodies and their validation. The OpenAPI description of the fields is generated from these classes."""
+"""Requests: their fields and their validation. The OpenAPI description of the fields is made from these classes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Annotated, Any, Literal, TypeVar
+from functools import partial
+from itertools import pairwise
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    ValidationInfo,
+    WithJsonSchema,
+    model_validator,
+)
 
-from jinaclip.server.apis.items import IMAGE_FIELDS, Item, kind_of, read_items
+from jinaclip.server.apis.items import IMAGE_FIELDS, kind_of, read_items
 from jinaclip.server.errors import Problem, invalid
 
 EmbeddingType = Literal["float", "base64", "binary", "ubinary"]
 EmbeddingTypes = EmbeddingType | Annotated[list[EmbeddingType], Field(min_length=1)]
-TYPE_FIELDS = ("embedding_type", "encoding_type", "encoding_format")  # three names of the same field
-B = TypeVar("B", bound=BaseModel)
+R = TypeVar("R", bound="Request")
+
+
+def _check_false(value: bool | None) -> bool | None:
+    if value:
+        raise ValueError("not supported")
+    return value
+
+
+# For options that clients of other models always send. Literal[False] would accept 0 too.
+FalseOnly = Annotated[bool | None, AfterValidator(_check_false), WithJsonSchema({"enum": [False, None]})]
 
 
 @dataclass(frozen=True)
@@ -26,133 +46,115 @@ class Rules:
         model_names: the accepted model names; responses contain the first.
         dims: the supported embedding dimensions.
         tasks: the tasks of the bundle.
-        most_items: the most items in a request, texts and images together.
+        max_items: the most items in a request, texts and images together.
         ignore_unknown_tasks: True to ignore an unknown task with a warning, False to reject the request.
-        take_tokens: True to accept token ids in place of a text.
+        accept_token_ids: True to accept token ids in place of a text.
     """
 
     model_names: tuple[str, ...]
     dims: tuple[int, ...]
     tasks: tuple[str, ...]
-    most_items: int = 2048
+    max_items: int = 2048
     ignore_unknown_tasks: bool = False
-    take_tokens: bool = False
+    accept_token_ids: bool = False
 
 
-def _is_not_true(value: bool | None) -> bool | None:
-    if value:
-        raise ValueError("not supported")
-    return value
-
-
-OffOnly = Annotated[bool | None, AfterValidator(_is_not_true)]  # some clients of other models always send it
-
-
-class _Body(BaseModel):
-    """The fields of all request bodies.
+class Request(BaseModel):
+    """The fields of all requests. The validation context is the server's Rules.
 
     A description is also used in error messages, after "expected". It begins with the accepted values.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    model: Annotated[str | None, Field(description="a string: one of the model names listed by /v1/models")] = None
-    dimensions: Annotated[Any, Field(description="a supported embedding dimension, as a number or a string")] = None
-    task: Annotated[str | None, Field(description="a string: its instruction is added before each text")] = None
-    truncate: Annotated[bool | None, Field(description="true or false: truncate texts that are too long")] = False
-    user: Annotated[str | None, Field(description="a string, which is ignored")] = None
+    model: str | None = Field(None, description="a string: one of the model names listed by /v1/models")
+    dimensions: Any = Field(None, description="a supported embedding dimension, as a number or a string")
+    task: str | None = Field(None, description="a string: its instruction is added before each text")
+    truncate: bool | None = Field(False, description="true or false: truncate texts that are too long")
+    user: str | None = Field(None, description="a string, which is ignored")
+
+    _warning: str | None = PrivateAttr(None)
+
+    @property
+    def warning(self) -> str | None:
+        """A message about an ignored option, or None."""
+        return self._warning
+
+    @model_validator(mode="after")
+    def _apply_rules(self, info: ValidationInfo[Rules]) -> Self:
+        """Check the model name, and replace `task` and `dimensions` by the values that are used."""
+        rules = info.context
+        if self.model not in (None, *rules.model_names):
+            message = f"model {self.model!r:.80} is not served here; expected {', '.join(rules.model_names)}"
+            raise Problem(404, "model_not_found", message, param="model")
+        self.task = self.task or None  # some clients send "" for no task
+        if self.task not in (None, *rules.tasks):
+            known = ", ".join(rules.tasks) or "none"
+            if not rules.ignore_unknown_tasks:
+                what = f"task {self.task!r:.80} is not supported; supported tasks: {known}"
+                advice = "Remove task, or start the server with --unknown-task ignore."
+                raise invalid("task", f"{what}. {advice}", code="unknown_task")
+            self.task = None
+            self._warning = f"The requested task is not supported and was ignored. Supported tasks: {known}"
+        if self.dimensions is None:
+            self.dimensions = max(rules.dims)
+        if type(self.dimensions) not in (int, str) or str(self.dimensions) not in map(str, rules.dims):
+            expected = ", ".join(map(str, rules.dims))
+            raise invalid("dimensions", f"dimensions is {self.dimensions!r:.60}, expected one of {expected}")
+        self.dimensions = int(self.dimensions)
+        return self
 
 
-class EmbeddingBody(_Body):
-    """The body of POST /v1/embeddings, in the formats of the hosted API and of OpenAI."""
+class EmbeddingRequest(Request):
+    """A request to /v1/embeddings, in the formats of the hosted API and of OpenAI."""
 
-    input: Annotated[Any, Field(description="a text, an image, or a list of texts and images")]
-    normalized: Annotated[bool | None, Field(description="true or false: normalize embeddings to length 1")] = True
-    embedding_type: Annotated[
-        EmbeddingTypes | None,
-        Field(description="float, base64, binary or ubinary, or a list of these"),
-    ] = None
-    encoding_type: Annotated[EmbeddingTypes | None, Field(description="the same as embedding_type")] = None
-    encoding_format: Annotated[EmbeddingTypes | None, Field(description="the same as embedding_type")] = None
-    late_chunking: Annotated[OffOnly, Field(description="false: this model returns one vector per text")] = None
-    return_multivector: Annotated[OffOnly, Field(description="false: this model returns one vector per text")] = None
-    partial: Annotated[
-        bool | None, Field(description="true or false: return an error for each invalid item, and embed the others")
-    ] = False
+    input: Any = Field(description="a text, an image, or a list of texts and images")
+    normalized: bool | None = Field(True, description="true or false: normalize embeddings to length 1")
+    embedding_type: EmbeddingTypes | None = Field(
+        None, description="float, base64, binary or ubinary, or a list of these"
+    )
+    encoding_type: EmbeddingTypes | None = Field(None, description="the same as embedding_type")
+    encoding_format: EmbeddingTypes | None = Field(None, description="the same as embedding_type")
+    late_chunking: FalseOnly = Field(None, description="false: this model returns one vector per text")
+    return_multivector: FalseOnly = Field(None, description="false: this model returns one vector per text")
+    partial: bool | None = Field(
+        False, description="true or false: return an error for each invalid item, and embed the others"
+    )
 
+    @property
+    def types(self) -> tuple[str, ...]:
+        """The requested embedding types, in the client's order."""
+        value = self.embedding_type or self.encoding_type or self.encoding_format or "float"
+        return tuple(dict.fromkeys([value] if isinstance(value, str) else value))
 
-class RankBody(_Body):
-    """The body of POST /v1/rank."""
-
-    texts: Annotated[Any, Field(description="a text, or a list of texts")]
-    images: Annotated[Any, Field(description="an image, or a list of images")]
-    over: Annotated[
-        Literal["texts", "images"],
-        Field(description="texts or images: the candidates, whose probabilities sum to 1 for each query"),
-    ] = "texts"
-    top_n: Annotated[int | None, Field(ge=1, description="a whole number of at least 1: results per query")] = None
-
-
-@dataclass(frozen=True)
-class Asked:
-    """The options that embedding and rank requests share.
-
-    Attributes:
-        dimensions: the number of embedding dimensions.
-        task: a task of the bundle, or None.
-        truncate: True to truncate texts that are too long, False to reject them.
-        warning: a message about an ignored option, or None.
-    """
-
-    dimensions: int
-    task: str | None
-    truncate: bool
-    warning: str | None
+    @model_validator(mode="after")
+    def _check_types(self) -> Self:
+        names = ("embedding_type", "encoding_type", "encoding_format")
+        given = [(name, value) for name in names if (value := getattr(self, name)) is not None]
+        for (name, value), (other, second) in pairwise(given):
+            if value != second:
+                what = f"{name} and {other} are names of the same field, but their values differ"
+                raise invalid(other, f"{what}: {value!r:.60} and {second!r:.60}")
+        packed = [kind for kind in self.types if kind.endswith("binary")]
+        if packed and self.dimensions % 8:
+            what = f"{packed[0]} packs eight dimensions into a byte; expected dimensions divisible by 8"
+            raise invalid("dimensions", what)
+        return self
 
 
-@dataclass(frozen=True)
-class EmbeddingRequest:
-    """A validated embedding request.
+class RankRequest(Request):
+    """A request to /v1/rank."""
 
-    Attributes:
-        asked: the options that all requests share.
-        field: the name of the field with the items, for messages.
-        items: the items in the client's order; with `partial`, a Problem in place of each invalid item.
-        normalized: True to normalize embeddings to length 1.
-        types: the requested embedding types, in the client's order.
-        single_type: True if one type was requested, False for several.
-        partial: True to return an error for each invalid item and embed the others.
-    """
-
-    asked: Asked
-    field: str
-    items: Sequence[Item | Problem]
-    normalized: bool = True
-    types: tuple[str, ...] = ("float",)
-    single_type: bool = True
-    partial: bool = False
-
-
-@dataclass(frozen=True)
-class RankRequest:
-    """A validated rank request.
-
-    Attributes:
-        asked: the options that all requests share.
-        texts, images: the items, in the client's order.
-        over: "texts" to rank the texts for each image, "images" to rank the images for each text.
-        top_n: the most results per query; None for all.
-    """
-
-    asked: Asked
-    texts: Sequence[Item | Problem]
-    images: Sequence[Item | Problem]
-    over: str = "texts"
-    top_n: int | None = None
+    texts: Any = Field(description="a text, or a list of texts")
+    images: Any = Field(description="an image, or a list of images")
+    over: Literal["texts", "images"] = Field(
+        "texts", description="texts or images: the candidates, whose probabilities sum to 1 for each query"
+    )
+    top_n: int | None = Field(None, ge=1, description="a whole number of at least 1: results per query")
 
 
 def embedding_request(body: Any, rules: Rules, field: str = "input") -> EmbeddingRequest:
-    """Validate a decoded JSON body of POST /v1/embeddings.
+    """Validate a decoded JSON body of POST /v1/embeddings. `input` becomes a list of Item.
 
     Args:
         body: the decoded body.
@@ -162,20 +164,15 @@ def embedding_request(body: Any, rules: Rules, field: str = "input") -> Embeddin
     Raises:
         Problem: 404 for an unknown model, else 422; with the field and, for an item, its index.
     """
-    read = _read(EmbeddingBody, body)
-    asked = _asked(read, rules)
-    types, single = _types(read)
-    bits = [kind for kind in types if kind in ("binary", "ubinary")]
-    if bits and asked.dimensions % 8:
-        raise invalid("dimensions", f"{bits[0]} packs eight dimensions into a byte; expected dimensions divisible by 8")
-    partial = bool(read.partial)
-    items = read_items(read.input, field, most=rules.most_items, partial=partial, tokens=rules.take_tokens)
-    normalized = read.normalized is not False
-    return EmbeddingRequest(asked, field, items, normalized, types, single, partial)
+    request = _parsed(EmbeddingRequest, body, rules)
+    request.input = read_items(
+        request.input, field, rules.max_items, token_ids=rules.accept_token_ids, partial=bool(request.partial)
+    )
+    return request
 
 
 def rank_request(body: Any, rules: Rules) -> RankRequest:
-    """Validate a decoded JSON body of POST /v1/rank.
+    """Validate a decoded JSON body of POST /v1/rank. `texts` and `images` become lists of Item.
 
     Args:
         body: the decoded body.
@@ -184,68 +181,30 @@ def rank_request(body: Any, rules: Rules) -> RankRequest:
     Raises:
         Problem: 404 for an unknown model, else 422; with the field and, for an item, its index.
     """
-    read = _read(RankBody, body)
-    asked = _asked(read, rules)
-    texts = read_items(read.texts, "texts", most=rules.most_items, names=("text",), tokens=rules.take_tokens)
-    images = read_items(read.images, "images", most=rules.most_items, names=IMAGE_FIELDS)
-    if len(texts) + len(images) > rules.most_items:
-        raise invalid("images", f"texts and images have {len(texts) + len(images)} items together, the limit is "
-                                f"{rules.most_items} per request; send fewer")  # fmt: skip
-    return RankRequest(asked, texts, images, read.over, read.top_n)
+    request = _parsed(RankRequest, body, rules)
+    read = partial(read_items, limit=rules.max_items, partial=False)
+    request.texts = read(request.texts, "texts", names=("text",), token_ids=rules.accept_token_ids)
+    request.images = read(request.images, "images", names=IMAGE_FIELDS, token_ids=False)
+    if (count := len(request.texts) + len(request.images)) > rules.max_items:
+        limit = f"the limit is {rules.max_items} per request; send fewer"
+        raise invalid("images", f"texts and images have {count} items together, {limit}")
+    return request
 
 
-def _read(kind: type[B], body: Any) -> B:
+def _parsed(kind: type[R], body: Any, rules: Rules) -> R:
     if not isinstance(body, dict):
         raise invalid("body", f"The request body is {kind_of(body)}, expected a JSON object.")
     try:
-        return kind.model_validate(body)
+        return kind.model_validate(body, context=rules)
     except ValidationError as error:
-        problem = error.errors(include_url=False, include_context=False)[0]
+        problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
     name = str(problem["loc"][0])
     if problem["type"] == "extra_forbidden":
         like = get_close_matches(name, kind.model_fields, 1)
         meant = f" (did you mean {like[0]}?)" if like else ""
-        known = ", ".join(kind.model_fields)
-        raise invalid(name, f"{name!r:.80} is not a field of this request{meant}; expected some of {known}",
-                      code="unknown_field")  # fmt: skip
+        what = f"{name!r:.80} is not a field of this request{meant}; expected some of {', '.join(kind.model_fields)}"
+        raise invalid(name, what, code="unknown_field")
     expected = kind.model_fields[name].description
     if problem["type"] == "missing":
         raise invalid(name, f"{name} is missing; expected {expected}", code="missing_field")
     raise invalid(name, f"{name} is {body[name]!r:.80}, expected {expected}")
-
-
-def _asked(body: _Body, rules: Rules) -> Asked:
-    if body.model is not None and body.model not in rules.model_names:
-        names = ", ".join(rules.model_names)
-        raise Problem(404, "model_not_found", f"model {body.model!r:.80} is not served here; expected {names}",
-                      param="model")  # fmt: skip
-    task, warning = body.task or None, None  # some clients send "" for no task
-    if task is not None and task not in rules.tasks:
-        known = ", ".join(rules.tasks) or "none"
-        if not rules.ignore_unknown_tasks:
-            raise invalid("task", f"task {task!r:.80} is not supported; supported tasks: {known}. Remove task, or "
-                                  "start the server with --unknown-task ignore.", code="unknown_task")  # fmt: skip
-        task, warning = None, f"The requested task is not supported and was ignored. Supported tasks: {known}"
-    return Asked(_dimensions(body.dimensions, rules.dims), task, bool(body.truncate), warning)
-
-
-def _dimensions(value: Any, dims: Sequence[int]) -> int:
-    if value is None:
-        return max(dims)
-    for dim in dims:
-        if value == str(dim) or (type(value) is int and value == dim):
-            return dim
-    raise invalid("dimensions", f"dimensions is {value!r:.60}, expected one of {', '.join(map(str, dims))}")
-
-
-def _types(body: EmbeddingBody) -> tuple[tuple[str, ...], bool]:
-    given = {name: value for name in TYPE_FIELDS if (value := getattr(body, name)) is not None}
-    if not given:
-        return ("float",), True
-    name, value = next(iter(given.items()))
-    for other, second in given.items():
-        if second != value:
-            raise invalid(other, f"{name} and {other} are names of the same field, but their values differ: "
-                                 f"{value!r:.60} and {second!r:.60}")  # fmt: skip
-    kinds = tuple(dict.fromkeys(value if isinstance(value, list) else [value]))
-    return kinds, len(kinds) == 1
