@@ -134,7 +134,7 @@ def _replace(model: ir.Model, layer: Linear, rows: _Rows, channels: np.ndarray) 
         y = op("Mul", [y, rows.scale])
         if rows.outliers is not None:
             y = op("Add", [y, op("MatMul", [rows.outliers, op.const(weight[channels])])])
-        bias = np.zeros_like(scale) if layer.bias is None else constant(layer.bias)
+        bias = layer.bias_values()
         if rows.shift:  # subtract what the shift added to each sum
             bias = bias - np.float32(rows.shift) * quantised.sum(0, dtype=np.int64).astype(np.float32) * scale
         if layer.bias is not None or rows.shift:

@@ -16,19 +16,27 @@ import numpy as np
 import onnx_ir as ir
 
 from jinaclip_engines.errors import PassError
-from jinaclip_engines.graph import JINACLIP, Linear, Ops, array, constant, producer
+from jinaclip_engines.graph import (
+    FULL,
+    HALF,
+    JINACLIP,
+    Linear,
+    Ops,
+    array,
+    constant,
+    producer,
+    producers,
+    through_casts,
+)
 from jinaclip_engines.passes.onnxruntime_cuda.blocks import (
     ImageBlock,
     Rotary,
     image_blocks,
     text_blocks,
-    through_casts,
     unlike,
 )
 from jinaclip_engines.passes.onnxruntime_cuda.patches import embedded_patches
 from jinaclip_engines.passes.onnxruntime_cuda.towers import (
-    FULL,
-    HALF,
     Delta,
     TextStream,
     epsilon,
@@ -138,10 +146,10 @@ def _patches(model: ir.Model, stream: ir.Value) -> tuple[ir.Value, Delta, ir.Val
 
 def _embeddings(model: ir.Model, stream: ir.Value) -> TextStream:
     """Compute the norm of the word and type embeddings in float16, from the float16 table."""
-    norm = stream.producer()
-    add = producer(norm.inputs[0], "Add") if norm is not None and norm.op_type == "LayerNormalization" else None
-    if norm is None or add is None:
+    found = producers(stream, "LayerNormalization", "Add")
+    if not found:
         raise unlike("the embedding of tokens")
+    norm, add = found
     kind = next((value for value in add.inputs if array(value) is not None), None)
     words = next((through_casts(value) for value in add.inputs if array(value) is None), None)
     rows = producer(words, "Gather")
@@ -150,9 +158,9 @@ def _embeddings(model: ir.Model, stream: ir.Value) -> TextStream:
     writer = JinaclipOperators()
     with Ops(model, before=norm) as op:
         kinds = op.const(constant(kind).astype(np.float32).ravel())
-        found = writer.post_norm(op, (kinds, kinds), (words, None), norm)
-        op.replace(stream, writer.full(op, found))
-    return found
+        embedded = writer.post_norm(op, (kinds, kinds), (words, None), norm)
+        op.replace(stream, writer.full(op, embedded))
+    return embedded
 
 
 def _unit_vectors(model: ir.Model) -> None:
