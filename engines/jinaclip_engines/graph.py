@@ -204,7 +204,7 @@ def producer(value: ir.Value | None, op_type: str) -> ir.Node | None:
 
 
 def producers(value: ir.Value | None, *op_types: str) -> tuple[ir.Node, ...]:
-    """The node that computes `value`, the node that computes its first input, and so on; () if one of them is of another
+    """The node that computes `value`, the node that computes its first input, and so on; () if one of them has another
     operator than `op_types` says.
     """
     found: list[ir.Node] = []
@@ -232,7 +232,7 @@ def only_user(value: ir.Value, op_type: str) -> ir.Node | None:
 
 def only_users(value: ir.Value, *op_types: str) -> tuple[ir.Node, ...]:
     """The only node that reads `value`, the only node that reads its first output, and so on; () if there is no such
-    node or it is of another operator than `op_types` says.
+    node or it has another operator than `op_types` says.
     """
     found: list[ir.Node] = []
     for op_type in op_types:

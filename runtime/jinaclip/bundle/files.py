@@ -1,11 +1,14 @@
-"""Atomic writing of files, and safe file names."""
+"""Atomic writing of files and directories, hashes of files, and safe file names."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
+import shutil
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -21,6 +24,39 @@ def write_atomically(path: Path, content: bytes) -> None:
         with suppress(OSError):
             os.unlink(temporary)
         raise
+
+
+@contextmanager
+def new_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Write a directory atomically: the block fills a temporary directory `.<name>.partial-<process id>` beside `path`.
+    It is renamed to `path` when the block ends, and removed if the block raises an error.
+
+    Args:
+        path: the directory to write.
+        replace: replace an existing directory. Otherwise `path` may exist only as an empty directory.
+
+    Raises:
+        OSError: the directory cannot be written, or `path` has content and `replace` is False.
+    """
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        if path.exists():
+            if replace:
+                os.rename(path, partial / "replaced")  # processes that have it open can still read its files
+            else:
+                path.rmdir()
+        os.rename(partial, path)
+        shutil.rmtree(path / "replaced", ignore_errors=True)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's content, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def safe_name(text: str) -> str:

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 import onnx_ir as ir
 
-from jinaclip_engines.graph import FULL, HALF, Linear, Ops, array, attributes, constant
+from jinaclip_engines.graph import FULL, Linear, Ops, array, attributes, constant
 from jinaclip_engines.passes.onnxruntime_cuda.blocks import ImageBlock, Rotary, TextBlock, reader, unlike
 
 # A value to be added to the stream: the float16 output of a product, and a float32 bias not yet added, or None.
