@@ -147,12 +147,12 @@ def _build(args: argparse.Namespace, bundle: Bundle, towers: Sequence[str]) -> l
             bundle, tower, library, target, policy, profiles[tower], profile_set, args.workspace, progress
         )
         built = builder.build(force=args.force)
-        result = {"tower": tower, "precision": "fp16", "engine": built.key, "made": built.new}
-        result |= {name: built.sidecar[name] for name in ("report", "self_test")}
-        results.append(result)
+        report, test = built.sidecar["report"], built.sidecar["self_test"]
+        result = {"tower": tower, "precision": "fp16", "engine": built.key, "made": built.new, "report": report}
+        results.append(result | {"self_test": test})
         progress(f"{built.key}{'' if built.new else ', up to date'}")
         if not args.json:
-            _print_report(result["report"], result["self_test"])
+            _print_report(report, test)
     return results
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from jinaclip_engines.errors import PassError
-from jinaclip_engines.graph import constant, nodes, producer, producers
+from jinaclip_engines.graph import HALF, attributes, constant, nodes, producer, producers
 
 
 def head_size(model: ir.Model) -> int:
@@ -27,6 +27,14 @@ def mask_of(attention: ir.Node) -> ir.Value | None:
     if expand is None or expand.inputs[0] is None:
         raise PassError("the attention mask is not expanded from [B, 1, 1, T]; export the bundle again")
     return expand.inputs[0]
+
+
+def before_rounding(value: ir.Value | None) -> ir.Value | None:
+    """The value from which an input of an Attention was made by rounding to float16 and a cast back to float32. None if
+    the input was not rounded.
+    """
+    casts = producers(value, "Cast", "Cast")
+    return casts[1].inputs[0] if casts and attributes(casts[1]).get("to") == HALF else None
 
 
 def before_split(value: ir.Value | None) -> tuple[ir.Value, ir.Node | None] | None:

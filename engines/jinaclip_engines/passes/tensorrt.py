@@ -36,9 +36,10 @@ from jinaclip_engines.graph import (
     producer,
     producers,
     run_passes,
+    shape_of,
     tidy,
 )
-from jinaclip_engines.passes.attention import head_size, mask_of
+from jinaclip_engines.passes.attention import before_rounding, head_size, mask_of
 from jinaclip_engines.passes.cls_pooling import last_block_for_cls
 
 # How each policy sums float16 products, attention included.
@@ -172,9 +173,9 @@ def merge_projections(model: ir.Model, heads: int) -> int:
 
 def plain_rotary(model: ir.Model, heads: int) -> int:
     """Replace RotaryEmbedding by products with one table [T, K / 2] for all rows of a batch."""
-    count = 0
+    rotaries = nodes(model, "RotaryEmbedding")
     tables: dict[tuple[ir.Value, ir.Value], tuple[ir.Value, ir.Value]] = {}
-    for node in nodes(model, "RotaryEmbedding"):
+    for node in rotaries:
         x, cos, sin, positions = node.inputs
         if attributes(node).get("interleaved"):
             raise PassError("plain_rotary must run after half_split_rotary")
@@ -195,8 +196,7 @@ def plain_rotary(model: ir.Model, heads: int) -> int:
                 op("Add", [op("Mul", [first, s]), op("Mul", [second, c])]),
             ]
             op.replace(node.outputs[0], op("Concat", turned, axis=-1))
-        count += 1
-    return count
+    return len(rotaries)
 
 
 def sum_in_float32(model: ir.Model) -> None:
@@ -255,7 +255,8 @@ def decompose_attention(model: ir.Model, node: ir.Node, width: int, *, in_float3
 def finite_output(model: ir.Model, heads: int) -> int:
     """Add an output `all_finite`, bool [B]: whether a row's vector has no NaN or infinity, tested on its norm."""
     (norm,) = nodes(model, "Sqrt") or nodes(model, "ReduceL2")  # older bundles use ReduceL2
-    with Ops(model, before=_after(model, norm)) as op:
+    order = list(model.graph)
+    with Ops(model, before=order[order.index(norm) + 1]) as op:
         finite = op("LessOrEqual", [norm.outputs[0], op.const(np.float32(np.finfo(np.float32).max))])
         finite = op("Squeeze", [finite, op.const(np.array([1]))])
     finite.name, finite.type, finite.shape = FINITE, ir.TensorType(ir.DataType.BOOL), ir.Shape(["batch"])
@@ -274,20 +275,13 @@ PASSES: Mapping[str, Pass] = {
 }
 
 
-def _after(model: ir.Model, node: ir.Node) -> ir.Node:
-    """The node after `node` in the graph."""
-    order = list(model.graph)
-    return order[order.index(node) + 1]
-
-
 def _products(model: ir.Model) -> list[ir.Node]:
     """MatMul nodes with float16 weights, in order of execution."""
     return [node for node in nodes(model, "MatMul") if _is_weight(node.inputs[1], HALF)]
 
 
 def _is_weight(value: ir.Value | None, dtype: ir.DataType) -> bool:
-    found = None if value is None or value.producer() is not None else value.const_value
-    return found is not None and found.dtype == dtype and len(found.shape) >= 2
+    return value is not None and value.dtype == dtype and len(shape_of(value)) >= 2
 
 
 def _name(value: ir.Value, name: str | None) -> None:
@@ -331,8 +325,7 @@ def _operands(attention: ir.Node) -> list[ir.Value]:
 
 def _is_half(attention: ir.Node) -> bool:
     """Whether queries, keys and values of an Attention are rounded to float16 and cast back to float32."""
-    casts = [producers(value, "Cast", "Cast") for value in attention.inputs[:3]]
-    return all(pair and attributes(pair[-1]).get("to") == HALF for pair in casts)
+    return all(before_rounding(value) is not None for value in attention.inputs[:3])
 
 
 def _permute_columns(model: ir.Model, value: ir.Value | None, order: np.ndarray) -> None:

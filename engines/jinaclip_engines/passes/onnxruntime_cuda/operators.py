@@ -74,7 +74,7 @@ def fused_operators(model: ir.Model, heads: int) -> int:
         images = image_blocks(model)
         found = len(images) - images.count(None)
         if found:
-            patches = None if images[0] is None else _patches(model, images[0].stream)
+            patches = None if images[0] is None else embedded_patches(model, images[0].stream)
             write_image(model, heads, images, JinaclipOperators(), patches)
     if not found:
         raise PassError("no block of the graph is completely float16; the operators need a bundle's fp16 graph")
@@ -137,11 +137,6 @@ def rotary_attention(op: Ops, inputs: Sequence[ir.Value | None], heads: int, *, 
 
 def _linear(op: Ops, y: ir.Value, weight: np.ndarray, bias: np.ndarray, name: str) -> ir.Value:
     return op("Linear", [y, op.const(weight, f"{name}.weight"), op.const(bias, f"{name}.bias")], JINACLIP)
-
-
-def _patches(model: ir.Model, stream: ir.Value) -> tuple[ir.Value, Delta, ir.Value] | None:
-    found = embedded_patches(model, stream)
-    return None if found is None else (found[0], (found[1], None), stream)
 
 
 def _embeddings(model: ir.Model, stream: ir.Value) -> TextStream:

@@ -26,6 +26,7 @@ from jinaclip_engines.graph import (
     through_casts,
 )
 from jinaclip_engines.passes.onnxruntime_cuda.blocks import unlike
+from jinaclip_engines.passes.onnxruntime_cuda.towers import Pending
 
 CENTRE = 128  # centre of the range of uint8
 # Largest allowed relative error of a weight column when rounded to float16. Normalisation divides weights by about 70,
@@ -50,16 +51,16 @@ class _Prelude:
     shift: np.ndarray | None
 
 
-def embedded_patches(model: ir.Model, stream: ir.Value) -> tuple[ir.Value, ir.Value] | None:
-    """Compute the first block's residual stream as a sum of two values.
+def embedded_patches(model: ir.Model, stream: ir.Value) -> Pending | None:
+    """Compute the first block's residual stream as a sum of a float32 and a float16 value, both [B, 1 + P, D].
 
     Args:
         model: the graph; modified in place.
         stream: input of the first block, float32 [B, 1 + P, D]. The caller replaces its readers.
 
     Returns:
-        residual float32 and delta float16, both [B, 1 + P, D]. None if the graph was not changed: the patch product is
-        float32, or its weights with the normalisation folded in cannot be represented in float16.
+        The sum. None if the graph was not changed: the patch product is float32, or its weights with the normalisation
+        folded in cannot be represented in float16.
 
     Raises:
         PassError: the graph is not a bundle's fp16 graph.
@@ -101,7 +102,7 @@ def embedded_patches(model: ir.Model, stream: ir.Value) -> tuple[ir.Value, ir.Va
         delta = op("Linear", [x, op.const(weight, "patches.weight"), op.const(half, "patches.bias")], JINACLIP)
         shape_of_stream = op("Concat", [batch, op.const(np.array(position.shape))], axis=0)
         residual = op("Expand", [op.const(position[None].astype(np.float32), "patches.positions"), shape_of_stream])
-    return residual, delta
+    return residual, (delta, None), stream
 
 
 def _with_normalisation(
@@ -136,10 +137,10 @@ def _read(model: ir.Model, stream: ir.Value) -> _Prelude:
         raise unlike("the embedding of patches")
     position = position[0].astype(np.float64)
     grid, side = math.isqrt(len(position) - 1), math.isqrt(len(constant(product.weight)) // 3)
-    found = producers(through_casts(product.x), "Reshape", "Transpose", "Reshape")
-    if not found or list(attributes(found[1])["perm"]) != [0, 2, 4, 1, 3, 5]:
+    steps = producers(through_casts(product.x), "Reshape", "Transpose", "Reshape")
+    if not steps or list(attributes(steps[1])["perm"]) != [0, 2, 4, 1, 3, 5]:
         raise unlike("the patches")
-    split = found[-1]
+    split = steps[-1]
     if list(constant(split.inputs[1]))[1:] != [3, grid, side, grid, side]:
         raise unlike("the patches")
     value = through_casts(split.inputs[0])

@@ -24,10 +24,9 @@ from jinaclip_engines.graph import (
     only_user,
     only_users,
     producer,
-    producers,
     run_passes,
 )
-from jinaclip_engines.passes.attention import before_split, mask_of
+from jinaclip_engines.passes.attention import before_rounding, before_split, mask_of
 from jinaclip_engines.passes.cls_pooling import last_block_for_cls
 from jinaclip_engines.passes.onnxruntime_cuda.operators import fused_operators
 from jinaclip_engines.passes.onnxruntime_cuda.packed_text import packed_text
@@ -155,10 +154,10 @@ def _source(value: ir.Value | None) -> tuple[ir.Value, ir.Node | None] | None:
     """The value [B, T, D] float32 from which a float16 input of Attention was made, and its rotary node; None for an
     input that is not rounded to float16.
     """
-    casts = producers(value, "Cast", "Cast")
-    if not casts or attributes(casts[-1]).get("to") != HALF:
+    exact = before_rounding(value)
+    if exact is None:
         return None
-    source = before_split(casts[-1].inputs[0])
+    source = before_split(exact)
     if source is None:
         raise PassError("a float16 Attention is not after the reshapes of an fp16 graph; export the bundle again")
     return source
