@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -12,6 +11,7 @@ from typing import Any
 import onnx
 import torch
 
+from jinaclip.bundle.files import sha256_of
 from jinaclip.bundle.manifest import FORMAT, FORMAT_VERSION, MANIFEST
 from jinaclip.errors import BundleError
 from jinaclip.preprocessing.image import ImagePreprocessing
@@ -139,9 +139,3 @@ def listed(path: Path) -> dict[str, Any]:
 def write_manifest(directory: Path, manifest: dict[str, Any]) -> None:
     """Write bundle.json."""
     (directory / MANIFEST).write_text(json.dumps(manifest, ensure_ascii=False, indent=1) + "\n", "utf-8")
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's content, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
