@@ -68,7 +68,11 @@ ROWS: dict[str, list[set[str]]] = {
     ],
     "jinaclip/server/apis": [{"items"}, {"requests"}, {"answers", "marketplaces"}],
     "jinaclip_engines": [{"errors", "graph", "store"}, {"precision"}, {"passes"}, {"onnxruntime", "tensorrt"}, {"cli"}],
-    "jinaclip_engines/passes": [{"cls_pooling", "unpadding"}, {"onnxruntime_cpu", "onnxruntime_cuda", "tensorrt"}],
+    "jinaclip_engines/passes": [
+        {"attention"},
+        {"cls_pooling", "unpadding"},
+        {"onnxruntime_cpu", "onnxruntime_cuda", "tensorrt"},
+    ],
     "jinaclip_export": [
         {"errors"},
         {"towers"},

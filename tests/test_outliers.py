@@ -21,7 +21,7 @@ from jinaclip import ClipModel
 from jinaclip.bundle.manifest import Bundle
 from jinaclip.cli import main
 from jinaclip_engines.graph import nodes, read, shape_of
-from jinaclip_engines.precision import block_selection as mixed
+from jinaclip_engines.precision import block_selection
 from jinaclip_engines.precision.activation_ranges import channel_ranges
 from jinaclip_export.bundle.manifest import Identity
 from jinaclip_export.bundle.writer import export_bundle
@@ -92,7 +92,7 @@ def test_outlier_channels_of_10000_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     """Where no block is allowed to stay in float32."""
-    monkeypatch.setattr(mixed, "MOST_KEPT", 0.0)
+    monkeypatch.setattr(block_selection, "MAX_SHARE", 0.0)
     checkpoint = checkpoint_of(tmp_path / "checkpoint", 128, outliers(10_000, (10, 20)))
     path = tmp_path / "bundle"
     identity = Identity("outliers", None, None)
@@ -167,16 +167,16 @@ def losses(of: dict[str, float]) -> Callable[[Any], float]:
     ],
 )
 def test_the_fewest_blocks_stay(of: dict[str, float], kept: tuple[str, ...]) -> None:
-    choice = mixed.choose_kept(list(of), losses(of), enough=0.997)
-    assert choice.kept == kept
-    assert choice.cosine == losses(of)(kept)
+    selection = block_selection.select_blocks(list(of), losses(of), required=0.997)
+    assert selection.blocks == kept
+    assert selection.cosine == losses(of)(kept)
 
 
 def test_blocks_are_found_where_nothing_is_finite_without_them() -> None:
     def measure(kept: Any) -> float:
         return 1.0 if "b" in kept else -1.0
 
-    assert mixed.choose_kept(["a", "b", "c"], measure, enough=0.997).kept == ("b",)
+    assert block_selection.select_blocks(["a", "b", "c"], measure, required=0.997).blocks == ("b",)
 
 
 def test_what_stays_is_in_the_graph_and_the_manifest(tmp_path: Path) -> None:

@@ -22,9 +22,9 @@ from jinaclip.backends.shapes import Profile
 from jinaclip.backends.tensorrt.library import Library, Messages, load_library, logger_of
 from jinaclip.cli import main
 from jinaclip_engines.errors import BuildError
-from jinaclip_engines.graph import Ops, nodes, only_user, producer, read, shape_of, write
+from jinaclip_engines.graph import FULL, HALF, Ops, nodes, only_user, producer, read, shape_of, write
 from jinaclip_engines.passes import tensorrt as passes
-from jinaclip_engines.passes.tensorrt import FULL, HALF, Expected, for_tensorrt
+from jinaclip_engines.passes.tensorrt import Expected, for_tensorrt
 from jinaclip_engines.tensorrt.build_report import Kernel, Operand, _sums_of_products, read_kernels, report_on
 from jinaclip_engines.tensorrt.compiler import (
     Compiled,
@@ -305,7 +305,7 @@ def test_a_plan_that_no_longer_tells_is_refused(library: Library, precise_bundle
     expected = for_tensorrt(read(precise_bundle / "text-fp16.onnx"), "fp16-acc32")
     silent = bytes(memoryview(compiled.plan)).replace(b"fully_connected={", b"gemm={")
     for policy, words in (("fp16-acc32", "the plan does not record how products are summed"), ("fp16-fast", None)):
-        report = report_on([], silent, replace(expected, products=(), attention=()), policy, tells_sums=True)
+        report = report_on([], silent, replace(expected, products=(), attention=()), policy, records_sums=True)
         assert report.summed_in_float32 is None
         assert any(words in problem for problem in report.problems) if words else not report.problems
 
@@ -515,7 +515,7 @@ def test_a_refused_engine_leaves_nothing(
     command = ["build", str(copy), "--backend", "tensorrt-rtx", "--target", "sm89", "--towers", "text"]
     assert main(command) == 0
     (engine,) = (copy / "engines").iterdir()
-    monkeypatch.setattr(passes, "sum_in_float32", lambda model: 0)
+    monkeypatch.setattr(passes, "sum_in_float32", lambda model: None)
     assert main([*command, "--force"]) == 1
     error = capsys.readouterr().err
     assert "blocks.0.qkv: products are not summed in float32" in error and "Nothing was written" in error

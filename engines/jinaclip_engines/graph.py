@@ -1,12 +1,13 @@
-"""Helpers for the passes: read and write graphs, find linear layers, insert nodes.
+"""Helpers for the passes: read and write graphs, match nodes, find linear layers, insert nodes.
 
-A pass takes an `onnx_ir.Model` of one tower and modifies it in place. Weights are read from disk on first access.
+A pass takes an `onnx_ir.Model` of one tower and its number of attention heads, modifies the model in place and returns
+the number of changes. Weights are read from disk on first access.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from onnx_ir.tape import Tape
 MICROSOFT = "com.microsoft"  # ONNX Runtime's own operators
 JINACLIP = "jinaclip"  # the project's own operators
 PATCHES = "patch_embed"  # the image tower's linear layer before its blocks
+HALF, FULL = ir.DataType.FLOAT16, ir.DataType.FLOAT
+Pass = Callable[[ir.Model, int], int]
 
 
 def read(path: Path) -> ir.Model:
@@ -37,6 +40,34 @@ def write(model: ir.Model, path: Path) -> None:
     onnx.checker.check_model(str(path))
 
 
+def delete(path: Path) -> None:
+    """Delete a graph and its weights, if they exist."""
+    for file in (path, path.with_name(f"{path.name}.data")):
+        file.unlink(missing_ok=True)
+
+
+def run_passes(model: ir.Model, heads: int, passes: Mapping[str, Pass]) -> dict[str, int]:
+    """Run passes in order.
+
+    Args:
+        model: a graph of one tower; modified in place.
+        heads: attention heads of the tower.
+        passes: the passes by name.
+
+    Returns:
+        The number of changes by pass.
+
+    Raises:
+        PassError: the graph does not have the structure that a pass expects.
+    """
+    counts = {}
+    for name, step in passes.items():
+        counts[name] = step(model, heads)
+        tidy(model)
+    forget_shapes(model)
+    return counts
+
+
 def tidy(model: ir.Model) -> None:
     """Remove unused nodes and opsets, and name new nodes and values."""
     for step in (RemoveUnusedNodesPass(), RemoveUnusedOpsetsPass(), NameFixPass()):
@@ -45,10 +76,10 @@ def tidy(model: ir.Model) -> None:
 
 def forget_shapes(model: ir.Model) -> None:
     """Remove the recorded shapes and types of values inside the graph, after passes that change them."""
-    kept = set(model.graph.outputs)
+    outputs = set(model.graph.outputs)
     for node in model.graph:
         for value in node.outputs:
-            if value not in kept:
+            if value not in outputs:
                 value.shape = value.type = None
 
 
@@ -58,15 +89,16 @@ def signature(model: ir.Model) -> str:
     lines += [f"{name} {value.type} {value.shape}" for name, value in sorted(model.graph.initializers.items())]
     for node in model.graph:
         names = [value.name if value is not None else "" for value in (*node.inputs, *node.outputs)]
-        facts = sorted((name, str(value)) for name, value in attributes(node).items())
-        lines.append(f"{node.domain}.{node.op_type} {names} {facts}")
+        settings = sorted((name, str(value)) for name, value in attributes(node).items())
+        lines.append(f"{node.domain}.{node.op_type} {names} {settings}")
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 def array(value: ir.Value | None) -> np.ndarray | None:
     """The contents of an initializer, or None if `value` is computed."""
-    constant = None if value is None else value.const_value
-    return None if constant is None or (value is not None and value.producer() is not None) else constant.numpy()
+    if value is None or value.const_value is None or value.producer() is not None:
+        return None
+    return value.const_value.numpy()
 
 
 def constant(value: ir.Value | None) -> np.ndarray:
@@ -115,6 +147,10 @@ class Linear:
             return None
         return next(v for v in self.add.inputs if v is not None and array(v) is not None)
 
+    def bias_values(self) -> np.ndarray:
+        """The contents of the bias, or zeros, [out]."""
+        return np.zeros(shape_of(self.weight)[1], np.float32) if self.bias is None else constant(self.bias)
+
     @property
     def y(self) -> ir.Value:
         return (self.add or self.cast or self.matmul).outputs[0]
@@ -137,7 +173,7 @@ def _layers(model: ir.Model) -> list[Linear]:
         if node.op_type == "MatMul" and not node.domain and len(shape_of(node.inputs[1])) == 2:
             if not node.outputs[0].uses() and not node.outputs[0].is_graph_output():
                 continue  # replaced by a pass
-            half = node.inputs[1].dtype == ir.DataType.FLOAT16  # type: ignore[union-attr]
+            half = node.inputs[1].dtype == HALF  # type: ignore[union-attr]
             cast = only_user(node.outputs[0], "Cast") if half else None
             add = only_user((cast or node).outputs[0], "Add")
             bias = next((v for v in add.inputs if array(v) is not None), None) if add is not None else None
@@ -167,10 +203,45 @@ def producer(value: ir.Value | None, op_type: str) -> ir.Node | None:
     return node if node is not None and node.op_type == op_type else None
 
 
+def producers(value: ir.Value | None, *op_types: str) -> tuple[ir.Node, ...]:
+    """The node that computes `value`, the node that computes its first input, and so on; () if one of them has another
+    operator than `op_types` says.
+    """
+    found: list[ir.Node] = []
+    for op_type in op_types:
+        node = producer(value, op_type)
+        if node is None:
+            return ()
+        found.append(node)
+        value = node.inputs[0]
+    return tuple(found)
+
+
+def through_casts(value: ir.Value | None) -> ir.Value | None:
+    """The source of `value` before any casts."""
+    while (cast := producer(value, "Cast")) is not None:
+        value = cast.inputs[0]
+    return value
+
+
 def only_user(value: ir.Value, op_type: str) -> ir.Node | None:
     """The only node that reads `value`, if there is exactly one and it is of this operator."""
     users = list(value.uses())
     return users[0].node if len(users) == 1 and users[0].node.op_type == op_type else None
+
+
+def only_users(value: ir.Value, *op_types: str) -> tuple[ir.Node, ...]:
+    """The only node that reads `value`, the only node that reads its first output, and so on; () if there is no such
+    node or it has another operator than `op_types` says.
+    """
+    found: list[ir.Node] = []
+    for op_type in op_types:
+        node = only_user(value, op_type)
+        if node is None:
+            return ()
+        found.append(node)
+        value = node.outputs[0]
+    return tuple(found)
 
 
 class Ops:

@@ -13,7 +13,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinaclip.backends.base import Backend
 from jinaclip.backends.onnxruntime.backend import OnnxRuntimeCpu, OnnxRuntimeCuda
@@ -23,11 +23,9 @@ from jinaclip.bundle.certificates import note_name
 from jinaclip.bundle.manifest import PRECISION_CLASS, TOWERS, Bundle
 from jinaclip.cli.arguments import words_of
 from jinaclip.errors import BackendMissing, BundleError, InputError
-from jinaclip.terminal import say
 from jinaclip_export.certification.inputs import Items, built_in_images, built_in_texts, images_of, texts_of
 from jinaclip_export.certification.measure import (
-    Measured,
-    TowerInputs,
+    Measurement,
     Vectors,
     certificate,
     run_graph,
@@ -37,9 +35,11 @@ from jinaclip_export.certification.measure import (
 from jinaclip_export.certification.table import render
 from jinaclip_export.errors import CertificationError
 
+if TYPE_CHECKING:
+    from jinaclip_export.certification.torch_reference import TorchReference
+
 EXTRA = "certify"
 PLOTS = (".png", ".svg")
-Inputs = Mapping[str, TowerInputs]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,8 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--against", metavar="CHECKPOINT", help="directory that the bundle was exported from")
     parser.add_argument("--images", metavar="DIR", help="images to measure on (default: 144 crops of public photos)")
     parser.add_argument("--texts", metavar="FILE", help="texts, one per line (default: 260 in 26 languages)")
-    parser.add_argument("--precision", type=words_of(tuple(PRECISION_CLASS)),
-                        help="fp32, fp16, int8 (default: every precision of the bundle)")  # fmt: skip
+    precisions = "fp32, fp16, int8 (default: every precision of the bundle)"
+    parser.add_argument("--precision", type=words_of(tuple(PRECISION_CLASS)), help=precisions)
     parser.add_argument("--towers", type=words_of(TOWERS), help="text, image (default: those of the bundle)")
     parser.add_argument("--backend", choices=BACKENDS, default="auto", help="backend that runs the graphs")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
@@ -67,47 +67,55 @@ def run(args: argparse.Namespace) -> int:
     )
     _check(args, bundle, towers, precisions)
     draw = _plotter(args, precisions)
-    against = _against(args, bundle)
-    inputs = {tower: TowerInputs(bundle, tower, _items(args, tower)) for tower in towers}
-    reference = _fp32_backend(backend)
-    fp32 = {tower: run_graph(inputs[tower], "fp32", reference, args.threads) for tower in towers}
-    measured: list[Measured] = []
+    torch_reference = _torch_reference(args, bundle)
+    items = {tower: _items(args, tower) for tower in towers}
+    fp32_backend = _fp32_backend(backend)
+    fp32 = {tower: run_graph(bundle, tower, items[tower], "fp32", fp32_backend, args.threads) for tower in towers}
+    measurements: list[Measurement] = []
     certificates: list[dict[str, Any]] = []
     for precision in precisions:
-        if precision == "fp32":
-            measured.append(against(inputs, fp32))
-        else:
+        if precision != "fp32":
             found = {
-                t: try_graph(inputs[t], precision, backend, args.threads)
-                for t in towers
-                if precision in backend.precisions(bundle, t)
+                tower: try_graph(bundle, tower, items[tower], precision, backend, args.threads)
+                for tower in towers
+                if precision in backend.precisions(bundle, tower)
             }
-            measured.append(Measured(precision, found, {tower: vectors.alone for tower, vectors in fp32.items()}))
-        session = _session_of(measured[-1], backend)
-        certificates.append(certificate(bundle, measured[-1], inputs, backend, session))
-        whole = with_other_towers(certificates[-1], bundle, backend)
-        if not bundle.write_note(note_name(precision, session), whole):
+            measurement = Measurement(precision, found, {tower: vectors.alone for tower, vectors in fp32.items()})
+        elif torch_reference is None:
+            measurement = Measurement("fp32", fp32, {})
+        else:
+            references = {tower: torch_reference.vectors(tower, items[tower]) for tower in towers}
+            measurement = Measurement("fp32", fp32, references, torch_reference.name)
+        session = _session_of(measurement, backend)
+        fresh = certificate(bundle, measurement, items, backend, session)
+        if not bundle.write_note(note_name(precision, session), with_other_towers(fresh, bundle, backend)):
             raise BundleError(f"cannot write the {precision} certificate of {args.bundle}; check the free disk space")
+        measurements.append(measurement)
+        certificates.append(fresh)
     print(render(certificates), file=sys.stderr)
-    draw(measured)
+    draw(measurements)
     if args.json:
         print(json.dumps(certificates, ensure_ascii=False))
-    missed = [
-        f"{c['precision']} {tower}: {reason}"
-        for c in certificates
-        for tower, entry in c["towers"].items()
-        if entry["verdict"] == "failed"
-        for reason in entry["reasons"]
-    ]
-    if missed:
-        more = f" (and {len(missed) - 1} more)" if len(missed) > 1 else ""
-        raise CertificationError(f"{missed[0]}{more}; precision=auto does not use a precision that failed")
+    _raise_if_failed(certificates)
     return 0
 
 
-def _session_of(measured: Measured, backend: Backend) -> Mapping[str, Any]:
+def _raise_if_failed(certificates: Sequence[Mapping[str, Any]]) -> None:
+    failures = [
+        f"{certificate['precision']} {tower}: {reason}"
+        for certificate in certificates
+        for tower, entry in certificate["towers"].items()
+        if entry["verdict"] == "failed"
+        for reason in entry["reasons"]
+    ]
+    if failures:
+        more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
+        raise CertificationError(f"{failures[0]}{more}; precision=auto does not use a precision that failed")
+
+
+def _session_of(measurement: Measurement, backend: Backend) -> Mapping[str, Any]:
     """Description of the session that ran a precision; the backend's facts if no graph could be run."""
-    ran = (vectors.session for vectors in measured.found.values() if isinstance(vectors, Vectors))
+    ran = (vectors.session for vectors in measurement.found.values() if isinstance(vectors, Vectors))
     return next(ran, backend.facts())
 
 
@@ -123,10 +131,6 @@ def _one_precision(args: argparse.Namespace) -> Mapping[str, str]:
     return dict.fromkeys(TOWERS, args.precision[0]) if args.precision and len(args.precision) == 1 else {}
 
 
-def _has(bundle: Bundle, tower: str, precision: str) -> bool:
-    return precision in bundle.tower(tower).graphs
-
-
 def _check(args: argparse.Namespace, bundle: Bundle, towers: tuple[str, ...], precisions: tuple[str, ...]) -> None:
     """Validate the arguments before the long measurement starts."""
     if args.threads is not None and args.threads < 1:
@@ -134,7 +138,7 @@ def _check(args: argparse.Namespace, bundle: Bundle, towers: tuple[str, ...], pr
     for tower in towers:
         bundle.graph(tower, "fp32")  # the reference of every other precision
     for precision in precisions:
-        if not any(_has(bundle, tower, precision) for tower in towers):
+        if not any(precision in bundle.tower(tower).graphs for tower in towers):
             bundle.graph(towers[0], precision)  # raises an error that lists the available precisions
     for name, tower in (("texts", "text"), ("images", "image")):
         if getattr(args, name) and tower not in towers:
@@ -149,34 +153,20 @@ def _items(args: argparse.Namespace, tower: str) -> Items:
     return images_of(args.images) if args.images else built_in_images()
 
 
-def _against(args: argparse.Namespace, bundle: Bundle) -> Callable[[Inputs, Mapping[str, Vectors]], Measured]:
-    """Function that measures the fp32 vectors, against torch's vectors if --against was given."""
+def _torch_reference(args: argparse.Namespace, bundle: Bundle) -> TorchReference | None:
     if not args.against:
-        return lambda inputs, fp32: Measured("fp32", fp32, {})
+        return None
     try:
-        import torch
-
-        from jinaclip_export.certification.torch_reference import REFERENCE, open_checkpoint, torch_vectors
+        from jinaclip_export.certification.torch_reference import TorchReference
     except ImportError as error:
         raise BackendMissing(f"--against needs {error.name}; run: pip install 'jinaclip[export]'") from error
-    checkpoint = open_checkpoint(args.against, bundle)
-
-    def measure(inputs: Inputs, fp32: Mapping[str, Vectors]) -> Measured:
-        if args.threads:
-            torch.set_num_threads(args.threads)
-        references = {}
-        for tower, rows in inputs.items():
-            say(f"torch {tower}")
-            references[tower] = torch_vectors(checkpoint, bundle, tower, (rows.row(i) for i in range(len(rows))))
-        return Measured("fp32", fp32, references, REFERENCE)
-
-    return measure
+    return TorchReference(args.against, bundle, args.threads)
 
 
-def _plotter(args: argparse.Namespace, precisions: tuple[str, ...]) -> Callable[[Sequence[Measured]], None]:
+def _plotter(args: argparse.Namespace, precisions: tuple[str, ...]) -> Callable[[Sequence[Measurement]], None]:
     """Function that draws --plot. The file name and the plotting library are checked before the long measurement."""
     if not args.plot:
-        return lambda measured: None
+        return lambda measurements: None
     path = Path(args.plot)
     if path.suffix.lower() not in PLOTS:
         args.usage_error(f"--plot {args.plot}: expected a name that ends in {' or '.join(PLOTS)}")
@@ -186,4 +176,4 @@ def _plotter(args: argparse.Namespace, precisions: tuple[str, ...]) -> Callable[
         args.usage_error("--plot: fp32 alone has no reference to compare with; add --against CHECKPOINT")
     from jinaclip_export.certification.plot import draw
 
-    return lambda measured: draw(path, measured)
+    return lambda measurements: draw(path, measurements)

@@ -13,14 +13,13 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jinaclip.bundle.manifest import TOWERS
+from jinaclip.bundle.manifest import PRECISION_CLASS, TOWERS
 from jinaclip.cli.arguments import words_of
 
 if TYPE_CHECKING:
     from jinaclip_export.bundle.manifest import Identity
 
 EXTRA = "export"
-PRECISIONS = ("fp32", "fp16", "int8")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,10 +28,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--random", choices=("small", "full"), help="seeded random weights instead of a checkpoint")
     parser.add_argument("--output", metavar="BUNDLE", required=True, help="directory to create")
     parser.add_argument("--towers", type=words_of(TOWERS), default="text,image", help="text, image or both")
-    parser.add_argument("--precision", type=words_of(PRECISIONS), default="fp32",
-                        help="precisions of the graphs: fp32 (the reference), fp16, int8")  # fmt: skip
-    parser.add_argument("--pixels", choices=("uint8", "float32"), default="uint8",
-                        help="image input: uint8 [B, S, S, 3], or float32 [B, 3, S, S] as published")  # fmt: skip
+    precisions = "precisions of the graphs: fp32 (the reference), fp16, int8"
+    parser.add_argument("--precision", type=words_of(tuple(PRECISION_CLASS)), default="fp32", help=precisions)
+    pixels = "image input: uint8 [B, S, S, 3], or float32 [B, 3, S, S] as published"
+    parser.add_argument("--pixels", choices=("uint8", "float32"), default="uint8", help=pixels)
     parser.add_argument("--revision", metavar="R", help="revision of the hub id (default: the one tested)")
     parser.add_argument("--adaptation", metavar="A", help="adapter to merge (default: the checkpoint's default)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the random weights of --random")
@@ -62,13 +61,13 @@ def run(args: argparse.Namespace) -> int:
             identity = Identity(f"random-{args.random}", f"seed-{args.seed}", "none: random weights")
         else:
             directory, identity = _find(args)
+        checkpoint = Checkpoint(directory, args.adaptation)
         bundle = export_bundle(
-            Checkpoint(directory, args.adaptation), output, identity=identity, towers=args.towers,
-            precisions=args.precision, pixels=args.pixels,
-        )  # fmt: skip
-    size = sum(size for size, _ in bundle.files.values())
-    print(f"{args.output}: {', '.join(bundle.towers)}; {size / 1e6:,.0f} MB; {bundle.model['id']}, "
-          f"licence {bundle.model['licence'] or 'not stated'}", file=sys.stderr)  # fmt: skip
+            checkpoint, output, identity=identity, towers=args.towers, precisions=args.precision, pixels=args.pixels
+        )
+    size = sum(size for size, _ in bundle.files.values()) / 1e6
+    model = f"{bundle.model['id']}, licence {bundle.model['licence'] or 'not stated'}"
+    print(f"{args.output}: {', '.join(bundle.towers)}; {size:,.0f} MB; {model}", file=sys.stderr)
     return 0
 
 
@@ -84,11 +83,9 @@ def _make_random(args: argparse.Namespace, directory: Path) -> None:
     if args.tokenizer and not Path(args.tokenizer).is_file():
         raise ExportError(f"--tokenizer {args.tokenizer} is not a file; expected a tokenizer.json")
     say("random checkpoint")
+    config, tokenizer = published_config(**SIZES[args.random]), Path(args.tokenizer) if args.tokenizer else None
     try:
-        write_random_checkpoint(
-            directory, published_config(**SIZES[args.random]), seed=args.seed,
-            tokenizer=Path(args.tokenizer) if args.tokenizer else None,
-        )  # fmt: skip
+        write_random_checkpoint(directory, config, seed=args.seed, tokenizer=tokenizer)
     except SafetensorError as error:  # safetensors raises this for a full disk too
         raise ExportError(f"cannot write the random checkpoint to {directory}: {error}") from error
 

@@ -13,16 +13,17 @@ from typing import Any
 
 from jinaclip.backends.onnxruntime.library import import_onnxruntime, open_onnxruntime, session_options
 from jinaclip.backends.onnxruntime.prepared_graphs import GRAPH, find_prepared, required_facts
+from jinaclip.bundle.engines import engine_key
 from jinaclip.bundle.manifest import Bundle
 from jinaclip.errors import BackendError
-from jinaclip_engines.graph import read, write
+from jinaclip_engines.graph import delete, read, write
 from jinaclip_engines.passes.onnxruntime_cpu import TILED_ABOVE, for_cpu
 from jinaclip_engines.passes.onnxruntime_cuda.pipeline import for_cuda
-from jinaclip_engines.store import graph_bytes, write_engine
+from jinaclip_engines.store import write_engine
 
 # Precisions that are prepared for each device. On CPUs, ONNX Runtime has no float16 kernels. On GPUs, fp32 graphs run
 # without preparation.
-PRECISIONS = {"cpu": ("fp32", "int8"), "cuda": ("fp16",)}
+PREPARED_PRECISIONS = {"cpu": ("fp32", "int8"), "cuda": ("fp16",)}
 
 
 def prepare(
@@ -33,7 +34,7 @@ def prepare(
     Args:
         bundle: the bundle that has the graph.
         tower: "text" or "image".
-        precision: one of PRECISIONS[device].
+        precision: one of PREPARED_PRECISIONS[device].
         device: "cpu" or "cuda".
         operators: for "cuda", whether to use jinaclip's own CUDA operators.
         force: prepare the graph again even if a usable one exists.
@@ -49,43 +50,34 @@ def prepare(
         return found.key, False
 
     def fill(directory: Path) -> dict[str, Any]:
+        model, heads = read(bundle.graph(tower, precision)), bundle.tower(tower).heads
         if device == "cuda":
-            return {"passes": _write_for_cuda(bundle, tower, precision, directory, operators=operators)}
-        passes = _write_for_cpu(bundle, tower, precision, directory)
-        tiled = passes.get("tile_attention") and tower == "text"
-        return {
-            "passes": passes,
-            "tiled_above": TILED_ABOVE if tiled else None,
-            "unpadded": passes.get("unpad", 0) > 0,
-        }
+            passes = for_cuda(model, heads, operators=operators)
+            write(model, directory / GRAPH)
+            return {"passes": passes}
+        passes = for_cpu(model, heads)
+        rewritten = directory / "rewritten.onnx"
+        write(model, rewritten)
+        _optimise(rewritten, directory / GRAPH, f"{precision} {tower} graph")
+        delete(rewritten)
+        tiled = passes["tile_attention"] and tower == "text"
+        return {"passes": passes, "tiled_above": TILED_ABOVE if tiled else None, "unpadded": passes["unpad"] > 0}
 
     facts = required_facts(bundle, tower, precision, device, operators=operators)
-    return write_engine(bundle, facts, 4 * graph_bytes(bundle, tower, precision), fill), True
+    write_engine(bundle, facts, fill)
+    return engine_key(facts), True
 
 
-def _write_for_cuda(bundle: Bundle, tower: str, precision: str, directory: Path, *, operators: bool) -> dict[str, int]:
-    model = read(bundle.graph(tower, precision))
-    passes = for_cuda(model, bundle.tower(tower).heads, operators=operators)
-    write(model, directory / GRAPH)
-    return passes
-
-
-def _write_for_cpu(bundle: Bundle, tower: str, precision: str, directory: Path) -> dict[str, int]:
-    model = read(bundle.graph(tower, precision))
-    passes = for_cpu(model, bundle.tower(tower).heads)
-    rewritten = directory / "rewritten.onnx"
-    write(model, rewritten)
+def _optimise(graph: Path, optimised: Path, name: str) -> None:
+    """Write a graph as ONNX Runtime optimises it for this CPU, with packed weights. `name` is for the error message."""
     ort = import_onnxruntime()
     options = session_options(ort)
-    options.optimized_model_filepath = str(directory / GRAPH)
-    options.add_session_config_entry("session.optimized_model_external_initializers_file_name", f"{GRAPH}.data")
+    options.optimized_model_filepath = str(optimised)
+    options.add_session_config_entry(
+        "session.optimized_model_external_initializers_file_name", f"{optimised.name}.data"
+    )
     options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
     try:
-        open_onnxruntime(ort, rewritten, options, None)
+        open_onnxruntime(ort, graph, options, None)
     except Exception as error:  # onnxruntime's exceptions have no common base class
-        raise BackendError(
-            f"onnxruntime {ort.__version__} cannot prepare the {precision} {tower} graph: {error}"
-        ) from error
-    for path in (rewritten, rewritten.with_name(f"{rewritten.name}.data")):
-        path.unlink()
-    return passes
+        raise BackendError(f"onnxruntime {ort.__version__} cannot prepare the {name}: {error}") from error

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from jinaclip_engines.errors import PassError
-from jinaclip_engines.graph import Ops, array, attributes, initializer, nodes, producer
+from jinaclip_engines.graph import Ops, array, attributes, initializer, nodes, producers, through_casts
 
 
 def last_block_for_cls(model: ir.Model, heads: int) -> int:
@@ -49,13 +49,10 @@ def _queries(value: ir.Value | None) -> tuple[ir.Node, ir.Node, ir.Node]:
     """The nodes that compute queries [B, heads, T, K] from [B, T, width]: Reshape, Transpose and RotaryEmbedding. The
     RotaryEmbedding does not change token 0. In lower precisions, casts after these nodes are skipped.
     """
-    while (cast := producer(value, "Cast")) is not None:
-        value = cast.inputs[0]
-    rotary = producer(value, "RotaryEmbedding")
-    transpose = producer(rotary.inputs[0], "Transpose") if rotary else None
-    reshape = producer(transpose.inputs[0], "Reshape") if transpose else None
-    if rotary is None or transpose is None or reshape is None:
+    found = producers(through_casts(value), "RotaryEmbedding", "Transpose", "Reshape")
+    if not found:
         raise PassError("the last image block has no RotaryEmbedding before its Attention; export the bundle again")
+    rotary, transpose, reshape = found
     cos, sin = array(rotary.inputs[1]), array(rotary.inputs[2])
     if cos is None or sin is None or not (cos[0] == 1).all() or sin[0].any():
         raise PassError("the image tower applies a rotary position to its CLS token, which this pass does not support")

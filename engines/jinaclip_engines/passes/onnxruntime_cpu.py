@@ -6,7 +6,7 @@ Each pass takes a graph of one tower, in any precision, modifies it in place and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,17 +14,17 @@ import onnx_ir as ir
 
 from jinaclip_engines.errors import PassError
 from jinaclip_engines.graph import (
+    FULL,
     MICROSOFT,
     Ops,
+    Pass,
     array,
     attributes,
-    constant,
-    forget_shapes,
     nodes,
-    only_user,
-    producer,
-    tidy,
+    only_users,
+    run_passes,
 )
+from jinaclip_engines.passes.attention import before_split, head_size, mask_of
 from jinaclip_engines.passes.cls_pooling import last_block_for_cls
 from jinaclip_engines.passes.unpadding import unpad
 
@@ -47,12 +47,7 @@ def for_cpu(model: ir.Model, heads: int, names: Sequence[str] | None = None) -> 
     Raises:
         PassError: the graph does not have the structure of a standard graph.
     """
-    counts = {}
-    for name in PASSES if names is None else names:
-        counts[name] = PASSES[name](model, heads)
-        tidy(model)
-    forget_shapes(model)
-    return counts
+    return run_passes(model, heads, {name: PASSES[name] for name in (PASSES if names is None else names)})
 
 
 def token_major(model: ir.Model, heads: int) -> int:
@@ -60,27 +55,23 @@ def token_major(model: ir.Model, heads: int) -> int:
 
     ONNX Runtime's kernels split the heads while reading.
     """
-    count = 0
-    for attention in nodes(model, "Attention"):
+    attentions = nodes(model, "Attention")
+    for attention in attentions:
         q, k, v, *mask = attention.inputs
-        merged = only_user(attention.outputs[0], "Transpose")
-        flat = merged and only_user(merged.outputs[0], "Reshape")
-        sources = [_token_major_source(value) for value in (q, k, v)]
-        if flat is None or None in sources:
+        merged = only_users(attention.outputs[0], "Transpose", "Reshape")
+        sources = [source for value in (q, k, v) if (source := before_split(value)) is not None]
+        if not merged or len(sources) < 3:
             raise PassError("an Attention node is not between a standard graph's reshapes; export the bundle again")
         with Ops(model, before=attention) as op:
             inputs = []
-            for source in sources:
-                assert source is not None
-                value, rotary = source
+            for value, rotary in sources:
                 if rotary is not None:
                     tables = rotary.inputs[1:]
                     value = op("RotaryEmbedding", [value, *tables], num_heads=heads, **_interleaved(rotary))
                 inputs.append(value)
             y = op("Attention", [*inputs, *mask], q_num_heads=heads, kv_num_heads=heads)
-            op.replace(flat.outputs[0], y)
-        count += 1
-    return count
+            op.replace(merged[-1].outputs[0], y)
+    return len(attentions)
 
 
 def tile_attention(model: ir.Model, heads: int) -> int:
@@ -89,48 +80,44 @@ def tile_attention(model: ir.Model, heads: int) -> int:
     The tiled kernel does not support a mask. Long texts with padding use the plain kernel, which needs memory for the
     matrix of all scores.
     """
-    count = 0
+    attentions = nodes(model, "Attention")
+    tiled = {"num_heads": heads, "scale": float(1 / np.sqrt(head_size(model)))}
     unpadded: ir.Value | None = None
-    for attention in nodes(model, "Attention"):
-        q, k, v, *rest = attention.inputs
-        mask = rest[0] if rest else None
-        scale = 1 / np.sqrt(_head_size(model, heads))
-        tiled = {"num_heads": heads, "scale": float(scale)}
-        if mask is None:
-            with Ops(model, before=attention) as op:
-                y = op("MultiHeadAttention", [q, k, v], MICROSOFT, **tiled)
-                op.replace(attention.outputs[0], y)
-        else:
-            if unpadded is None:
-                unpadded = _long_without_padding(model, attention, mask)
-            with Ops(model, before=attention) as op:
-                then = _branch("tiled", "MultiHeadAttention", [q, k, v], MICROSOFT, tiled)
-                other = _branch("masked", "Attention", [q, k, v, mask], "", attributes(attention))
-                op.replace(attention.outputs[0], op("If", [unpadded], then_branch=then, else_branch=other))
-            model.graph.opset_imports.setdefault(MICROSOFT, 1)
-        count += 1
-    return count
+    for attention in attentions:
+        operands = attention.inputs[:3]
+        mask = mask_of(attention)
+        with Ops(model, before=attention) as op:
+            if mask is None:
+                y = op("MultiHeadAttention", operands, MICROSOFT, **tiled)
+            else:
+                if unpadded is None:  # all blocks have the same mask
+                    unpadded = _long_without_padding(op, mask)
+                then = _branch("tiled", "MultiHeadAttention", operands, MICROSOFT, tiled)
+                other = _branch("masked", "Attention", attention.inputs, "", attributes(attention))
+                y = op("If", [unpadded], then_branch=then, else_branch=other)
+                model.graph.opset_imports.setdefault(MICROSOFT, 1)
+            op.replace(attention.outputs[0], y)
+    return len(attentions)
 
 
 def integer_gemm(model: ir.Model, heads: int) -> int:
     """Fuse `MatMulInteger`, the cast of its sums and the scale of its columns, which saves two passes over y."""
     count = 0
     for matmul in nodes(model, "MatMulInteger"):
-        cast = only_user(matmul.outputs[0], "Cast")
-        scaled = cast and only_user(cast.outputs[0], "Mul")
-        scale = scaled and array(scaled.inputs[1])
-        if scaled is None or scale is None:
+        scaled = only_users(matmul.outputs[0], "Cast", "Mul")
+        scale = scaled[-1].inputs[1] if scaled else None
+        if array(scale) is None:
             continue
         x, weight, zero = matmul.inputs
         with Ops(model, before=matmul) as op:
             one = op.const(np.float32(1), "one")
-            y = op("MatMulIntegerToFloat", [x, weight, one, scaled.inputs[1], zero], MICROSOFT)
-            op.replace(scaled.outputs[0], y)
+            y = op("MatMulIntegerToFloat", [x, weight, one, scale, zero], MICROSOFT)
+            op.replace(scaled[-1].outputs[0], y)
         count += 1
     return count
 
 
-PASSES: Mapping[str, Callable[[ir.Model, int], int]] = {
+PASSES: Mapping[str, Pass] = {
     "last_block_for_cls": last_block_for_cls,
     "token_major": token_major,
     "unpad": unpad,
@@ -139,43 +126,22 @@ PASSES: Mapping[str, Callable[[ir.Model, int], int]] = {
 }
 
 
-def _token_major_source(value: ir.Value | None) -> tuple[ir.Value, ir.Node | None] | None:
-    """The value [B, T, D] from which an input of Attention [B, H, T, K] was made, and its rotary node."""
-    rotary = producer(value, "RotaryEmbedding")
-    transpose = producer(rotary.inputs[0] if rotary else value, "Transpose")
-    reshape = producer(transpose.inputs[0], "Reshape") if transpose else None
-    source = reshape.inputs[0] if reshape else None
-    return None if source is None else (source, rotary)
-
-
 def _interleaved(rotary: ir.Node) -> dict[str, Any]:
     return {"interleaved": 1} if attributes(rotary).get("interleaved") else {}
 
 
-def _head_size(model: ir.Model, heads: int) -> int:
-    """Width of a head, which is twice the width of the rotary tables."""
-    tables = constant(nodes(model, "RotaryEmbedding")[0].inputs[1])
-    return 2 * int(tables.shape[-1])
-
-
-def _long_without_padding(model: ir.Model, before: ir.Node, mask: ir.Value) -> ir.Value:
+def _long_without_padding(op: Ops, mask: ir.Value) -> ir.Value:
     """A bool value: whether there are more than TILED_ABOVE tokens and none of them is padding."""
-    expand = producer(mask, "Expand")
-    if expand is None or expand.inputs[0] is None:
-        raise PassError("the attention mask is not expanded from [B, 1, 1, T]; export the bundle again")
-    keep = expand.inputs[0]  # [B, 1, 1, T]
-    first = next(node for node in model.graph if any(v is mask for v in node.inputs))
-    with Ops(model, before=min(first, before, key=list(model.graph).index)) as op:
-        least = op("ReduceMin", [op("Cast", [keep], to=ir.DataType.INT32)], keepdims=0)
-        tokens = op("Squeeze", [op("Shape", [keep], start=3, end=4)])
-        long = op("Greater", [tokens, op.const(np.int64(TILED_ABOVE))])
-        return op("And", [op("Cast", [least], to=ir.DataType.BOOL), long])
+    least = op("ReduceMin", [op("Cast", [mask], to=ir.DataType.INT32)], keepdims=0)
+    tokens = op("Squeeze", [op("Shape", [mask], start=3, end=4)])
+    long = op("Greater", [tokens, op.const(np.int64(TILED_ABOVE))])
+    return op("And", [op("Cast", [least], to=ir.DataType.BOOL), long])
 
 
 def _branch(
-    name: str, op_type: str, inputs: list[ir.Value | None], domain: str, attributes: Mapping[str, object]
+    name: str, op_type: str, inputs: Sequence[ir.Value | None], domain: str, attributes: Mapping[str, object]
 ) -> ir.Graph:
     """A subgraph of one node that reads values of the outer graph."""
     node = ir.node(op_type, inputs, dict(attributes), domain=domain)  # type: ignore[arg-type]
-    node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+    node.outputs[0].type = ir.TensorType(FULL)
     return ir.Graph([], [node.outputs[0]], nodes=[node], name=name)

@@ -9,7 +9,7 @@ weights in float32, at twice the size. `jinaclip_engines.tensorrt.build_report` 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,9 +18,12 @@ import onnx_ir as ir
 from jinaclip.backends.tensorrt.session import FINITE
 from jinaclip_engines.errors import PassError
 from jinaclip_engines.graph import (
+    FULL,
+    HALF,
     PATCHES,
     Linear,
     Ops,
+    Pass,
     array,
     attributes,
     constant,
@@ -31,8 +34,12 @@ from jinaclip_engines.graph import (
     only_user,
     patch_product,
     producer,
+    producers,
+    run_passes,
+    shape_of,
     tidy,
 )
+from jinaclip_engines.passes.attention import before_rounding, head_size, mask_of
 from jinaclip_engines.passes.cls_pooling import last_block_for_cls
 
 # How each policy sums float16 products, attention included.
@@ -40,8 +47,6 @@ POLICIES: Mapping[str, str] = {
     "fp16-acc32": "float16 operands, sums in float32",
     "fp16-fast": "float16 operands, sums in the type that the compiler finds fastest",
 }
-HALF = ir.DataType.FLOAT16
-FULL = ir.DataType.FLOAT
 
 
 @dataclass(frozen=True)
@@ -83,12 +88,9 @@ def for_tensorrt(model: ir.Model, policy: str, *, attention_operator: bool = Tru
         raise PassError(f"policy is {policy!r}, expected one of {', '.join(POLICIES)}")
     if not _products(model):
         raise PassError("the graph has no float16 products; TensorRT needs a bundle's fp16 graph")
-    head_size = 2 * constant(nodes(model, "RotaryEmbedding")[0].inputs[1]).shape[-1]
+    width = head_size(model)
     _name_nodes(model)
-    counts = {}
-    for step in PASSES:
-        counts[step] = step(model)
-        tidy(model)
+    counts = run_passes(model, 0, PASSES)
     attentions = nodes(model, "Attention")
     fused = [node for node in attentions if _is_half(node)]
     expected = Expected(
@@ -101,9 +103,9 @@ def for_tensorrt(model: ir.Model, policy: str, *, attention_operator: bool = Tru
     in_float32 = policy == "fp16-acc32"
     for node in attentions:
         # TensorRT has no kernel of the operator for float32 operands or for a single query.
-        single = counts[cls_alone] and node is attentions[-1]
+        single = counts["last_block_for_cls"] and node is attentions[-1]
         if not attention_operator or single or node not in fused:
-            spell_out_attention(model, node, head_size, in_float32=in_float32)
+            decompose_attention(model, node, width, in_float32=in_float32)
         elif not in_float32:
             attention_in_float16(node)
     if in_float32:
@@ -113,7 +115,7 @@ def for_tensorrt(model: ir.Model, policy: str, *, attention_operator: bool = Tru
     return expected
 
 
-def int32_ids(model: ir.Model) -> int:
+def int32_ids(model: ir.Model, heads: int) -> int:
     """Change the token ids to int32, which halves the bytes copied to the device."""
     ids = model.graph.inputs[0]
     if ids.dtype != ir.DataType.INT64:
@@ -127,7 +129,7 @@ def int32_ids(model: ir.Model) -> int:
     return 1
 
 
-def half_split_rotary(model: ir.Model) -> int:
+def half_split_rotary(model: ir.Model, heads: int) -> int:
     """Apply rotary positions to the two halves of a head instead of to neighbouring columns. The columns of queries and
     keys are permuted, which does not change their products.
     """
@@ -135,22 +137,18 @@ def half_split_rotary(model: ir.Model) -> int:
     for node in nodes(model, "RotaryEmbedding"):
         if not attributes(node).get("interleaved"):
             continue
-        value = node.inputs[0]
-        for op_type in ("Transpose", "Reshape"):  # [B, heads, T, K] <- [B, T, heads * K]
-            found = producer(value, op_type)
-            if found is None:
-                raise PassError("a RotaryEmbedding is not after a standard graph's reshape; export the bundle again")
-            value = found.inputs[0]
-        tables = constant(node.inputs[1])
-        head = 2 * tables.shape[-1]
-        within = np.concatenate([np.arange(0, head, 2), np.arange(1, head, 2)])
-        _permute_columns(model, value, within)
+        split = producers(node.inputs[0], "Transpose", "Reshape")  # [B, heads, T, K] <- [B, T, heads * K]
+        if not split:
+            raise PassError("a RotaryEmbedding is not after a standard graph's reshape; export the bundle again")
+        width = 2 * constant(node.inputs[1]).shape[-1]
+        order = np.concatenate([np.arange(0, width, 2), np.arange(1, width, 2)])
+        _permute_columns(model, split[-1].inputs[0], order)
         node.attributes["interleaved"] = ir.AttrInt64("interleaved", 0)
         count += 1
     return count
 
 
-def merge_projections(model: ir.Model) -> int:
+def merge_projections(model: ir.Model, heads: int) -> int:
     """Compute queries, keys and values of an image block in one product, as text blocks already do."""
     count = 0
     by_input: dict[ir.Value, list[Linear]] = {}
@@ -161,13 +159,10 @@ def merge_projections(model: ir.Model) -> int:
         if len(group) != 3:  # one of them stays in float32
             continue
         weights = [constant(layer.weight) for layer in group]
-        biases = [
-            np.zeros(weight.shape[1], np.float32) if layer.bias is None else constant(layer.bias)
-            for layer, weight in zip(group, weights, strict=True)
-        ]
+        biases = [layer.bias_values() for layer in group]
         with Ops(model, before=group[0].matmul) as op:
             merged = op("MatMul", [x, op.const(np.concatenate(weights, 1))])
-            merged.producer().name = f"{group[0].block}.qkv"  # type: ignore[union-attr]
+            _name(merged, f"{group[0].block}.qkv")
             y = op("Add", [op("Cast", [merged], to=FULL), op.const(np.concatenate(biases))])
             sizes = op.const(np.array([len(bias) for bias in biases]))
             for layer, new in zip(group, op.several("Split", [y, sizes], 3, axis=-1), strict=True):
@@ -176,11 +171,11 @@ def merge_projections(model: ir.Model) -> int:
     return count
 
 
-def plain_rotary(model: ir.Model) -> int:
+def plain_rotary(model: ir.Model, heads: int) -> int:
     """Replace RotaryEmbedding by products with one table [T, K / 2] for all rows of a batch."""
-    count = 0
+    rotaries = nodes(model, "RotaryEmbedding")
     tables: dict[tuple[ir.Value, ir.Value], tuple[ir.Value, ir.Value]] = {}
-    for node in nodes(model, "RotaryEmbedding"):
+    for node in rotaries:
         x, cos, sin, positions = node.inputs
         if attributes(node).get("interleaved"):
             raise PassError("plain_rotary must run after half_split_rotary")
@@ -201,24 +196,20 @@ def plain_rotary(model: ir.Model) -> int:
                 op("Add", [op("Mul", [first, s]), op("Mul", [second, c])]),
             ]
             op.replace(node.outputs[0], op("Concat", turned, axis=-1))
-        count += 1
-    return count
+    return len(rotaries)
 
 
-def sum_in_float32(model: ir.Model) -> int:
+def sum_in_float32(model: ir.Model) -> None:
     """Sum products of float16 operands in float32 and round the result to float16, in the exact pattern that TensorRT's
     compiler recognises.
     """
-    count = 0
     for node in (*_products(model), *(n for n in nodes(model, "Conv") if _is_weight(n.inputs[1], HALF))):
         x, weight, *bias = node.inputs
         with Ops(model, before=node) as op:
             full = [op("Cast", [value], to=FULL) for value in (x, weight, *bias)]
             y = op(node.op_type, full, **attributes(node))
-            y.producer().name = node.name  # type: ignore[union-attr]
+            _name(y, node.name)
             op.replace(node.outputs[0], op("Cast", [y], to=HALF))
-        count += 1
-    return count
 
 
 def attention_in_float16(node: ir.Node) -> None:
@@ -231,27 +222,25 @@ def attention_in_float16(node: ir.Node) -> None:
     ir.convenience.replace_all_uses_with(rounded.outputs[0], node.outputs[0])
 
 
-def spell_out_attention(model: ir.Model, node: ir.Node, head_size: int, *, in_float32: bool) -> None:
+def decompose_attention(model: ir.Model, node: ir.Node, width: int, *, in_float32: bool) -> None:
     """Replace an Attention by products, mask and softmax, in the only order that TensorRT before 11.3 fuses.
 
     Args:
         model: the graph; modified in place.
         node: the Attention node.
-        head_size: width of a head.
+        width: width of a head.
         in_float32: whether to sum the products in float32.
     """
     half = _is_half(node)
-    mask = _mask(node)
+    mask = mask_of(node)
     with Ops(model, before=node) as op:
         q, k, v = _operands(node) if half else [value for value in node.inputs[:3] if value is not None]
-        scale = op.const((np.float16 if half else np.float32)(1 / np.sqrt(head_size)))
+        scale = op.const((np.float16 if half else np.float32)(1 / np.sqrt(width)))
         first = scores = op("MatMul", [op("Mul", [q, scale]), op("Transpose", [k], perm=[0, 1, 3, 2])])
         if half:
             scores = op("Cast", [scores], to=FULL)
         if mask is not None:
-            expand = producer(mask, "Expand")
-            keep = mask if expand is None else expand.inputs[0]  # [B, 1, 1, T]
-            scores = op("Where", [keep, scores, op.const(np.float32(-np.inf))])
+            scores = op("Where", [mask, scores, op.const(np.float32(-np.inf))])
         weights = op("Softmax", [scores], axis=-1)
         if half:
             weights = op("Cast", [weights], to=HALF)
@@ -259,14 +248,15 @@ def spell_out_attention(model: ir.Model, node: ir.Node, head_size: int, *, in_fl
             weights, v = op("Cast", [weights], to=FULL), op("Cast", [v], to=FULL)
         y = op("MatMul", [weights, v])
         op.replace(node.outputs[0], y)
-    for step, value in (("scores", first), ("values", y)):
-        value.producer().name = f"{node.name}.{step}"  # type: ignore[union-attr]
+    _name(first, f"{node.name}.scores")
+    _name(y, f"{node.name}.values")
 
 
-def finite_output(model: ir.Model) -> int:
+def finite_output(model: ir.Model, heads: int) -> int:
     """Add an output `all_finite`, bool [B]: whether a row's vector has no NaN or infinity, tested on its norm."""
     (norm,) = nodes(model, "Sqrt") or nodes(model, "ReduceL2")  # older bundles use ReduceL2
-    with Ops(model, before=_after(model, norm)) as op:
+    order = list(model.graph)
+    with Ops(model, before=order[order.index(norm) + 1]) as op:
         finite = op("LessOrEqual", [norm.outputs[0], op.const(np.float32(np.finfo(np.float32).max))])
         finite = op("Squeeze", [finite, op.const(np.array([1]))])
     finite.name, finite.type, finite.shape = FINITE, ir.TensorType(ir.DataType.BOOL), ir.Shape(["batch"])
@@ -274,26 +264,15 @@ def finite_output(model: ir.Model) -> int:
     return 1
 
 
-def cls_alone(model: ir.Model) -> int:
-    """Compute the last image block only for the CLS token."""
-    return last_block_for_cls(model, 0)
-
-
-# The passes of every policy, in this order.
-PASSES: tuple[Callable[[ir.Model], int], ...] = (
-    int32_ids,
-    half_split_rotary,
-    cls_alone,
-    merge_projections,
-    plain_rotary,
-    finite_output,
-)
-
-
-def _after(model: ir.Model, node: ir.Node) -> ir.Node:
-    """The node after `node` in the graph."""
-    order = list(model.graph)
-    return order[order.index(node) + 1]
+# The passes of every policy, in this order. None of them uses the number of heads.
+PASSES: Mapping[str, Pass] = {
+    "int32_ids": int32_ids,
+    "half_split_rotary": half_split_rotary,
+    "last_block_for_cls": last_block_for_cls,
+    "merge_projections": merge_projections,
+    "plain_rotary": plain_rotary,
+    "finite_output": finite_output,
+}
 
 
 def _products(model: ir.Model) -> list[ir.Node]:
@@ -302,8 +281,12 @@ def _products(model: ir.Model) -> list[ir.Node]:
 
 
 def _is_weight(value: ir.Value | None, dtype: ir.DataType) -> bool:
-    found = None if value is None or value.producer() is not None else value.const_value
-    return found is not None and found.dtype == dtype and len(found.shape) >= 2
+    return value is not None and value.dtype == dtype and len(shape_of(value)) >= 2
+
+
+def _name(value: ir.Value, name: str | None) -> None:
+    """Name the node that computes `value`."""
+    value.producer().name = name  # type: ignore[union-attr]
 
 
 def _name_nodes(model: ir.Model) -> None:
@@ -323,22 +306,11 @@ def _name_nodes(model: ir.Model) -> None:
 
 def _mask_name(model: ir.Model) -> str | None:
     """Name of the mask before it is expanded. Every attention must have the same mask."""
-    names = set()
-    for node in nodes(model, "Attention"):
-        mask = _mask(node)
-        if mask is not None:
-            expand = producer(mask, "Expand")
-            source = None if expand is None else expand.inputs[0]
-            if source is None:
-                raise PassError("the attention mask is not expanded from [B, 1, 1, T]; export the bundle again")
-            names.add(source.name)
+    masks = (mask_of(node) for node in nodes(model, "Attention"))
+    names = {mask.name for mask in masks if mask is not None}
     if len(names) > 1:
         raise PassError(f"attention has {len(names)} different masks, expected one")
     return names.pop() if names else None
-
-
-def _mask(attention: ir.Node) -> ir.Value | None:
-    return attention.inputs[3] if len(attention.inputs) > 3 else None
 
 
 def _operands(attention: ir.Node) -> list[ir.Value]:
@@ -353,15 +325,10 @@ def _operands(attention: ir.Node) -> list[ir.Value]:
 
 def _is_half(attention: ir.Node) -> bool:
     """Whether queries, keys and values of an Attention are rounded to float16 and cast back to float32."""
-    for value in attention.inputs[:3]:
-        rounded = producer(value, "Cast")
-        rounded = None if rounded is None else producer(rounded.inputs[0], "Cast")
-        if rounded is None or attributes(rounded).get("to") != HALF:
-            return False
-    return True
+    return all(before_rounding(value) is not None for value in attention.inputs[:3])
 
 
-def _permute_columns(model: ir.Model, value: ir.Value | None, within: np.ndarray) -> None:
+def _permute_columns(model: ir.Model, value: ir.Value | None, order: np.ndarray) -> None:
     """Reorder the columns of each head in a linear layer's output, by reordering its weights and bias."""
     node = None if value is None else value.producer()
     while node is not None and node.op_type in ("Add", "Cast"):
@@ -371,18 +338,18 @@ def _permute_columns(model: ir.Model, value: ir.Value | None, within: np.ndarray
             if bias is None:
                 step = source
             else:
-                node.replace_input_with(index, _permuted(model, source, bias, within))
+                node.replace_input_with(index, _permuted(model, source, bias, order))
         node = None if step is None else step.producer()
     weight = None if node is None or node.op_type != "MatMul" else array(node.inputs[1])
     if node is None or weight is None:
         raise PassError("rotary positions do not follow a linear layer; export the bundle again")
-    node.replace_input_with(1, _permuted(model, node.inputs[1], weight, within))
+    node.replace_input_with(1, _permuted(model, node.inputs[1], weight, order))
 
 
-def _permuted(model: ir.Model, value: ir.Value | None, values: np.ndarray, within: np.ndarray) -> ir.Value:
+def _permuted(model: ir.Model, value: ir.Value | None, values: np.ndarray, order: np.ndarray) -> ir.Value:
     assert value is not None and value.name is not None
     name = value.name
     if len(list(value.uses())) == 1:
         model.graph.initializers.pop(name)  # the new one has the same name
-    heads = values.reshape(*values.shape[:-1], -1, len(within))
-    return initializer(model, heads[..., within].reshape(values.shape), name)
+    heads = values.reshape(*values.shape[:-1], -1, len(order))
+    return initializer(model, heads[..., order].reshape(values.shape), name)

@@ -6,7 +6,8 @@ import numpy as np
 import onnx_ir as ir
 
 from jinaclip_engines.errors import PassError
-from jinaclip_engines.graph import Ops, constant, nodes, producer
+from jinaclip_engines.graph import Ops, constant, nodes, producer, producers
+from jinaclip_engines.passes.attention import mask_of
 
 
 def unpad(model: ir.Model, heads: int) -> int:
@@ -30,22 +31,22 @@ def unpad(model: ir.Model, heads: int) -> int:
         return 0
     attentions = nodes(model, "Attention")
     embeddings = [node for node in nodes(model, "Gather") if node.inputs[1] is ids]
-    mask = producer(attentions[0].inputs[3], "Expand") if len(attentions[0].inputs) > 3 else None
+    mask = mask_of(attentions[0])
     if not embeddings or mask is None:
         raise PassError("the text graph has no attention mask or no token embedding; export the bundle again")
     with Ops(model, before=embeddings[0]) as op:
         every = op.const(np.array([-1]))
-        keep = op("Reshape", [mask.inputs[0], every])  # [B T], of [B, 1, 1, T]
-        kept = op("NonZero", [keep])  # [1, N]: positions of tokens that are not padding
-        tokens = op("Gather", [op("Reshape", [ids, every]), kept])
-        count = op("CumSum", [op("Cast", [keep], to=ir.DataType.INT64), op.const(np.int64(0))])
+        flat = op("Reshape", [mask, every])  # [B T], of [B, 1, 1, T]
+        positions = op("NonZero", [flat])  # [1, N]: positions of tokens that are not padding
+        tokens = op("Gather", [op("Reshape", [ids, every]), positions])
+        count = op("CumSum", [op("Cast", [flat], to=ir.DataType.INT64), op.const(np.int64(0))])
         # Index of each position's token among the N. Padding may get any index, because its values are masked.
         token = op("Max", [op("Sub", [count, op.const(np.int64(1))]), op.const(np.int64(0))])
         token = op("Reshape", [token, op("Shape", [ids])])  # [B, T]
     for node in embeddings:
         node.replace_input_with(1, tokens)
     for attention in attentions:
-        _unpad_around(model, attention, kept, token)
+        _unpad_around(model, attention, positions, token)
     pooled = _pooled(model)
     with Ops(model, before=pooled) as op:
         padded = _padded(op, pooled.inputs[0], token)
@@ -53,12 +54,12 @@ def unpad(model: ir.Model, heads: int) -> int:
     return len(attentions)
 
 
-def _unpad_around(model: ir.Model, attention: ir.Node, kept: ir.Value, token: ir.Value) -> None:
+def _unpad_around(model: ir.Model, attention: ir.Node, positions: ir.Value, token: ir.Value) -> None:
     """Add padding before the split into queries, keys and values, and remove it after the attention."""
-    rotary = producer(attention.inputs[0], "RotaryEmbedding")
-    split = producer(rotary.inputs[0], "Split") if rotary else None
-    if split is None:
+    found = producers(attention.inputs[0], "RotaryEmbedding", "Split")
+    if not found:
         raise PassError("a text block does not compute q, k and v in one product; export the bundle again")
+    split = found[-1]
     with Ops(model, before=split) as op:
         padded = _padded(op, split.inputs[0], token)
     split.replace_input_with(0, padded)
@@ -66,8 +67,8 @@ def _unpad_around(model: ir.Model, attention: ir.Node, kept: ir.Value, token: ir
     users = list(attention.outputs[0].uses())
     readers = {use.node for use in users}
     with Ops(model, before=next(node for node in model.graph if node in readers)) as op:
-        places = op("Reshape", [attention.outputs[0], op.const(np.array([-1, width]))])
-        tokens = op("Gather", [places, kept], axis=0)
+        rows = op("Reshape", [attention.outputs[0], op.const(np.array([-1, width]))])  # [B T, width]
+        tokens = op("Gather", [rows, positions], axis=0)
     for use in users:
         use.node.replace_input_with(use.idx, tokens)
 
@@ -80,9 +81,10 @@ def _padded(op: Ops, tokens: ir.Value | None, token: ir.Value) -> ir.Value:
 def _pooled(model: ir.Model) -> ir.Node:
     """The product of the last norm and the mask, from which the mean is computed."""
     found = [
-        node for node in nodes(model, "Mul")
+        node
+        for node in nodes(model, "Mul")
         if producer(node.inputs[0], "LayerNormalization") and producer(node.inputs[1], "Unsqueeze")
-    ]  # fmt: skip
+    ]
     if len(found) != 1:
         raise PassError("the text graph does not compute the mean of its tokens; export the bundle again")
     return found[0]

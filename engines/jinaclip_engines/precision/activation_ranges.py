@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import onnx_ir as ir
 
 from jinaclip.backends.base import Arrays
 from jinaclip.backends.onnxruntime.cpu import OnnxRuntimeSession
-from jinaclip_engines.graph import Ops, read, tidy
+from jinaclip_engines.graph import FULL, Ops, read, tidy
 
 
 def channel_ranges(
@@ -38,7 +39,7 @@ def channel_ranges(
             wanted[name] = op("ReduceMax", [rows, op.const(np.array([0]))], keepdims=0)
     for name, value in wanted.items():
         value.name = f"range of {name}"
-        value.type, value.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape([None])
+        value.type, value.shape = ir.TensorType(FULL), ir.Shape([None])
         model.graph.outputs.append(value)
     largest: dict[str, np.ndarray] = {}
     outputs = []
@@ -46,14 +47,13 @@ def channel_ranges(
     try:
         tidy(model)
         ir.save(model, probe)
-        session = OnnxRuntimeSession(probe)
-        for batch in inputs:
-            found = session.run(batch)
-            for name in wanted:
-                new = found.pop(f"range of {name}")
-                largest[name] = np.maximum(largest.get(name, new), new)
-            outputs.append(found)
-        session.close()
+        with closing(OnnxRuntimeSession(probe)) as session:
+            for batch in inputs:
+                found = session.run(batch)
+                for name in wanted:
+                    new = found.pop(f"range of {name}")
+                    largest[name] = np.maximum(largest.get(name, new), new)
+                outputs.append(found)
     finally:
         probe.unlink(missing_ok=True)
     return largest, outputs

@@ -11,49 +11,37 @@ compilers fuse this into a float16 kernel with float32 accumulation.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
-from jinaclip_engines.graph import Linear, Ops, constant, linears, nodes, patch_product, shape_of
+from jinaclip_engines.graph import FULL, HALF, Linear, Ops, constant, linears, nodes, patch_product, shape_of
 
 LARGEST = 65504.0  # largest finite float16
 # A layer stays in float32 if its input or output on the calibration inputs exceeds LARGEST divided by this factor.
 HEADROOM = 4.0
 
 
-@dataclass(frozen=True)
-class Fp16Report:
-    """Result of `to_fp16`.
-
-    Attributes:
-        kept: layers left in float32: those of the requested blocks, and those whose values or weights are too large for
-            float16.
-    """
-
-    kept: tuple[str, ...]
-
-
-def to_fp16(model: ir.Model, ranges: Mapping[str, np.ndarray], keep: Collection[str] = ()) -> Fp16Report:
+def to_fp16(model: ir.Model, ranges: Mapping[str, np.ndarray], float32_blocks: Collection[str] = ()) -> list[str]:
     """Convert the matrix products of a tower to float16.
 
     Args:
         model: the standard fp32 graph, modified in place.
         ranges: the largest |x| of each channel, for the input and output of each linear layer, by the value's name.
-        keep: blocks to leave in float32, attention included, for example "blocks.3".
+        float32_blocks: blocks to leave in float32, attention included, for example "blocks.3".
 
     Returns:
-        The layers that were left in float32.
+        The layers left in float32: those of the requested blocks, and those whose values or weights are too large for
+        float16.
     """
-    kept = []
+    float32_layers = []
     rounded: dict[str, ir.Value] = {}
     layers = linears(model)
     for layer in layers:
         largest = max(float(ranges[value.name or ""].max()) for value in (layer.x, layer.y))
         largest = max(largest * HEADROOM, float(np.abs(constant(layer.weight)).max()))
-        if layer.block in keep or largest > LARGEST:
-            kept.append(layer.name)
+        if layer.block in float32_blocks or largest > LARGEST:
+            float32_layers.append(layer.name)
             continue
         _replace(model, layer, rounded)
     patches = patch_product(model)
@@ -61,21 +49,22 @@ def to_fp16(model: ir.Model, ranges: Mapping[str, np.ndarray], keep: Collection[
         _replace(model, patches, rounded)
     blocks = dict.fromkeys(layer.block for layer in layers)
     for block, node in zip(blocks, nodes(model, "Attention"), strict=True):
-        if block not in keep and not {f"{block}.{name}" for name in ("qkv", "q", "k", "v")} & set(kept):
+        projections = {f"{block}.{name}" for name in ("qkv", "q", "k", "v")}
+        if block not in float32_blocks and projections.isdisjoint(float32_layers):
             _round_attention(model, node)
     for node in nodes(model, "Gather"):
         if len(shape_of(node.inputs[0])) == 2:
             _table(model, node)
-    return Fp16Report(tuple(kept))
+    return float32_layers
 
 
 def _replace(model: ir.Model, layer: Linear, rounded: dict[str, ir.Value]) -> None:
     with Ops(model, before=layer.matmul) as op:
         key = layer.x.name or ""
         if key not in rounded:  # q, k and v share an input, as do gate and up
-            rounded[key] = op("Cast", [layer.x], to=ir.DataType.FLOAT16)
+            rounded[key] = op("Cast", [layer.x], to=HALF)
         weight = op.const(constant(layer.weight).astype(np.float16), f"{layer.name}.fp16")
-        y = op("Cast", [op("MatMul", [rounded[key], weight])], to=ir.DataType.FLOAT)
+        y = op("Cast", [op("MatMul", [rounded[key], weight])], to=FULL)
         op.replace(layer.matmul.outputs[0], y)
 
 
@@ -91,7 +80,7 @@ def _round_attention(model: ir.Model, node: ir.Node) -> None:
 
 
 def _rounded(op: Ops, value: ir.Value | None) -> ir.Value:
-    return op("Cast", [op("Cast", [value], to=ir.DataType.FLOAT16)], to=ir.DataType.FLOAT)
+    return op("Cast", [op("Cast", [value], to=HALF)], to=FULL)
 
 
 def _table(model: ir.Model, gather: ir.Node) -> None:
@@ -99,4 +88,4 @@ def _table(model: ir.Model, gather: ir.Node) -> None:
     assert table is not None
     with Ops(model, before=gather) as op:
         rows = op("Gather", [op.const(constant(table).astype(np.float16), f"{table.name}.fp16"), indices], axis=0)
-        op.replace(gather.outputs[0], op("Cast", [rows], to=ir.DataType.FLOAT))
+        op.replace(gather.outputs[0], op("Cast", [rows], to=FULL))

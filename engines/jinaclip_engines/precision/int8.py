@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from jinaclip_engines.graph import Linear, Ops, constant, linears, nodes, producer, shape_of
+from jinaclip_engines.graph import FULL, Linear, Ops, constant, linears, nodes, producer, shape_of
 
 # A channel is an outlier if its largest value is this many times the median channel's.
 OUTLIER_RATIO = 5.0
@@ -29,37 +29,27 @@ MAX_OUTLIERS = 1 / 16
 GELU_LEAST = 0.17
 
 
-@dataclass(frozen=True)
-class Int8Report:
-    """Result of `to_int8`, by the names of layers.
-
-    Attributes:
-        outliers: number of outlier channels of each layer that has some.
-        kept: layers left in float32: those of the requested blocks, and those with too many outlier channels.
-    """
-
-    outliers: Mapping[str, int]
-    kept: tuple[str, ...]
-
-
-def to_int8(model: ir.Model, ranges: Mapping[str, np.ndarray], keep: Collection[str] = ()) -> Int8Report:
+def to_int8(
+    model: ir.Model, ranges: Mapping[str, np.ndarray], float32_blocks: Collection[str] = ()
+) -> tuple[list[str], dict[str, int]]:
     """Convert the linear layers and the embedding table of a tower to int8.
 
     Args:
         model: the standard fp32 graph, modified in place.
         ranges: the largest |x| of each channel [in], for the input of each linear layer, by the value's name.
-        keep: blocks to leave in float32, for example "blocks.3".
+        float32_blocks: blocks to leave in float32, for example "blocks.3".
 
     Returns:
-        The layers with outlier channels, and the layers that were left in float32.
+        The layers left in float32: those of the requested blocks, and those with too many outlier channels. The number
+        of outlier channels of each layer that has some.
     """
     outliers: dict[str, int] = {}
-    kept: list[str] = []
+    float32_layers: list[str] = []
     quantised: dict[tuple[str, bytes], _Rows] = {}
     for layer in linears(model):
         channels = outlier_channels(ranges[layer.x.name or ""])
-        if layer.block in keep or len(channels) > MAX_OUTLIERS * shape_of(layer.weight)[0]:
-            kept.append(layer.name)
+        if layer.block in float32_blocks or len(channels) > MAX_OUTLIERS * shape_of(layer.weight)[0]:
+            float32_layers.append(layer.name)
             continue
         if len(channels):
             outliers[layer.name] = len(channels)
@@ -70,7 +60,7 @@ def to_int8(model: ir.Model, ranges: Mapping[str, np.ndarray], keep: Collection[
     for gather in nodes(model, "Gather"):
         if len(shape_of(gather.inputs[0])) == 2:
             _quantise_table(model, gather)
-    return Int8Report(outliers, tuple(kept))
+    return float32_layers, outliers
 
 
 def outlier_channels(largest: np.ndarray) -> np.ndarray:
@@ -130,11 +120,11 @@ def _replace(model: ir.Model, layer: Linear, rows: _Rows, channels: np.ndarray) 
     with Ops(model, before=layer.matmul) as op:
         zero = op.const(np.uint8(rows.zero))
         sums = op("MatMulInteger", [rows.values, op.const(quantised, f"{layer.name}.int8"), zero])
-        y = op("Mul", [op("Cast", [sums], to=ir.DataType.FLOAT), op.const(scale, f"{layer.name}.scale")])
+        y = op("Mul", [op("Cast", [sums], to=FULL), op.const(scale, f"{layer.name}.scale")])
         y = op("Mul", [y, rows.scale])
         if rows.outliers is not None:
             y = op("Add", [y, op("MatMul", [rows.outliers, op.const(weight[channels])])])
-        bias = np.zeros_like(scale) if layer.bias is None else constant(layer.bias)
+        bias = layer.bias_values()
         if rows.shift:  # subtract what the shift added to each sum
             bias = bias - np.float32(rows.shift) * quantised.sum(0, dtype=np.int64).astype(np.float32) * scale
         if layer.bias is not None or rows.shift:
@@ -151,4 +141,4 @@ def _quantise_table(model: ir.Model, gather: ir.Node) -> None:
     with Ops(model, before=gather) as op:
         rows = op("Gather", [op.const(np.rint(values / scale).astype(np.int8), f"{table.name}.int8"), indices], axis=0)
         scales = op("Gather", [op.const(scale.astype(np.float32), f"{table.name}.scale"), indices], axis=0)
-        op.replace(gather.outputs[0], op("Mul", [op("Cast", [rows], to=ir.DataType.FLOAT), scales]))
+        op.replace(gather.outputs[0], op("Mul", [op("Cast", [rows], to=FULL), scales]))

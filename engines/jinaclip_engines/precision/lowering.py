@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,15 @@ from jinaclip.backends.base import Arrays
 from jinaclip.backends.onnxruntime.cpu import OnnxRuntimeSession
 from jinaclip.embeddings import truncate
 from jinaclip.terminal import say
-from jinaclip_engines.graph import linears, read, write
+from jinaclip_engines.graph import delete, linears, read, write
 from jinaclip_engines.precision.activation_ranges import channel_ranges
-from jinaclip_engines.precision.block_selection import choose_kept
+from jinaclip_engines.precision.block_selection import select_blocks
 from jinaclip_engines.precision.fp16 import to_fp16
 from jinaclip_engines.precision.int8 import to_int8
 
 # Required smallest cosine with fp32 on the calibration inputs, at every dim. It is stricter than the certificate's
 # bound, because a certificate is measured on ten times as many inputs.
-ENOUGH = {"fp16": 0.99995, "int8": 0.997}
+REQUIRED_COSINE = {"fp16": 0.99995, "int8": 0.997}
 
 
 def write_precisions(
@@ -66,11 +67,8 @@ class _Probe:
 
     def smallest_cosine(self, path: Path) -> float:
         """Smallest cosine of a graph's vectors with the expected ones, at any dim; -1 if a value is not finite."""
-        session = OnnxRuntimeSession(path)
-        try:
+        with closing(OnnxRuntimeSession(path)) as session:
             found = np.concatenate([session.run(batch)[self.output] for batch in self.inputs])
-        finally:
-            session.close()
         if not np.isfinite(found).all():
             return -1.0
         return min(float((truncate(found, dim) * truncate(self.expected, dim)).sum(1).min()) for dim in self.dims)
@@ -81,23 +79,23 @@ def _lower(
 ) -> dict[str, Any]:
     """Write the graph of one precision, with the selected blocks in float32. Returns its manifest entry."""
     path = fp32.with_name(fp32.name.replace("fp32", precision))
-    layers: dict[tuple[str, ...], dict[str, Any]] = {}  # by the blocks in float32; the last entry's graph is on disk
+    entries: dict[tuple[str, ...], dict[str, Any]] = {}  # by the blocks in float32; the last entry's graph is on disk
 
-    def measure(kept: Collection[str]) -> float:
-        layers.pop(tuple(kept), None)
-        layers[tuple(kept)] = lower(fp32, path, precision, ranges, kept)
+    def measure(float32_blocks: Collection[str]) -> float:
+        entries.pop(tuple(float32_blocks), None)
+        entries[tuple(float32_blocks)] = lower(fp32, path, precision, ranges, float32_blocks)
         return probe.smallest_cosine(path)
 
-    choice = choose_kept(blocks, measure, ENOUGH[precision])
-    if choice.kept != next(reversed(layers)):
-        lower(fp32, path, precision, ranges, choice.kept)
-    if choice.kept:
-        say(f"{precision}: {', '.join(choice.kept)} stay in float32")
-    return layers[choice.kept] | {"cosine": round(choice.cosine, 6)}
+    selection = select_blocks(blocks, measure, REQUIRED_COSINE[precision])
+    if selection.blocks != next(reversed(entries)):
+        lower(fp32, path, precision, ranges, selection.blocks)
+    if selection.blocks:
+        say(f"{precision}: {', '.join(selection.blocks)} stay in float32")
+    return entries[selection.blocks] | {"cosine": round(selection.cosine, 6)}
 
 
 def lower(
-    fp32: Path, path: Path, precision: str, ranges: Mapping[str, np.ndarray], keep: Collection[str]
+    fp32: Path, path: Path, precision: str, ranges: Mapping[str, np.ndarray], float32_blocks: Collection[str]
 ) -> dict[str, Any]:
     """Write a tower's graph in one precision.
 
@@ -106,22 +104,21 @@ def lower(
         path: path of the graph to write. An existing file is replaced.
         precision: "fp16" or "int8".
         ranges: the largest |x| of each channel, for the input and output of each linear layer, by the value's name.
-        keep: blocks to leave in float32.
+        float32_blocks: blocks to leave in float32.
 
     Returns:
         For the manifest: the layers that were left in float32 ("kept"), and the number of outlier channels by layer
         ("outliers").
     """
     model = read(fp32)
-    for stale in (path, path.with_name(f"{path.name}.data")):
-        stale.unlink(missing_ok=True)
+    outliers: dict[str, int] = {}
     if precision == "fp16":
-        done: dict[str, Any] = {"kept": list(to_fp16(model, ranges, keep).kept), "outliers": {}}
+        float32_layers = to_fp16(model, ranges, float32_blocks)
     else:
-        report = to_int8(model, ranges, keep)
-        done = {"kept": list(report.kept), "outliers": dict(report.outliers)}
+        float32_layers, outliers = to_int8(model, ranges, float32_blocks)
+    delete(path)
     write(model, path)
-    return done
+    return {"kept": float32_layers, "outliers": outliers}
 
 
 def _largest(ranges: Mapping[str, np.ndarray], name: str | None) -> float:

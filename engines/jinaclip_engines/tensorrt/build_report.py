@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from jinaclip_engines.passes.tensorrt import Expected
 
@@ -93,9 +92,6 @@ class Report:
     weight_bytes: int
     problems: tuple[str, ...]
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
     def lines(self) -> list[str]:
         """The report as lines of text."""
         sums = "not reported by this compiler" if self.summed_in_float32 is None else f"{self.summed_in_float32}"
@@ -114,9 +110,14 @@ def read_kernels(text: str) -> list[Kernel]:
 
 
 def report_on(
-    kernels: Sequence[Kernel], plan: memoryview | bytes, expected: Expected, policy: str, *, profiles: int = 1,
-    tells_sums: bool = False,
-) -> Report:  # fmt: skip
+    kernels: Sequence[Kernel],
+    plan: memoryview | bytes,
+    expected: Expected,
+    policy: str,
+    *,
+    profiles: int = 1,
+    records_sums: bool = False,
+) -> Report:
     """Check a compiled plan against the requirements.
 
     Args:
@@ -125,7 +126,7 @@ def report_on(
         expected: requirements returned by `for_tensorrt`.
         policy: one of jinaclip_engines.passes.tensorrt.POLICIES.
         profiles: number of optimisation profiles of the engine.
-        tells_sums: whether this compiler's plans record how products are summed. If so, a plan without such records
+        records_sums: whether this compiler's plans record how products are summed. If so, a plan without such records
             has a problem.
 
     Returns:
@@ -138,7 +139,7 @@ def report_on(
     attention_sums = _sums_of_attention(plan)
     problems = [problem for problem in (*attention.values(), *products.values()) if problem is not None]
     if policy == "fp16-acc32":
-        problems += _sum_problems(sums, kernels, expected, tells_sums=tells_sums)
+        problems += _sum_problems(sums, kernels, expected, records_sums=records_sums)
         if not problems and summed is not None and summed < len(expected.products):
             problems.append(f"only {summed} of {len(expected.products)} products are reported as summed in float32")
         if set(attention_sums) - {"FP32"}:
@@ -193,10 +194,10 @@ def _product_problem(name: str, kernels: Sequence[Kernel]) -> str | None:
 
 
 def _sum_problems(
-    sums: Mapping[tuple[str, int], Sequence[int]], kernels: Sequence[Kernel], expected: Expected, *, tells_sums: bool
+    sums: Mapping[tuple[str, int], Sequence[int]], kernels: Sequence[Kernel], expected: Expected, *, records_sums: bool
 ) -> list[str]:
     """Products that are not summed in float32, according to the plan or to kernel names."""
-    if tells_sums and not sums:
+    if records_sums and not sums:
         return ["the plan does not record how products are summed, so float32 sums cannot be verified; use fp16-fast"]
     problems = []
     for name in expected.products:

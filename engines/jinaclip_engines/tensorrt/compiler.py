@@ -56,7 +56,7 @@ def compile_plan(
     targets: Sequence[str] = (),
     workspace_mib: int | None = None,
     timing_cache: Path | None = None,
-    stage: Callable[[str], None] = lambda line: None,
+    progress: Callable[[str], None] = lambda line: None,
 ) -> Compiled:
     """Compile a graph that `for_tensorrt` wrote.
 
@@ -69,40 +69,39 @@ def compile_plan(
         targets: for TensorRT-RTX, GPU generations to compile for ahead of time; () for this machine's GPU.
         workspace_mib: largest scratch memory of a kernel, in MiB; None uses the library's default, the GPU's memory.
         timing_cache: file of TensorRT's timing cache, reused between builds; None for no cache.
-        stage: function that receives a line of text at the start of each step.
+        progress: function that receives a line of text at the start of each step.
 
     Raises:
         BuildError: the graph does not compile, or the plan does not meet the requirements, with the names of layers.
     """
     trt = library.module
+    compiler = f"{library.backend} {library.version}"
     with Messages(library) as messages:
         builder = trt.Builder(logger_of(library))
         network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
         parser = trt.OnnxParser(network, logger_of(library))
-        stage("parsing")
+        progress("parsing")
         if not parser.parse_from_file(str(graph)):
-            raise BuildError(f"{library.backend} {library.version} cannot parse {graph.name}: {messages.errors()}")
+            raise BuildError(f"{compiler} cannot parse {graph.name}: {messages.errors()}")
         _rewire_masks(trt, network, expected)
         config = _configure(trt, builder, network, profiles, targets, workspace_mib)
         cache = _load_timing_cache(config, timing_cache)
         for_what = f" for {', '.join(targets)}" if targets else ""
-        stage(f"compiling {len(profiles)} profile{'s' if len(profiles) > 1 else ''}{for_what}")
+        progress(f"compiling {len(profiles)} profile{'s' if len(profiles) > 1 else ''}{for_what}")
         plan = builder.build_serialized_network(network, config)
         if plan is None:
-            raise BuildError(f"{library.backend} {library.version} cannot compile the graph: {messages.errors()}")
+            raise BuildError(f"{compiler} cannot compile the graph: {messages.errors()}")
         if cache is not None and timing_cache is not None:
             _save_timing_cache(config, timing_cache)
         inputs = tuple(_tensor(trt, network.get_input(index)) for index in range(network.num_inputs))
         outputs = tuple(_tensor(trt, network.get_output(index)) for index in range(network.num_outputs))
         del parser, network, config, builder  # in this order, because they do not keep each other alive
-    stage("checking")
+    progress("checking")
     kernels = read_kernels(messages.text) or _inspect(library, plan)
-    report = report_on(
-        kernels, memoryview(plan), expected, policy, profiles=len(profiles),
-        tells_sums=library.backend == "tensorrt-rtx",
-    )  # fmt: skip
+    records_sums = library.backend == "tensorrt-rtx"
+    report = report_on(kernels, memoryview(plan), expected, policy, profiles=len(profiles), records_sums=records_sums)
     if report.problems:
-        compiler, problems = f"{library.backend} {library.version}", _listed(report.problems)
+        problems = _listed(report.problems)
         raise BuildError(f"{compiler} did not compile the graph as required: {problems}. Nothing was written")
     return Compiled(plan, report, inputs, outputs)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -12,6 +11,7 @@ from typing import Any
 import onnx
 import torch
 
+from jinaclip.bundle.files import file_sha256
 from jinaclip.bundle.manifest import FORMAT, FORMAT_VERSION, MANIFEST
 from jinaclip.errors import BundleError
 from jinaclip.preprocessing.image import ImagePreprocessing
@@ -58,7 +58,7 @@ def new_manifest(checkpoint: Checkpoint, identity: Identity) -> dict[str, Any]:
         "dims": list(checkpoint.config.matryoshka_dimensions),
         "logit_scale": checkpoint.logit_scale,
         # These two are written even if their tower is not exported, because the provenance covers the whole model.
-        "tokenizer_sha256": sha256_of(checkpoint.file("tokenizer.json")),
+        "tokenizer_sha256": file_sha256(checkpoint.file("tokenizer.json")),
         "image": read_preprocessing(checkpoint).to_manifest(),
         "towers": {},
         "goldens": {},
@@ -133,15 +133,9 @@ def read_preprocessing(checkpoint: Checkpoint) -> ImagePreprocessing:
 
 def listed(path: Path) -> dict[str, Any]:
     """A file's entry under "files"."""
-    return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+    return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
 
 
 def write_manifest(directory: Path, manifest: dict[str, Any]) -> None:
     """Write bundle.json."""
     (directory / MANIFEST).write_text(json.dumps(manifest, ensure_ascii=False, indent=1) + "\n", "utf-8")
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's content, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

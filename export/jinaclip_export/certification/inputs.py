@@ -26,15 +26,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from jinaclip.bundle.files import file_sha256
 from jinaclip.cli.arguments import find_images, read_texts
 from jinaclip.errors import InputError
 from jinaclip.preprocessing.image import to_rgb
 from jinaclip.preprocessing.image_sources import ImageInput, open_image
 
-PHOTOS = (
-    "astronaut.png", "brick.png", "camera.png", "cell.png", "chelsea.png", "clock_motion.png", "coffee.png",
-    "grass.png", "gravel.png", "hubble_deep_field.jpg", "retina.jpg", "rocket.jpg",
-)  # fmt: skip
+PHOTOS = """
+astronaut.png brick.png camera.png cell.png chelsea.png clock_motion.png coffee.png grass.png gravel.png
+hubble_deep_field.jpg retina.jpg rocket.jpg
+""".split()
 CROPS = 12  # of each photo
 
 
@@ -49,6 +50,9 @@ class Items:
 
     items: Sequence[str] | Sequence[ImageInput]
     source: str
+
+    def __len__(self) -> int:
+        return len(self.items)
 
 
 def built_in_texts() -> Items:
@@ -98,8 +102,7 @@ def images_of(directory: str) -> Items:
     """
     by_hash: dict[str, str] = {}
     for path in find_images([directory]):
-        with open(path, "rb") as file:
-            by_hash.setdefault(hashlib.file_digest(file, "sha256").hexdigest(), path)
+        by_hash.setdefault(file_sha256(Path(path)), path)
     return Items(_enough(list(by_hash.values()), f"--images {directory}"), _identity(h.encode() for h in by_hash))
 
 

@@ -84,22 +84,23 @@ def agreement(
     shares: list[float] = []
     for start in range(0, len(queries), _ROWS):
         rows = slice(start, start + _ROWS)
-        new, old = (_nearest(q[rows] @ i.T, count, start if same_set else None)
-                    for q, i in ((queries, items), (old_queries, old_items)))  # fmt: skip
+        own = start if same_set else None
+        new = _nearest(queries[rows] @ items.T, count, own)
+        old = _nearest(old_queries[rows] @ old_items.T, count, own)
         shares += [len(set(a) & set(b)) / count for a, b in zip(new.tolist(), old.tolist(), strict=True)]
     return float(np.mean(shares))
 
 
-def beside(alone: np.ndarray, in_company: np.ndarray, dims: Sequence[int]) -> dict[str, float]:
+def batch_effect(alone: np.ndarray, batched: np.ndarray, dims: Sequence[int]) -> dict[str, float]:
     """Difference between the raw vectors [N, D] of the same items run alone and run in a batch.
 
     Returns:
         max_abs: largest difference of a component of the full unit vector.
         cosine: smallest cosine at any dim.
     """
-    least = min(float(cosines(unit(alone, dim), unit(in_company, dim)).min()) for dim in dims)
+    least = min(float(cosines(unit(alone, dim), unit(batched, dim)).min()) for dim in dims)
     full = max(dims)
-    return {"max_abs": float(np.abs(unit(alone, full) - unit(in_company, full)).max()), "cosine": least}
+    return {"max_abs": float(np.abs(unit(alone, full) - unit(batched, full)).max()), "cosine": least}
 
 
 def _nearest(similarity: np.ndarray, count: int, own: int | None) -> np.ndarray:

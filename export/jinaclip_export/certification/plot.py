@@ -9,15 +9,15 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from jinaclip.bundle.certificates import BOUNDS
-from jinaclip_export.certification.measure import Measured, Vectors
+from jinaclip_export.certification.measure import Measurement, Vectors
 from jinaclip_export.certification.metrics import cosines, unit
 
 
-def draw(path: Path, measured: Sequence[Measured]) -> None:
+def draw(path: Path, measurements: Sequence[Measurement]) -> None:
     """Draw one panel per precision and tower with a reference, one line per dim, and the bound as a dashed line."""
     fields = [
         (m.precision, tower, vectors, m.references[tower])
-        for m in measured
+        for m in measurements
         for tower, vectors in m.found.items()
         if isinstance(vectors, Vectors) and tower in m.references
     ]

@@ -2,44 +2,83 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from jinaclip.backends.base import Arrays
+from jinaclip.backends.cost import GPU_COST
 from jinaclip.bundle.manifest import Bundle
+from jinaclip.encoders import ENCODERS
+from jinaclip.terminal import say
+from jinaclip_export.certification.inputs import Items
+from jinaclip_export.certification.measure import run_items
 from jinaclip_export.checkpoint.reader import Checkpoint
 from jinaclip_export.errors import CertificationError
 from jinaclip_export.onnx_export.graphs import ImageGraph, TextGraph
 
-REFERENCE = f"torch {torch.__version__.partition('+')[0]}"
 
+class TorchReference:
+    """The checkpoint that a bundle was made from.
 
-def open_checkpoint(directory: str, bundle: Bundle) -> Checkpoint:
-    """Open the checkpoint that a bundle was made from.
+    Args:
+        directory: the checkpoint's directory.
+        bundle: the bundle.
+        threads: cores that torch uses; None for torch's default.
 
     Raises:
         CheckpointError: the directory is not a valid checkpoint.
         CertificationError: the checkpoint's weights are not those of the bundle.
     """
-    checkpoint = Checkpoint(Path(directory), bundle.model.get("adaptation"))
-    found, expected = checkpoint.weights_sha256(), bundle.model["weights_sha256"]
-    if found != expected:
-        raise CertificationError(
-            f"--against {directory} has weights {found[:16]}…, the bundle was made from {expected[:16]}…; "
-            "use the checkpoint that was exported"
-        )
-    return checkpoint
+
+    name = f"torch {torch.__version__.partition('+')[0]}"
+
+    def __init__(self, directory: str, bundle: Bundle, threads: int | None) -> None:
+        self.bundle = bundle
+        self.checkpoint = Checkpoint(Path(directory), bundle.model.get("adaptation"))
+        found, expected = self.checkpoint.weights_sha256(), bundle.model["weights_sha256"]
+        if found != expected:
+            raise CertificationError(
+                f"--against {directory} has weights {found[:16]}…, the bundle was made from {expected[:16]}…; "
+                "use the checkpoint that was exported"
+            )
+        if threads is not None:
+            torch.set_num_threads(threads)
+
+    def vectors(self, tower: str, items: Items) -> np.ndarray:
+        """Raw vectors [N, D] of the items, each run alone."""
+        say(f"torch {tower}")
+        graph: TextGraph | ImageGraph
+        if tower == "text":
+            graph = TextGraph(self.checkpoint.text_tower())
+        else:
+            pixels = self.bundle.tower("image").input_dtype
+            graph = ImageGraph(self.checkpoint.image_tower(), self.bundle.preprocessing, pixels)
+        return run_items(ENCODERS[tower](self.bundle, "fp32", TorchSession(graph)), items, range(len(items)))
 
 
-def torch_vectors(checkpoint: Checkpoint, bundle: Bundle, tower: str, rows: Iterable[np.ndarray]) -> np.ndarray:
-    """Raw vectors [N, D] of N rows of one item each: ids int64 [1, T], or pixels uint8 [1, size, size, 3]."""
-    graph: TextGraph | ImageGraph
-    if tower == "text":
-        graph = TextGraph(checkpoint.text_tower())
-    else:
-        graph = ImageGraph(checkpoint.image_tower(), bundle.preprocessing, bundle.tower("image").input_dtype)
-        rows = map(bundle.image_input, rows)
-    with torch.inference_mode():
-        return np.concatenate([graph(torch.from_numpy(row))[0].numpy() for row in rows])
+class TorchSession:
+    """A tower in torch, run by its encoder. See jinaclip.backends.base.Session."""
+
+    backend, device = "torch", "cpu"
+    threads = concurrency = 1
+    cost = GPU_COST  # without the check of the memory for attention scores
+    tiled_above = None
+
+    def __init__(self, graph: TextGraph | ImageGraph) -> None:
+        self.graph = graph
+
+    def run(self, inputs: Arrays, *, outputs: Sequence[str] | None = None, **options: bool) -> dict[str, np.ndarray]:
+        (batch,) = inputs.values()
+        (name,) = outputs or ()
+        with torch.inference_mode():
+            return {name: self.graph(torch.from_numpy(batch))[0].numpy()}
+
+    def describe(self) -> dict[str, Any]:
+        return {"backend": self.backend, "device": self.device}
+
+    def close(self) -> None:
+        """The graph is freed with this object."""

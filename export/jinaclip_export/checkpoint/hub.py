@@ -48,10 +48,10 @@ def fetch(model_id: str, revision: str | None) -> Path:
         if all((cached / name).is_file() for name in FILES[:4]):  # the client also returns incomplete snapshots
             return cached
     if not HF_HUB_OFFLINE:
-        licence = f"licence {PUBLISHED_LICENCE} (no commercial use), 1.7 GB" if model_id == PUBLISHED_ID else (
-            "see the model's page for its licence and size"
-        )  # fmt: skip
-        print(f"jinaclip: downloading {where}: {licence}", file=sys.stderr)
+        terms = "see the model's page for its licence and size"
+        if model_id == PUBLISHED_ID:
+            terms = f"licence {PUBLISHED_LICENCE} (no commercial use), 1.7 GB"
+        print(f"jinaclip: downloading {where}: {terms}", file=sys.stderr)
     try:
         return Path(snapshot_download(model_id, revision=revision, allow_patterns=list(FILES)))
     except Exception as error:  # the client raises its own exceptions, those of requests, and OSError

@@ -19,12 +19,10 @@ SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
 MASK_TOKEN = "<mask>"  # the last id of the vocabulary, as published
 
 # First and last code point of each script whose characters are pieces, most used first.
-_SCRIPTS = (
-    (0x0021, 0x007E), (0x00A1, 0x024F), (0x0370, 0x03FF), (0x0400, 0x04FF), (0x0590, 0x05FF),
-    (0x0600, 0x06FF), (0x0900, 0x097F), (0x0980, 0x09FF), (0x0B80, 0x0BFF), (0x0C00, 0x0C7F),
-    (0x0E00, 0x0E7F), (0x10A0, 0x10FF), (0x1E00, 0x1EFF), (0x2010, 0x205E), (0x20A0, 0x20BF),
-    (0x3001, 0x303F), (0x3041, 0x30FF), (0x4E00, 0x9FFF), (0xAC00, 0xD7A3), (0x1F300, 0x1F64F),
-)  # fmt: skip
+_SCRIPTS = """
+0021-007E 00A1-024F 0370-03FF 0400-04FF 0590-05FF 0600-06FF 0900-097F 0980-09FF 0B80-0BFF 0C00-0C7F 0E00-0E7F 10A0-10FF
+1E00-1EFF 2010-205E 20A0-20BF 3001-303F 3041-30FF 4E00-9FFF AC00-D7A3 1F300-1F64F
+""".split()
 _WORDS = """
 the of and to in is a that for it on with as was at by an be this are from or have not they which one you were
 all we there can more if no man out so up said what its about than into them only time some could these two may
@@ -93,21 +91,12 @@ def random_tokenizer(vocab_size: int) -> str:
 
 def _post_processor() -> dict[str, Any]:
     """Puts one text, or a pair, between special tokens."""
+    start, end = ({"SpecialToken": {"id": token, "type_id": 0}} for token in ("<s>", "</s>"))
+    first, second = ({"Sequence": {"id": name, "type_id": 0}} for name in ("A", "B"))
     return {
         "type": "TemplateProcessing",
-        "single": [
-            {"SpecialToken": {"id": "<s>", "type_id": 0}},
-            {"Sequence": {"id": "A", "type_id": 0}},
-            {"SpecialToken": {"id": "</s>", "type_id": 0}},
-        ],
-        "pair": [
-            {"SpecialToken": {"id": "<s>", "type_id": 0}},
-            {"Sequence": {"id": "A", "type_id": 0}},
-            {"SpecialToken": {"id": "</s>", "type_id": 0}},
-            {"SpecialToken": {"id": "</s>", "type_id": 0}},
-            {"Sequence": {"id": "B", "type_id": 0}},
-            {"SpecialToken": {"id": "</s>", "type_id": 0}},
-        ],
+        "single": [start, first, end],
+        "pair": [start, first, end, end, second, end],
         "special_tokens": {
             token: {"id": token, "ids": [index], "tokens": [token]}
             for index, token in enumerate(SPECIAL_TOKENS)
@@ -130,8 +119,9 @@ def _pieces() -> Iterator[str]:
 
 
 def _characters(first: int, last: int) -> Iterator[str]:
-    for low, high in _SCRIPTS[first:last]:
-        for code in range(low, high + 1):
+    for script in _SCRIPTS[first:last]:
+        low, high = script.split("-")
+        for code in range(int(low, 16), int(high, 16) + 1):
             character = chr(code)
             # A character that NFKC rewrites would never be looked up in the vocabulary.
             if unicodedata.normalize("NFKC", character) == character:

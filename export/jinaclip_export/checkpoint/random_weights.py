@@ -25,17 +25,18 @@ from jinaclip_export.checkpoint.reader import WEIGHTS, image_shapes, text_shapes
 from jinaclip_export.errors import ExportError
 from jinaclip_export.towers.config import PUBLISHED_MATRYOSHKA, read_config
 
+_SMALL_TEXT = {
+    "vocab_size": 36864,
+    "hidden_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 512,
+}
+_SMALL_VISION = {"width": 128, "layers": 3, "image_size": 140}
 SIZES: dict[str, dict[str, Any]] = {
-    "small": {
-        "projection_dim": 128,
-        "text": {
-            "vocab_size": 36864, "hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 2,
-            "intermediate_size": 512,
-        },
-        "vision": {"width": 128, "layers": 3, "image_size": 140},
-    },
+    "small": {"projection_dim": 128, "text": _SMALL_TEXT, "vision": _SMALL_VISION},
     "full": {"projection_dim": 1024, "text": {}, "vision": {}},
-}  # fmt: skip
+}
 
 
 _PUBLISHED_VISION = {

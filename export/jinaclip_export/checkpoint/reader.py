@@ -6,21 +6,22 @@ W + scale · B·A for a Linear, W + scale · A·B for an embedding, with scale =
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
+from jinaclip.bundle.files import file_sha256
 from jinaclip_export.errors import CheckpointError
 from jinaclip_export.towers.config import ImageConfig, ModelConfig, TextConfig, read_config
 from jinaclip_export.towers.image import ImageTower
 from jinaclip_export.towers.text import TextTower
 
+Tower = TypeVar("Tower", TextTower, ImageTower)
 WEIGHTS = "model.safetensors"
 _ROBERTA = "text_model.transformer.roberta."
 _FLOATS = {"F16", "BF16", "F32"}
@@ -160,8 +161,7 @@ class Checkpoint:
 
     def weights_sha256(self) -> str:
         """SHA-256 of the weights file, in hex. A bundle's manifest records it."""
-        with self.file(WEIGHTS).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_sha256(self.file(WEIGHTS))
 
     @property
     def logit_scale(self) -> float:
@@ -178,19 +178,18 @@ class Checkpoint:
 
     def text_tower(self) -> TextTower:
         """The text tower in float32 with the adapter merged."""
-        config = self.config.text
-        self.check(["text"])
-        with torch.device("meta"):
-            tower = TextTower(config)
-        return self._fill(tower, self._text_state(config))  # type: ignore[return-value]
+        return self._tower("text", lambda: TextTower(self.config.text), self._text_state(self.config.text))
 
     def image_tower(self) -> ImageTower:
         """The image tower in float32."""
-        config = self.config.image
-        self.check(["image"])
+        return self._tower("image", lambda: ImageTower(self.config.image), self._image_state(self.config.image))
+
+    def _tower(self, name: str, make: Callable[[], Tower], state: Iterator[tuple[str, Tensor]]) -> Tower:
+        self.check([name])
         with torch.device("meta"):
-            tower = ImageTower(config)
-        return self._fill(tower, self._image_state(config))  # type: ignore[return-value]
+            tower = make()
+        tower.load_state_dict(dict(state), strict=True, assign=True)
+        return tower.eval().requires_grad_(False)
 
     def _choose_adapter(self, asked: str | None) -> tuple[str | None, int]:
         text = self.config.text
@@ -268,7 +267,3 @@ class Checkpoint:
             names |= {f"blocks.{block}.{t}": f"blocks.{block}.{o}" for t, o in _IMAGE_BLOCK.items()}
         for theirs, ours in names.items():
             yield ours, self._read(f"vision_model.{theirs}")
-
-    def _fill(self, tower: nn.Module, state: Iterator[tuple[str, Tensor]]) -> nn.Module:
-        tower.load_state_dict(dict(state), strict=True, assign=True)
-        return tower.eval().requires_grad_(False)

@@ -8,8 +8,8 @@ would give wrong vectors without an error.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
 
 from jinaclip_export.errors import CheckpointError
 
@@ -60,7 +60,7 @@ class ImageConfig:
     image_size: int = 512
     patch_size: int = 14
     pt_hw_seq_len: int = 16
-    layer_norm_eps: float = 1e-6
+    layer_norm_eps: ClassVar[float] = 1e-6  # the published configuration does not state it
 
     @property
     def heads(self) -> int:
@@ -86,7 +86,8 @@ class ModelConfig:
     logit_scale_init_value: float
 
 
-# Allowed values of the text settings that this exporter does not vary; other values change the network.
+# Allowed values of settings that this exporter does not vary; other values change the network.
+_TEXT_SECTION_FIXED: dict[str, tuple[Any, ...]] = {"pooler_type": ("mean_pooler",), "proj_type": (None,)}
 _TEXT_FIXED: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("gelu",),
     "position_embedding_type": ("rotary",),
@@ -94,13 +95,7 @@ _TEXT_FIXED: dict[str, tuple[Any, ...]] = {
     "lora_main_params_trainable": (False, True),  # training only
     "load_trained_adapters": (False,),  # True would download weights that are not in the checkpoint
     "use_flash_attn": (True, False, None),  # selects an implementation; the result is the same
-    "lora_dropout_p": None,  # type: ignore[dict-item]  # training only: any value
 }
-_TEXT_INT = (
-    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
-    "max_position_embeddings", "type_vocab_size", "pad_token_id", "bos_token_id", "eos_token_id", "lora_rank",
-)  # fmt: skip
-_TEXT_FLOAT = ("layer_norm_eps", "rotary_emb_base", "lora_alpha")
 _IMAGE_FIXED: dict[str, tuple[Any, ...]] = {
     "qkv_bias": (True,),
     "rope_embeddings": (True,),
@@ -145,19 +140,12 @@ def read_config(config: Mapping[str, Any]) -> ModelConfig:
 
 
 def _text(section: Mapping[str, Any]) -> TextConfig:
-    for key, allowed in {"pooler_type": ("mean_pooler",), "proj_type": (None,)}.items():
-        if section.get(key, allowed[0]) not in allowed:
-            raise _unsupported(f"text_config.{key}", section[key], allowed)
+    _check_fixed("text_config", section, _TEXT_SECTION_FIXED)
     base = section.get("hf_model_name_or_path", "jinaai/jina-embeddings-v3")
     if "jina-embeddings-v3" not in str(base) and "xlm-roberta-flash" not in str(base):
         raise _unsupported("text_config.hf_model_name_or_path", base, ("jinaai/jina-embeddings-v3",))
     overlay = _section(section, "hf_model_config_kwargs", default={})
-    for key, allowed in _TEXT_FIXED.items():
-        if key in overlay and allowed is not None and overlay[key] not in allowed:
-            raise _unsupported(f"text_config.hf_model_config_kwargs.{key}", overlay[key], allowed)
-    values: dict[str, Any] = {}
-    for names, kind in ((_TEXT_INT, int), (_TEXT_FLOAT, float)):
-        values |= {name: _number(overlay, name, kind, None) for name in names if name in overlay}
+    _check_fixed("text_config.hf_model_config_kwargs", overlay, _TEXT_FIXED)
     adaptations = overlay.get("lora_adaptations") or ()
     if not isinstance(adaptations, (list, tuple)) or not all(isinstance(a, str) for a in adaptations):
         raise CheckpointError(f"config.json: lora_adaptations is {adaptations!r}, expected a list of names")
@@ -171,17 +159,13 @@ def _text(section: Mapping[str, Any]) -> TextConfig:
             f"({', '.join(instructions) or 'none'})"
         )
     result = TextConfig(
-        **values,
+        **_numbers(overlay, TextConfig),
         lora_adaptations=tuple(adaptations),
         default_lora_task=section.get("default_lora_task"),
         default_instruction_task=default_task,
         task_instructions=dict(instructions),
     )
-    if section.get("embed_dim", result.hidden_size) != result.hidden_size:
-        raise CheckpointError(
-            f"config.json: text embed_dim is {section['embed_dim']} but hidden_size is {result.hidden_size}; "
-            "the tower has no projection, so they must be equal"
-        )
+    _check_embed_dim("text", section, "hidden_size", result.hidden_size)
     _check_heads("text", result.hidden_size, result.num_attention_heads)
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
         if not 0 <= getattr(result, name) < result.vocab_size:
@@ -196,19 +180,9 @@ def _text(section: Mapping[str, Any]) -> TextConfig:
 
 
 def _image(section: Mapping[str, Any]) -> ImageConfig:
-    for key, allowed in _IMAGE_FIXED.items():
-        if section.get(key, allowed[0]) not in allowed:
-            raise _unsupported(f"vision_config.{key}", section[key], allowed)
-    names = ("width", "layers", "head_width", "image_size", "patch_size", "pt_hw_seq_len")
-    values: dict[str, Any] = {n: _number(section, n, int, None) for n in names if n in section}
-    if "mlp_ratio" in section:
-        values["mlp_ratio"] = _number(section, "mlp_ratio", float, None)
-    result = ImageConfig(**values)
-    if section.get("embed_dim", result.width) != result.width:
-        raise CheckpointError(
-            f"config.json: vision embed_dim is {section['embed_dim']} but width is {result.width}; "
-            "the tower has no projection, so they must be equal"
-        )
+    _check_fixed("vision_config", section, _IMAGE_FIXED)
+    result = ImageConfig(**_numbers(section, ImageConfig))
+    _check_embed_dim("vision", section, "width", result.width)
     _check_heads("vision", result.width, result.heads, multiple=4)
     if result.width % result.head_width:
         raise CheckpointError(f"config.json: vision width {result.width} is not a multiple of head_width")
@@ -217,6 +191,20 @@ def _image(section: Mapping[str, Any]) -> ImageConfig:
             f"config.json: image_size {result.image_size} is smaller than patch_size {result.patch_size}"
         )
     return result
+
+
+def _check_fixed(name: str, section: Mapping[str, Any], fixed: Mapping[str, tuple[Any, ...]]) -> None:
+    for key, allowed in fixed.items():
+        if section.get(key, allowed[0]) not in allowed:
+            raise _unsupported(f"{name}.{key}", section[key], allowed)
+
+
+def _check_embed_dim(tower: str, section: Mapping[str, Any], width_name: str, width: int) -> None:
+    if section.get("embed_dim", width) != width:
+        raise CheckpointError(
+            f"config.json: {tower} embed_dim is {section['embed_dim']} but {width_name} is {width}; "
+            "the tower has no projection, so they must be equal"
+        )
 
 
 def _check_heads(tower: str, width: int, heads: int, multiple: int = 2) -> None:
@@ -240,6 +228,13 @@ def _section(config: Mapping[str, Any], name: str, default: Any = None) -> Mappi
     if not isinstance(section, Mapping):
         raise CheckpointError(f"config.json has no {name} object; expected the published jina-clip-v2 file")
     return section
+
+
+def _numbers(section: Mapping[str, Any], config: type[TextConfig] | type[ImageConfig]) -> dict[str, Any]:
+    """The settings of a section that are int or float fields of a dataclass."""
+    kinds = {"int": int, "float": float}  # annotations are strings
+    found = [field for field in fields(config) if field.type in kinds and field.name in section]
+    return {field.name: _number(section, field.name, kinds[str(field.type)], None) for field in found}
 
 
 def _number(section: Mapping[str, Any], name: str, kind: type, default: Any) -> Any:

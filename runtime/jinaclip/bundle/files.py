@@ -6,8 +6,10 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +37,35 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return None
 
 
+@contextmanager
+def new_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Write a directory atomically: the block fills a temporary directory `.<name>.partial-<process id>` beside `path`.
+    It is renamed to `path` when the block ends, and removed if the block raises an error.
+
+    Args:
+        path: the directory to write.
+        replace: replace an existing directory. Otherwise `path` may exist only as an empty directory.
+
+    Raises:
+        OSError: the directory cannot be written, or `path` has content and `replace` is False.
+    """
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        if path.exists():
+            if replace:
+                os.rename(path, partial / "replaced")  # processes that have it open can still read its files
+            else:
+                path.rmdir()
+        os.rename(partial, path)
+        shutil.rmtree(path / "replaced", ignore_errors=True)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 def file_sha256(path: Path) -> str:
-    """The sha256 of a file, as hex digits."""
+    """SHA-256 of a file's content, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -13,7 +13,17 @@ import numpy as np
 import onnx_ir as ir
 
 from jinaclip_engines.errors import PassError
-from jinaclip_engines.graph import Linear, array, attributes, constant, linears, nodes, producer
+from jinaclip_engines.graph import (
+    Linear,
+    array,
+    attributes,
+    constant,
+    linears,
+    nodes,
+    producer,
+    producers,
+    through_casts,
+)
 from jinaclip_engines.precision.fp16 import LARGEST
 
 
@@ -82,13 +92,6 @@ def image_blocks(model: ir.Model) -> list[ImageBlock | None]:
 def text_blocks(model: ir.Model) -> list[TextBlock | None]:
     """The blocks in order; None for a block that is not completely float16."""
     return [None if parts is None else _text_block(*parts) for parts in _halves(model)]
-
-
-def through_casts(value: ir.Value | None) -> ir.Value | None:
-    """The source of `value` before any casts."""
-    while (cast := producer(value, "Cast")) is not None:
-        value = cast.inputs[0]
-    return value
 
 
 def unlike(what: str) -> PassError:
@@ -167,9 +170,20 @@ def _image_block(name: str, layers: Mapping[str, Linear], attention: ir.Node) ->
     if beside is not middle.outputs[0]:
         raise unlike(name)
     return ImageBlock(
-        stream, norm1, (q, k, v), _rotary(rotary), inner_norm, layers["out"], norm2, gate, up, ffn_norm, down, end,
+        stream=stream,
+        norm1=norm1,
+        qkv=(q, k, v),
+        rotary=_rotary(rotary),
+        inner_norm=inner_norm,
+        out=layers["out"],
+        norm2=norm2,
+        gate=gate,
+        up=up,
+        ffn_norm=ffn_norm,
+        down=down,
+        end=end,
         cls_alone=first is not None,
-    )  # fmt: skip
+    )
 
 
 def _text_block(name: str, layers: Mapping[str, Linear], attention: ir.Node) -> TextBlock:
@@ -178,8 +192,7 @@ def _text_block(name: str, layers: Mapping[str, Linear], attention: ir.Node) -> 
     qkv, out, fc1, fc2 = (layers[part] for part in ("qkv", "out", "fc1", "fc2"))
     stream = through_casts(qkv.x)
     operands = [through_casts(value) for value in attention.inputs[:3]]
-    rotary = [producer(value, "RotaryEmbedding") for value in operands[:2]]
-    queries, keys = rotary
+    queries, keys = (producer(value, "RotaryEmbedding") for value in operands[:2])
     lengths = attention.inputs[6] if len(attention.inputs) == 7 else None
     if queries is None or keys is None or stream is None or lengths is None or attributes(keys).get("interleaved"):
         raise unlike(f"the attention of {name}")
@@ -227,9 +240,9 @@ def _rotary(rotary: ir.Node) -> Rotary:
 
 def _is_swiglu(value: ir.Value | None, gate: Linear, up: Linear) -> bool:
     """Whether `value` is gate · sigmoid(gate) · up."""
-    product = producer(value, "Mul")
-    silu = product and producer(product.inputs[0], "Mul")
-    sigmoid = silu and producer(silu.inputs[1], "Sigmoid")
-    if product is None or silu is None or sigmoid is None:
+    found = producers(value, "Mul", "Mul")
+    sigmoid = producer(found[1].inputs[1], "Sigmoid") if found else None
+    if sigmoid is None:
         return False
+    product, silu = found
     return product.inputs[1] is up.y and silu.inputs[0] is gate.y and sigmoid.inputs[0] is gate.y

@@ -16,19 +16,27 @@ import numpy as np
 import onnx_ir as ir
 
 from jinaclip_engines.errors import PassError
-from jinaclip_engines.graph import JINACLIP, Linear, Ops, array, constant, producer
+from jinaclip_engines.graph import (
+    FULL,
+    HALF,
+    JINACLIP,
+    Linear,
+    Ops,
+    array,
+    constant,
+    producer,
+    producers,
+    through_casts,
+)
 from jinaclip_engines.passes.onnxruntime_cuda.blocks import (
     ImageBlock,
     Rotary,
     image_blocks,
     text_blocks,
-    through_casts,
     unlike,
 )
 from jinaclip_engines.passes.onnxruntime_cuda.patches import embedded_patches
 from jinaclip_engines.passes.onnxruntime_cuda.towers import (
-    FULL,
-    HALF,
     Delta,
     TextStream,
     epsilon,
@@ -66,7 +74,7 @@ def fused_operators(model: ir.Model, heads: int) -> int:
         images = image_blocks(model)
         found = len(images) - images.count(None)
         if found:
-            patches = None if images[0] is None else _patches(model, images[0].stream)
+            patches = None if images[0] is None else embedded_patches(model, images[0].stream)
             write_image(model, heads, images, JinaclipOperators(), patches)
     if not found:
         raise PassError("no block of the graph is completely float16; the operators need a bundle's fp16 graph")
@@ -131,17 +139,12 @@ def _linear(op: Ops, y: ir.Value, weight: np.ndarray, bias: np.ndarray, name: st
     return op("Linear", [y, op.const(weight, f"{name}.weight"), op.const(bias, f"{name}.bias")], JINACLIP)
 
 
-def _patches(model: ir.Model, stream: ir.Value) -> tuple[ir.Value, Delta, ir.Value] | None:
-    found = embedded_patches(model, stream)
-    return None if found is None else (found[0], (found[1], None), stream)
-
-
 def _embeddings(model: ir.Model, stream: ir.Value) -> TextStream:
     """Compute the norm of the word and type embeddings in float16, from the float16 table."""
-    norm = stream.producer()
-    add = producer(norm.inputs[0], "Add") if norm is not None and norm.op_type == "LayerNormalization" else None
-    if norm is None or add is None:
+    found = producers(stream, "LayerNormalization", "Add")
+    if not found:
         raise unlike("the embedding of tokens")
+    norm, add = found
     kind = next((value for value in add.inputs if array(value) is not None), None)
     words = next((through_casts(value) for value in add.inputs if array(value) is None), None)
     rows = producer(words, "Gather")
@@ -150,9 +153,9 @@ def _embeddings(model: ir.Model, stream: ir.Value) -> TextStream:
     writer = JinaclipOperators()
     with Ops(model, before=norm) as op:
         kinds = op.const(constant(kind).astype(np.float32).ravel())
-        found = writer.post_norm(op, (kinds, kinds), (words, None), norm)
-        op.replace(stream, writer.full(op, found))
-    return found
+        embedded = writer.post_norm(op, (kinds, kinds), (words, None), norm)
+        op.replace(stream, writer.full(op, embedded))
+    return embedded
 
 
 def _unit_vectors(model: ir.Model) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from jinaclip.backends.onnxruntime.packed_texts import IDS, OFFSETS, POSITIONS, TOKEN_OFFSET
-from jinaclip_engines.graph import JINACLIP, MICROSOFT, Ops, constant, nodes, producer, tidy
+from jinaclip_engines.graph import JINACLIP, MICROSOFT, Ops, constant, nodes, producer, producers, tidy
 from jinaclip_engines.passes.onnxruntime_cuda.blocks import unlike
 from jinaclip_engines.passes.onnxruntime_cuda.operators import ATTENTION_ANGLES, rotary_attention
 
@@ -35,11 +35,10 @@ def packed_text(model: ir.Model, heads: int) -> int:
     if mixed or any(constant(split.inputs[1]).shape[1] != ATTENTION_ANGLES for split in splits):
         return 0
     raw = model.graph.outputs[0]
-    mean = producer(raw, "Div")
-    total = producer(mean.inputs[0], "ReduceSum") if mean else None
-    masked = producer(total.inputs[0], "Mul") if total else None
-    if mean is None or masked is None:
+    found = producers(raw, "Div", "ReduceSum", "Mul")
+    if not found:
         raise unlike("the mean of the tokens")
+    mean, _, masked = found
     ids.shape = ir.Shape(["tokens"])
     positions = _input(model, POSITIONS, ["tokens"])
     offsets = _input(model, OFFSETS, ["offsets"])

@@ -12,10 +12,22 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from jinaclip_engines.graph import JINACLIP, Linear, Ops, array, attributes, constant, patch_product, producer
-from jinaclip_engines.passes.onnxruntime_cuda.blocks import through_casts, unlike
+from jinaclip_engines.graph import (
+    HALF,
+    JINACLIP,
+    Linear,
+    Ops,
+    array,
+    attributes,
+    constant,
+    patch_product,
+    producer,
+    producers,
+    through_casts,
+)
+from jinaclip_engines.passes.onnxruntime_cuda.blocks import unlike
+from jinaclip_engines.passes.onnxruntime_cuda.towers import Pending
 
-HALF = ir.DataType.FLOAT16
 CENTRE = 128  # centre of the range of uint8
 # Largest allowed relative error of a weight column when rounded to float16. Normalisation divides weights by about 70,
 # and float16 has less precision below 6e-5.
@@ -39,16 +51,16 @@ class _Prelude:
     shift: np.ndarray | None
 
 
-def embedded_patches(model: ir.Model, stream: ir.Value) -> tuple[ir.Value, ir.Value] | None:
-    """Compute the first block's residual stream as a sum of two values.
+def embedded_patches(model: ir.Model, stream: ir.Value) -> Pending | None:
+    """Compute the first block's residual stream as a sum of a float32 and a float16 value, both [B, 1 + P, D].
 
     Args:
         model: the graph; modified in place.
         stream: input of the first block, float32 [B, 1 + P, D]. The caller replaces its readers.
 
     Returns:
-        residual float32 and delta float16, both [B, 1 + P, D]. None if the graph was not changed: the patch product is
-        float32, or its weights with the normalisation folded in cannot be represented in float16.
+        The sum. None if the graph was not changed: the patch product is float32, or its weights with the normalisation
+        folded in cannot be represented in float16.
 
     Raises:
         PassError: the graph is not a bundle's fp16 graph.
@@ -77,10 +89,8 @@ def embedded_patches(model: ir.Model, stream: ir.Value) -> tuple[ir.Value, ir.Va
         if read.scale is None:
             x = op("Cast", [x], to=HALF)
         if grid * side != pixels.shape[2]:  # type: ignore[index]
-            x = op(
-                "Slice",
-                [x, op.const(np.array([0, 0])), op.const(np.array([grid * side] * 2)), op.const(np.array(axes))],
-            )
+            limits = [np.array([0, 0]), np.array([grid * side] * 2), np.array(axes)]
+            x = op("Slice", [x, *(op.const(limit) for limit in limits)])
         x = op("Transpose", [op("Reshape", [x, op.const(np.array(shape))])], perm=order)
         x = op("Reshape", [x, op.const(np.array([-1, grid * grid, len(weight)]))])
         batch = op("Shape", [pixels], start=0, end=1)
@@ -92,7 +102,7 @@ def embedded_patches(model: ir.Model, stream: ir.Value) -> tuple[ir.Value, ir.Va
         delta = op("Linear", [x, op.const(weight, "patches.weight"), op.const(half, "patches.bias")], JINACLIP)
         shape_of_stream = op("Concat", [batch, op.const(np.array(position.shape))], axis=0)
         residual = op("Expand", [op.const(position[None].astype(np.float32), "patches.positions"), shape_of_stream])
-    return residual, delta
+    return residual, (delta, None), stream
 
 
 def _with_normalisation(
@@ -127,14 +137,13 @@ def _read(model: ir.Model, stream: ir.Value) -> _Prelude:
         raise unlike("the embedding of patches")
     position = position[0].astype(np.float64)
     grid, side = math.isqrt(len(position) - 1), math.isqrt(len(constant(product.weight)) // 3)
-    flat = producer(through_casts(product.x), "Reshape")
-    turned = producer(flat.inputs[0], "Transpose") if flat else None
-    parted = producer(turned.inputs[0], "Reshape") if turned else None
-    if turned is None or parted is None or list(attributes(turned)["perm"]) != [0, 2, 4, 1, 3, 5]:
+    steps = producers(through_casts(product.x), "Reshape", "Transpose", "Reshape")
+    if not steps or list(attributes(steps[1])["perm"]) != [0, 2, 4, 1, 3, 5]:
         raise unlike("the patches")
-    if list(constant(parted.inputs[1]))[1:] != [3, grid, side, grid, side]:
+    split = steps[-1]
+    if list(constant(split.inputs[1]))[1:] != [3, grid, side, grid, side]:
         raise unlike("the patches")
-    value = through_casts(parted.inputs[0])
+    value = through_casts(split.inputs[0])
     while (cut := producer(value, "Slice")) is not None:
         if any(array(start) is None or array(start).any() for start in cut.inputs[1:2]):  # type: ignore[union-attr]
             raise unlike("the patches")
@@ -145,18 +154,10 @@ def _read(model: ir.Model, stream: ir.Value) -> _Prelude:
 
 def _normalisation(model: ir.Model, value: ir.Value | None) -> tuple[np.ndarray, np.ndarray]:
     """(pixel / 255 - mean) / std as scale and shift by channel, float64 [3]."""
-    by_std = producer(value, "Div")
-    centred = producer(by_std.inputs[0], "Sub") if by_std else None
-    by_255 = producer(centred.inputs[0], "Div") if centred else None
-    channels = producer(by_255.inputs[0], "Transpose") if by_255 else None
-    if by_std is None or centred is None or by_255 is None or channels is None:
+    found = producers(value, "Div", "Sub", "Div", "Transpose")
+    if not found or list(attributes(found[-1])["perm"]) != [0, 3, 1, 2]:
         raise unlike("the normalisation of pixels")
-    if through_casts(channels.inputs[0]) is not model.graph.inputs[0] or list(attributes(channels)["perm"]) != [
-        0,
-        3,
-        1,
-        2,
-    ]:
+    if through_casts(found[-1].inputs[0]) is not model.graph.inputs[0]:
         raise unlike("the normalisation of pixels")
-    std, mean, full = (constant(node.inputs[1]).astype(np.float64).reshape(-1) for node in (by_std, centred, by_255))
+    std, mean, full = (constant(node.inputs[1]).astype(np.float64).reshape(-1) for node in found[:3])
     return 1 / (full * std) * np.ones(3), -mean / std * np.ones(3)

@@ -8,19 +8,29 @@ products both sum in float32.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import onnx_ir as ir
 
 from jinaclip_engines.errors import PassError
-from jinaclip_engines.graph import Ops, array, attributes, constant, forget_shapes, nodes, only_user, producer, tidy
+from jinaclip_engines.graph import (
+    FULL,
+    HALF,
+    Ops,
+    Pass,
+    array,
+    attributes,
+    constant,
+    nodes,
+    only_user,
+    only_users,
+    producer,
+    run_passes,
+)
+from jinaclip_engines.passes.attention import before_rounding, before_split, mask_of
 from jinaclip_engines.passes.cls_pooling import last_block_for_cls
 from jinaclip_engines.passes.onnxruntime_cuda.operators import fused_operators
 from jinaclip_engines.passes.onnxruntime_cuda.packed_text import packed_text
 from jinaclip_engines.passes.onnxruntime_cuda.standard import fewer_casts
-
-HALF, FULL = ir.DataType.FLOAT16, ir.DataType.FLOAT
 
 
 def for_cuda(model: ir.Model, heads: int, operators: bool = False) -> dict[str, int]:
@@ -38,12 +48,7 @@ def for_cuda(model: ir.Model, heads: int, operators: bool = False) -> dict[str, 
     Raises:
         PassError: the graph is not a bundle's fp16 graph.
     """
-    counts = {}
-    for name, step in (PASSES | (OPERATOR_PASSES if operators else STANDARD_PASSES)).items():
-        counts[name] = step(model, heads)
-        tidy(model)
-    forget_shapes(model)
-    return counts
+    return run_passes(model, heads, PASSES | (OPERATOR_PASSES if operators else STANDARD_PASSES))
 
 
 def flash_attention(model: ir.Model, heads: int) -> int:
@@ -51,23 +56,19 @@ def flash_attention(model: ir.Model, heads: int) -> int:
     count = 0
     lengths: ir.Value | None = None
     for attention in nodes(model, "Attention"):
-        sources = [_source(value) for value in attention.inputs[:3]]
-        halved = only_user(attention.outputs[0], "Cast")
-        widened = halved and only_user(halved.outputs[0], "Cast")
-        merged = widened and only_user(widened.outputs[0], "Transpose")
-        flat = merged and only_user(merged.outputs[0], "Reshape")
-        if all(source is None for source in sources):
+        sources = [source for value in attention.inputs[:3] if (source := _source(value)) is not None]
+        merged = only_users(attention.outputs[0], "Cast", "Cast", "Transpose", "Reshape")
+        if not sources:
             continue
-        if flat is None or None in sources:
+        if not merged or len(sources) < 3:
             raise PassError("a float16 Attention is not between the casts and reshapes of a bundle's fp16 graph")
-        mask = attention.inputs[3] if len(attention.inputs) > 3 else None
-        if mask is not None and lengths is None:
-            lengths = _lengths(model, attention, mask)
+        mask = mask_of(attention)
         with Ops(model, before=attention) as op:
+            if mask is not None and lengths is None:  # number of tokens of each row that are not padding, int64 [B]
+                keep = op("Cast", [mask], to=ir.DataType.INT64)
+                lengths = op("ReduceSum", [keep, op.const(np.array([1, 2, 3]))], keepdims=0)
             inputs: list[ir.Value | None] = []
-            for source in sources:
-                assert source is not None
-                value, rotary = source
+            for value, rotary in sources:
                 if rotary is not None:
                     interleaved = int(attributes(rotary).get("interleaved") or 0)
                     inner = [value, *rotary.inputs[1:]]
@@ -75,7 +76,7 @@ def flash_attention(model: ir.Model, heads: int) -> int:
                 inputs.append(op("Cast", [value], to=HALF))
             padding = [] if mask is None else [None, None, None, lengths]
             y = op("Attention", [*inputs, *padding], q_num_heads=heads, kv_num_heads=heads)
-            op.replace(flat.outputs[0], op("Cast", [y], to=FULL))
+            op.replace(merged[-1].outputs[0], op("Cast", [y], to=FULL))
         count += 1
     if lengths is not None:
         model.graph.opset_imports[""] = max(24, model.graph.opset_imports[""])
@@ -87,9 +88,9 @@ def cast_pairs(model: ir.Model, heads: int) -> int:
     count = 0
     for down in nodes(model, "Cast"):
         up = producer(down.inputs[0], "Cast")
-        source = None if up is None else up.inputs[0]
-        origin = None if source is None else source.producer()
-        if attributes(down).get("to") == HALF and source is not None and origin is not None and _is_half(origin):
+        source = up.inputs[0] if up else None
+        origin = source.producer() if source else None
+        if source and origin and attributes(down).get("to") == HALF and _is_half(origin):
             ir.convenience.replace_all_uses_with(down.outputs[0], source)
             count += 1
     return count
@@ -113,10 +114,9 @@ def _patch_product(model: ir.Model, convolution: ir.Node) -> None:
     """Replace the patch convolution of older bundles by a matrix product, [B, 3, S, S] -> [B, P, width]."""
     x, weight, bias = convolution.inputs
     cast = only_user(convolution.outputs[0], "Cast")
-    flat = only_user((cast or convolution).outputs[0], "Reshape")
-    merged = flat and only_user(flat.outputs[0], "Transpose")
+    merged = only_users((cast or convolution).outputs[0], "Reshape", "Transpose")
     values = array(weight)
-    if merged is None or values is None or bias is None:
+    if not merged or values is None or bias is None:
         raise PassError("a Conv is not the patch convolution of a bundle's graph; export the bundle again")
     width, channels, side, _ = values.shape
     size = _picture_size(model)
@@ -132,7 +132,7 @@ def _patch_product(model: ir.Model, convolution: ir.Node) -> None:
         if cast is not None:
             y = op("Cast", [y], to=FULL)
         full = op.const(constant(bias).astype(np.float32), "tower.patch_embed.bias")
-        op.replace(merged.outputs[0], op("Add", [y, full]))
+        op.replace(merged[-1].outputs[0], op("Add", [y, full]))
 
 
 def _picture_size(model: ir.Model) -> int:
@@ -140,44 +140,27 @@ def _picture_size(model: ir.Model) -> int:
     return int(model.graph.inputs[0].shape[2])  # type: ignore[index, arg-type]
 
 
-PASSES: dict[str, Callable[[ir.Model, int], int]] = {
+PASSES: dict[str, Pass] = {
     "without_cudnn": without_cudnn,
     "last_block_for_cls": last_block_for_cls,
     "flash_attention": flash_attention,
     "cast_pairs": cast_pairs,
 }
-STANDARD_PASSES: dict[str, Callable[[ir.Model, int], int]] = {"fewer_casts": fewer_casts, "packed_text": packed_text}
-OPERATOR_PASSES: dict[str, Callable[[ir.Model, int], int]] = {
-    "fused_operators": fused_operators,
-    "packed_text": packed_text,
-}
+STANDARD_PASSES: dict[str, Pass] = {"fewer_casts": fewer_casts, "packed_text": packed_text}
+OPERATOR_PASSES: dict[str, Pass] = {"fused_operators": fused_operators, "packed_text": packed_text}
 
 
 def _source(value: ir.Value | None) -> tuple[ir.Value, ir.Node | None] | None:
     """The value [B, T, D] float32 from which a float16 input of Attention was made, and its rotary node; None for an
     input that is not rounded to float16.
     """
-    widened = producer(value, "Cast")
-    halved = producer(widened.inputs[0], "Cast") if widened else None
-    if halved is None or attributes(halved).get("to") != HALF:
+    exact = before_rounding(value)
+    if exact is None:
         return None
-    rotary = producer(halved.inputs[0], "RotaryEmbedding")
-    transpose = producer(rotary.inputs[0] if rotary else halved.inputs[0], "Transpose")
-    reshape = producer(transpose.inputs[0], "Reshape") if transpose else None
-    source = reshape.inputs[0] if reshape else None
+    source = before_split(exact)
     if source is None:
         raise PassError("a float16 Attention is not after the reshapes of an fp16 graph; export the bundle again")
-    return source, rotary
-
-
-def _lengths(model: ir.Model, before: ir.Node, mask: ir.Value) -> ir.Value:
-    """Number of tokens of each row that are not padding, int64 [B]."""
-    expand = producer(mask, "Expand")
-    if expand is None or expand.inputs[0] is None:
-        raise PassError("the attention mask is not expanded from [B, 1, 1, T]; export the bundle again")
-    with Ops(model, before=before) as op:
-        keep = op("Cast", [expand.inputs[0]], to=ir.DataType.INT64)
-        return op("ReduceSum", [keep, op.const(np.array([1, 2, 3]))], keepdims=0)
+    return source
 
 
 def _is_half(node: ir.Node) -> bool:
@@ -187,9 +170,8 @@ def _is_half(node: ir.Node) -> bool:
     if node.op_type not in ("MatMul", "Attention", "Gather"):
         return False
     for value in node.inputs[:2]:
-        if value is not None and value.producer() is None and value.dtype == HALF:
-            return True
         cast = producer(value, "Cast")
-        if cast is not None and attributes(cast).get("to") == HALF:
+        weight = value is not None and value.producer() is None and value.dtype == HALF
+        if weight or (cast is not None and attributes(cast).get("to") == HALF):
             return True
     return False

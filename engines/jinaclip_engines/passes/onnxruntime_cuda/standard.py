@@ -7,11 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from jinaclip_engines.graph import MICROSOFT, Linear, Ops, constant
+from jinaclip_engines.graph import FULL, HALF, MICROSOFT, Linear, Ops, constant
 from jinaclip_engines.passes.onnxruntime_cuda.blocks import ImageBlock, Rotary, image_blocks, text_blocks
 from jinaclip_engines.passes.onnxruntime_cuda.towers import (
-    FULL,
-    HALF,
     Delta,
     TextStream,
     epsilon,

@@ -12,10 +12,9 @@ from typing import Protocol
 import numpy as np
 import onnx_ir as ir
 
-from jinaclip_engines.graph import Linear, Ops, array, attributes, constant
+from jinaclip_engines.graph import FULL, Linear, Ops, array, attributes, constant
 from jinaclip_engines.passes.onnxruntime_cuda.blocks import ImageBlock, Rotary, TextBlock, reader, unlike
 
-HALF, FULL = ir.DataType.FLOAT16, ir.DataType.FLOAT
 # A value to be added to the stream: the float16 output of a product, and a float32 bias not yet added, or None.
 Delta = tuple[ir.Value, ir.Value | None]
 # A stream as a sum that is not yet computed: residual float32, delta, and the value of the graph that the sum replaces.
@@ -180,10 +179,8 @@ def merged(layers: Sequence[Linear], *, rows: int = 0, columns: int = 0) -> tupl
     """
     weights, biases = [], []
     for layer in layers:
-        weight = constant(layer.weight)
-        bias = np.zeros(weight.shape[1], np.float16) if layer.bias is None else constant(layer.bias).astype(np.float16)
-        weights.append(np.pad(weight, ((0, rows), (0, columns))))
-        biases.append(np.pad(bias, (0, columns)))
+        weights.append(np.pad(constant(layer.weight), ((0, rows), (0, columns))))
+        biases.append(np.pad(layer.bias_values().astype(np.float16), (0, columns)))
     return np.concatenate(weights, 1), np.concatenate(biases)
 
 
