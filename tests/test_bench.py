@@ -391,9 +391,11 @@ def test_a_line_that_is_no_measurement_is_named(line: str, run_file: Path, tmp_p
 
 
 def test_a_run_without_bundle_makes_the_random_model_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     arguments = "bench run --random small --cases text-1x32 --repeats 1 --threads 1".split()
     assert main(arguments) == 0
@@ -409,9 +411,12 @@ def test_a_run_without_bundle_makes_the_random_model_once(
 
 
 def test_a_damaged_random_model_is_remade(
-    precise_bundle: Path, small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    precise_bundle: Path,
+    small_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
-) -> None:  # fmt: skip
+) -> None:
     def copy_checkpoint(directory: Path, *_: object, **__: object) -> None:
         shutil.copytree(small_checkpoint, directory)
 
