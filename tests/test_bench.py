@@ -20,14 +20,14 @@ import torch
 
 from jinaclip.bundle.manifest import TOWERS, Bundle
 from jinaclip.cli import main
-from jinaclip_bench.cases.settings import Settings
+from jinaclip_bench.cases.settings import BenchSettings
 from jinaclip_bench.cases.table import CASES, PHOTO_SIZE, SUITES, photo_jpeg, random_ids
 from jinaclip_bench.errors import BenchError
 from jinaclip_bench.measuring import cache
 from jinaclip_bench.measuring import timing as measure
-from jinaclip_bench.measuring.machine import commit, machine_facts, memory_of_this_process
+from jinaclip_bench.measuring.machine import commit, machine_info, memory_of_this_process
 from jinaclip_bench.measuring.timing import Sample, agreement, interleave, paired_ratio, summary, timed
-from jinaclip_bench.reporting.record import FIELDS, run_facts, to_line
+from jinaclip_bench.reporting.record import FIELDS, run_fields, to_line
 from jinaclip_bench.reporting.report import read_records, render
 from jinaclip_bench.scenarios.in_process import KINDS
 from jinaclip_bench.scenarios.new_process import process
@@ -38,6 +38,11 @@ Records = list[dict[str, Any]]
 BASIC = SUITES["basic"]
 STEADY = [name for name in BASIC if not name.startswith("process-")]
 SIDES = ["jinaclip fp32", "torch-fp32", "torch-bf16"]
+
+
+def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """The messages of jinaclip's logger. torch writes to others."""
+    return [record.getMessage() for record in caplog.records if record.name == "jinaclip"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -140,7 +145,7 @@ def test_no_names_of_host_user_or_paths(run_file: Path, small_bundle: Path) -> N
     assert not re.search(r'"[^"]*[/\\][^"]*"', text)
     bundle = Bundle(small_bundle)
     bundle.model["id"] = "secret-project"  # what export takes from the name of a checkpoint's directory
-    assert "secret" not in json.dumps(run_facts(bundle))
+    assert "secret" not in json.dumps(run_fields(bundle))
 
 
 # What is refused, and what is left out
@@ -184,11 +189,13 @@ def test_sides_that_differ_are_not_compared(
     assert output.read_text() == ""
 
 
-def test_without_a_checkpoint_jinaclip_stands_alone(small_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_checkpoint_jinaclip_stands_alone(
+    small_bundle: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     arguments = ["--cases", "text-query,image-1", "--repeats", "1"]
     assert main(["bench", "run", str(small_bundle), *arguments]) == 0
     out, err = capsys.readouterr()
-    assert "torch is not measured, because --checkpoint was not given" in err and err.count("\n") == 1
+    assert logged(caplog) == ["torch is not measured, because --checkpoint was not given"] and err == ""
     assert "| text-query" in out and "| image-1" in out and "torch-" not in out and "÷" not in out
 
 
@@ -214,7 +221,7 @@ def test_wrong_usage(arguments: list[str], said: str, capsys: pytest.CaptureFixt
 def test_a_failing_process_is_told_in_one_line(small_bundle: Path, tmp_path: Path) -> None:
     copy = tmp_path / "bundle"
     shutil.copytree(small_bundle, copy)
-    settings = Settings(Bundle(copy), None, threads=1, repeats=1)
+    settings = BenchSettings(Bundle(copy), None, threads=1, repeats=1)
     with process(CASES["process-text"], settings, {}) as opened:
         (copy / "tokenizer.json").unlink()
         with pytest.raises(BenchError, match=r"the jinaclip fp32 text process failed with status 1: .* has no token"):
@@ -317,15 +324,15 @@ def test_inputs_are_the_same_every_time(small_bundle: Path) -> None:
 def test_facts_of_the_machine(tmp_path: Path) -> None:
     (tmp_path / "memory.max").write_text(f"{3 << 30}\n")
     (tmp_path / "cpuinfo").write_text("processor\t: 0\nmodel name\t: Some CPU @ 2 GHz \nflags\t\t: fpu avx2 amx_int8\n")
-    facts = machine_facts(tmp_path, tmp_path)
+    facts = machine_info(tmp_path, tmp_path)
     assert facts["cpu"] == "Some CPU @ 2 GHz" and facts["instructions"] == ["avx2", "amx_int8"]
     assert facts["memory_gib"] == 3.0
     (tmp_path / "cpuinfo").write_text("processor\t: 0\nFeatures\t: fp asimddp i8mm\n")
-    assert machine_facts(tmp_path, tmp_path)["instructions"] == ["asimddp", "i8mm"]
+    assert machine_info(tmp_path, tmp_path)["instructions"] == ["asimddp", "i8mm"]
 
 
 def test_what_the_system_does_not_tell_is_null(tmp_path: Path) -> None:
-    assert machine_facts(tmp_path, tmp_path)["instructions"] == []
+    assert machine_info(tmp_path, tmp_path)["instructions"] == []
     assert memory_of_this_process(tmp_path) == {"peak_rss_mib": None, "pss_mib": None}
     assert commit(tmp_path) is None
 
@@ -384,23 +391,31 @@ def test_a_line_that_is_no_measurement_is_named(line: str, run_file: Path, tmp_p
 
 
 def test_a_run_without_bundle_makes_the_random_model_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     arguments = "bench run --random small --cases text-1x32 --repeats 1 --threads 1".split()
     assert main(arguments) == 0
     out, err = capsys.readouterr()
-    assert "creating a random small model in the cache: 0.2 GB on disk" in err and "torch-fp32" in out
+    (message,) = logged(caplog)
+    assert message.startswith("creating a random small model in the cache: 0.2 GB on disk") and "torch-fp32" in out
     (directory,) = (path for path in (tmp_path / "jinaclip").iterdir() if path.is_dir())
     assert directory.name.startswith("random-small-seed0-jinaclip") and "-torch" in directory.name
     Bundle(directory / "bundle").verify_hashes()
     assert main(arguments) == 0
     out, err = capsys.readouterr()
-    assert err == "" and "torch-fp32" in out
+    assert err == "" and logged(caplog) == [message] and "torch-fp32" in out
 
 
 def test_a_damaged_random_model_is_remade(
-    precise_bundle: Path, small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    precise_bundle: Path,
+    small_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     def copy_checkpoint(directory: Path, *_: object, **__: object) -> None:
         shutil.copytree(small_checkpoint, directory)
@@ -411,19 +426,18 @@ def test_a_damaged_random_model_is_remade(
     monkeypatch.setattr(random_model, "write_random_checkpoint", copy_checkpoint)
     monkeypatch.setattr(random_model, "export_bundle", copy_bundle)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    told: list[str] = []
-    bundle, checkpoint = random_model.random_model("small", tell=told.append)
+    bundle, checkpoint = random_model.cached_model("small").get()
     directory = bundle.directory.parent
-    assert len(told) == 1 and checkpoint.directory == directory / "checkpoint"
+    assert len(logged(caplog)) == 1 and checkpoint.directory == directory / "checkpoint"
 
     (directory / "bundle" / "text-fp32.onnx.data").write_bytes(b"cut")
     partial = directory.with_name(f"{directory.name}.partial")  # as a killed run leaves it
     (partial / "bundle").mkdir(parents=True)
-    remade, _ = random_model.random_model("small", tell=told.append)
-    assert len(told) == 2 and not partial.exists()
+    remade, _ = random_model.cached_model("small").get()
+    assert len(logged(caplog)) == 2 and not partial.exists()
     remade.verify_hashes()
-    random_model.random_model("small", tell=told.append)
-    assert len(told) == 2
+    random_model.cached_model("small").get()
+    assert len(logged(caplog)) == 2
 
 
 def test_a_model_of_another_exporter_or_other_weights_is_not_reused(
@@ -431,15 +445,15 @@ def test_a_model_of_another_exporter_or_other_weights_is_not_reused(
 ) -> None:
     shutil.copytree(small_bundle, tmp_path / "bundle")
     shutil.copytree(small_checkpoint, tmp_path / "checkpoint")
-    cached = random_model.cached_model("small")
-    assert cached.found(tmp_path) is None  # as long as nothing says what made it
-    (tmp_path / "made-by").write_text(cached.maker)
-    assert cached.found(tmp_path) is not None
+    entry = random_model.cached_model("small")
+    assert entry.read_valid(tmp_path) is None  # as long as nothing says what made it
+    (tmp_path / "made-by").write_text(entry.digest)
+    assert entry.read_valid(tmp_path) is not None
     (tmp_path / "made-by").write_text("another")
-    assert cached.found(tmp_path) is None
-    (tmp_path / "made-by").write_text(cached.maker)
+    assert entry.read_valid(tmp_path) is None
+    (tmp_path / "made-by").write_text(entry.digest)
     (tmp_path / "checkpoint" / "model.safetensors").write_bytes(b"")
-    assert cached.found(tmp_path) is None
+    assert entry.read_valid(tmp_path) is None
 
 
 def test_a_failed_making_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -449,12 +463,12 @@ def test_a_failed_making_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(random_model, "write_random_checkpoint", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        random_model.random_model("small", tell=lambda line: None)
+        random_model.cached_model("small").get()
     assert [path.suffix for path in (tmp_path / "jinaclip").iterdir()] == [".lock"]
     disk = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: disk._replace(free=10**7))
     with pytest.raises(BenchError, match=r"has 0.0 GB free, the random full model needs 14 GB"):
-        random_model.random_model("full", tell=lambda line: None)
+        random_model.cached_model("full").get()
 
 
 def test_the_cache_is_where_xdg_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -29,15 +29,15 @@ from jinaclip.cli import main
 from jinaclip.errors import BackendMissing
 from jinaclip.preprocessing.image import normalise
 from jinaclip_bench.cases.gpu_backends import backends_on_gpu
-from jinaclip_bench.cases.settings import Opened, Settings
+from jinaclip_bench.cases.settings import BenchSettings, OpenCase
 from jinaclip_bench.cases.table import CASES, ON_GPU, SUITES, Case, random_ids
 from jinaclip_bench.errors import BenchError, NotCompiled
 from jinaclip_bench.measuring import timing as measure
-from jinaclip_bench.measuring.device_profile import DEVICE_STAGES, NOT_TOLD, stages_of
+from jinaclip_bench.measuring.device_profile import DEVICE_STAGES, UNAVAILABLE, stages_of
 from jinaclip_bench.measuring.machine import gpu_versions
-from jinaclip_bench.measuring.timing import Sample, ours, precision_of
+from jinaclip_bench.measuring.timing import Sample, jinaclip_side, precision_of
 from jinaclip_bench.reporting.bounds import BOUNDS, TORCHS_BEST, Bound
-from jinaclip_bench.reporting.record import FIELDS, SCHEMA, SINCE, records_of, run_facts, to_line
+from jinaclip_bench.reporting.record import FIELDS, SCHEMA, SINCE, records_of, run_fields, to_line
 from jinaclip_bench.reporting.report import read_records, render
 from jinaclip_bench.run import measure as measure_case
 from jinaclip_bench.run import run_cases
@@ -318,13 +318,13 @@ def test_stages_of_what_the_device_did() -> None:
     ]
     assert stages_of(events) == {"copy in": 0.5, "run": 2.25, "copy out": 0.75}
     assert stages_of(events[2:5]) == {"copy in": None, "run": 2.25, "copy out": None}
-    assert stages_of([]) == stages_of(events[:2]) == NOT_TOLD
+    assert stages_of([]) == stages_of(events[:2]) == UNAVAILABLE
 
 
 @pytest.mark.parametrize("tower", ["text", "image"])
 def test_stages_on_a_cpu_tell_the_host_alone(tower: str, bundle: Bundle) -> None:
-    settings = Settings(bundle, None, threads=1, repeats=2)
-    (found,) = measure_case(CASES[f"stages-{tower}"], settings, {}, run_facts(bundle))
+    settings = BenchSettings(bundle, None, threads=1, repeats=2)
+    (found,) = measure_case(CASES[f"stages-{tower}"], settings, {}, run_fields(bundle))
     host = {"text": "tokenise", "image": "decode and resize"}[tower]
     assert list(found["stages_ms"]) == [host, "session", *DEVICE_STAGES]
     assert found["stages_ms"][host] > 0 and found["stages_ms"]["session"] > 0 and found["first_call_ms"] > 0
@@ -339,9 +339,11 @@ def test_stages_on_a_cpu_tell_the_host_alone(tower: str, bundle: Bundle) -> None
 # Sides, records, bounds
 
 
-def settings_on_gpu(bundle: Bundle, checkpoint: Checkpoint | None = None) -> Settings:
+def settings_on_gpu(bundle: Bundle, checkpoint: Checkpoint | None = None) -> BenchSettings:
     backend = OnnxRuntimeCuda(GPU)
-    return Settings(bundle, checkpoint, threads=4, repeats=2, precisions=("fp16",), suite="gpu", backends=(backend,))
+    return BenchSettings(
+        bundle, checkpoint, threads=4, repeats=2, precisions=("fp16",), suite="gpu", backends=(backend,)
+    )
 
 
 @pytest.mark.parametrize(
@@ -355,13 +357,13 @@ def test_which_of_torchs_sides_a_case_has(
     case: str, expected: list[str], bundle: Bundle, checkpoint: Checkpoint
 ) -> None:
     names = ("torch-fp16", "torch-fp16-compiled", "torch-fp16-compiled-graph", "torch-fp16-max-autotune")
-    settings = Settings(bundle, checkpoint, threads=1, repeats=1)
+    settings = BenchSettings(bundle, checkpoint, threads=1, repeats=1)
     with KINDS["graph"](CASES[case], settings, {name: lambda values: values for name in names}) as opened:
         assert list(opened.sides) == ["jinaclip fp32", *expected]
 
 
 def test_a_side_that_does_not_compile_is_left_out_and_told(
-    precise_bundle: Path, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    precise_bundle: Path, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """And each round has a rate of its own, measured behind it."""
     order: list[str] = []
@@ -382,18 +384,18 @@ def test_a_side_that_does_not_compile_is_left_out_and_told(
     names = ("jinaclip fp16 tensorrt", "torch-fp16", "torch-fp16-compiled")
 
     @contextmanager
-    def kind(case: Case, settings: Settings, torch: Any) -> Iterator[Opened]:
+    def kind(case: Case, settings: BenchSettings, torch: Any) -> Iterator[OpenCase]:
         sides = {name: side(name, 0.1) for name in names}
-        yield Opened(sides, (32,), tokens=None, threads=4, rounds=2, burn_in=2, flops=10**13, matmul_tflops=rate)
+        yield OpenCase(sides, (32,), tokens=None, burn_in=2, flops=10**13, matmul_tflops=rate)
 
     monkeypatch.setitem(KINDS, "graph", kind)
     settings = settings_on_gpu(Bundle(precise_bundle), checkpoint)
-    records = measure_case(CASES["image-32"], settings, {}, run_facts(settings.bundle, "gpu", settings.backends))
+    records = measure_case(CASES["image-32"], settings, {}, run_fields(settings.bundle, "gpu", settings.backends))
     assert [record["side"] for record in records] == list(names[:2])
     assert order == [*names, *names[:2], *[*names[:2], "rate"] * 2]
     assert records[0]["matmul_tflops"] == 750.0 and records[0]["matmul_share"]["p50"] == 0.15  # 0.1 and 0.2
-    err = capsys.readouterr().err
-    assert "jinaclip: torch.compile cannot compile torch-fp16-compiled: no kernel; this side is skipped\n" in err
+    expected = "torch.compile cannot compile torch-fp16-compiled: no kernel; this side is skipped"
+    assert caplog.messages == [expected]
 
 
 def test_every_case_of_the_suite_can_be_opened() -> None:
@@ -405,10 +407,13 @@ def test_every_case_of_the_suite_can_be_opened() -> None:
 
 def test_sides_carry_their_backend(precise_bundle: Path) -> None:
     settings = replace(settings_on_gpu(Bundle(precise_bundle)), precisions=("fp16", "fp32"))
-    assert [name for name, _, _ in settings.ours("text")] == ["jinaclip fp16 onnxruntime", "jinaclip fp32 onnxruntime"]
-    assert [precision_of(name) for name, _, _ in settings.ours("image")] == ["fp16", "fp32"]
-    on_cpu = Settings(settings.bundle, None, threads=1, repeats=1, precisions=("fp32",))
-    assert [name for name, _, _ in on_cpu.ours("text")] == ["jinaclip fp32"] and on_cpu.gpu is None
+    assert [name for name, _, _ in settings.jinaclip_sides("text")] == [
+        "jinaclip fp16 onnxruntime",
+        "jinaclip fp32 onnxruntime",
+    ]
+    assert [precision_of(name) for name, _, _ in settings.jinaclip_sides("image")] == ["fp16", "fp32"]
+    on_cpu = BenchSettings(settings.bundle, None, threads=1, repeats=1, precisions=("fp32",))
+    assert [name for name, _, _ in on_cpu.jinaclip_sides("text")] == ["jinaclip fp32"] and on_cpu.gpu is None
     assert settings.gpu == GPU
 
 
@@ -433,7 +438,7 @@ def sampled(precise_bundle: Path, checkpoint: Checkpoint) -> Records:
     """Records of TIMES, of an invented GPU."""
     bundle = Bundle(precise_bundle)
     settings = settings_on_gpu(bundle, checkpoint)
-    facts = run_facts(bundle, "gpu", settings.backends)
+    facts = run_fields(bundle, "gpu", settings.backends)
     records: Records = []
     for case, times in TIMES.items():
         stages: dict[str, float | None] | None = None
@@ -446,8 +451,8 @@ def sampled(precise_bundle: Path, checkpoint: Checkpoint) -> Records:
         cosines = {
             (side, mine): 0.999 for side in times for mine in times if mine.startswith("jinaclip") and side != mine
         }
-        opened = Opened(
-            {}, (32,), tokens=None if case == "image-32" else 640, threads=4, rounds=2, flops=20 * 10**12,
+        opened = OpenCase(
+            {}, (32,), tokens=None if case == "image-32" else 640, flops=20 * 10**12,
             first_calls={"jinaclip fp16 tensorrt": 0.25} if stages else {},
         )  # fmt: skip
         rates = () if stages else RATES
@@ -508,7 +513,7 @@ def test_torchs_best_is_the_fastest_of_torchs(sampled: Records) -> None:
     bound = Bound("gpu", "image-32", "fp16", TORCHS_BEST, 1.0)
     without_compile = [record for record in sampled if "compiled" not in record["side"]]
     found = bound.measured(without_compile)
-    assert found is not None and found.between == "torch-fp16-max-autotune ÷ jinaclip fp16 tensorrt"
+    assert found is not None and found.sides == "torch-fp16-max-autotune ÷ jinaclip fp16 tensorrt"
     assert bound.measured([record for record in sampled if "torch" not in record["side"]]) is None
     assert replace(bound, precision="fp32").measured(sampled) is None
 
@@ -578,7 +583,7 @@ def test_a_torch_without_cuda_is_named() -> None:
 def test_places_say_what_is_missing(bundle: Bundle) -> None:
     for backend in (None, "onnxruntime", "tensorrt"):
         with pytest.raises(BackendMissing, match=r"NVIDIA driver"):
-            backends_on_gpu(bundle, ["text"], "cuda", backend, tell=lambda line: None)
+            backends_on_gpu(bundle, ["text"], "cuda", backend)
 
 
 @pytest.mark.parametrize(
@@ -643,6 +648,6 @@ def test_the_suite_on_the_small_model(
     for record in records:
         assert record["machine"]["gpu"]["name"] and record["versions"]["cuda"]
         staged = record["case"].startswith("stages-")
-        assert (record["device_ms"] is not None) == (staged or record["side"] != ours("fp16", "onnxruntime"))
+        assert (record["device_ms"] is not None) == (staged or record["side"] != jinaclip_side("fp16", "onnxruntime"))
         assert (record["matmul_share"] is None) == staged
     assert "not measured" not in capsys.readouterr().out

@@ -20,18 +20,18 @@ import pytest
 from jinaclip import ClipModel
 from jinaclip.bundle.manifest import Bundle
 from jinaclip.cli import main
-from jinaclip_bench.cases.settings import Opened, Settings
+from jinaclip_bench.cases.settings import BenchSettings, OpenCase
 from jinaclip_bench.cases.table import CASES
 from jinaclip_bench.errors import BenchError
 from jinaclip_bench.measuring import timing as measure
 from jinaclip_bench.measuring.machine import cpu_seconds
 from jinaclip_bench.measuring.timing import Requests, Sample
 from jinaclip_bench.reporting.bounds import BOUNDS
-from jinaclip_bench.reporting.record import FIELDS, records_of, run_facts
+from jinaclip_bench.reporting.record import FIELDS, records_of, run_fields
 from jinaclip_bench.reporting.report import read_records, render
 from jinaclip_bench.run import measure as measure_case
-from jinaclip_bench.scenarios.served import _asked, _body, _cores
-from jinaclip_bench.sides.server_process import Server, serving
+from jinaclip_bench.scenarios.served import _body, _limit_cores, _request_all
+from jinaclip_bench.sides.server_process import ServerProcess, serving
 from tests.conftest import TEXTS
 
 Records = list[dict[str, Any]]
@@ -46,7 +46,7 @@ def no_pauses() -> Iterator[None]:
 
 
 @pytest.fixture
-def server(small_bundle: Path) -> Iterator[Server]:
+def server(small_bundle: Path) -> Iterator[ServerProcess]:
     with serving(Bundle(small_bundle), "text", "fp32", threads=1) as started:
         yield started
 
@@ -62,12 +62,14 @@ def is_there(pid: int) -> bool:
 # What comes out
 
 
-def test_the_suite(precise_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_suite(
+    precise_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     output = tmp_path / "results.jsonl"
     command = ["bench", "run", str(precise_bundle), "--suite", "server", "--repeats", "2", "--output", str(output)]
     assert main(command) == 0
     out, err = capsys.readouterr()
-    assert err == ""  # torch has no part in it, and is not missed
+    assert err == "" and not caplog.messages  # torch has no part in it, and is not missed
     records = read_records(output)
     assert [(record["case"], record["side"]) for record in records] == [
         ("serve-texts", "jinaclip int8 served"),
@@ -91,23 +93,23 @@ def test_the_suite(precise_bundle: Path, tmp_path: Path, capsys: pytest.CaptureF
 
 def test_texts_come_back_in_their_order(small_bundle: Path) -> None:
     """Many clients and texts of all lengths: what runs together is another mix every time."""
-    settings = Settings(Bundle(small_bundle), None, threads=1, repeats=1, suite="server")
+    settings = BenchSettings(Bundle(small_bundle), None, threads=1, repeats=1, suite="server")
     case = replace(CASES["serve-texts"], rows=100, clients=7)
-    served, alone = measure_case(case, settings, {}, run_facts(settings.bundle, "server"))
+    served, alone = measure_case(case, settings, {}, run_fields(settings.bundle, "server"))
     assert alone["against"]["jinaclip fp32 served"]["cosine"] > 0.999999
     assert served["shape"] == [100, 126] and served["tokens_per_s"] and len(served["served"]["batches"]) > 1
 
 
 def test_figures_of_known_requests(small_bundle: Path) -> None:
-    settings = Settings(Bundle(small_bundle), None, threads=1, repeats=2)
+    settings = BenchSettings(Bundle(small_bundle), None, threads=1, repeats=2)
     samples = [
         Sample(1.0, np.zeros(1), requests=Requests([0.1, 0.3], 0.01, 0.5, {1: 2})),
         Sample(1.0, np.zeros(1), requests=Requests([0.3, 0.5], 0.03, 0.7, {2: 1})),
     ]
-    opened = Opened({}, shape=(2, 3), tokens=6, threads=1, rounds=2)
+    opened = OpenCase({}, shape=(2, 3), tokens=6)
 
     def served(samples: list[Sample]) -> Any:
-        facts = run_facts(settings.bundle)
+        facts = run_fields(settings.bundle)
         (record,) = records_of(CASES["serve-texts"], opened, settings, {"jinaclip fp32 served": samples}, {}, facts)
         return record["served"]
 
@@ -122,23 +124,23 @@ def test_figures_of_known_requests(small_bundle: Path) -> None:
 # The server and its clients
 
 
-def test_vectors_and_runs(server: Server, model: ClipModel) -> None:
+def test_vectors_and_runs(server: ServerProcess, model: ClipModel) -> None:
     assert json.loads(_body("cat")) == {"input": "cat", "encoding_format": "base64"}
-    sample = _asked(server, [_body(text) for text in TEXTS], clients=3)
+    sample = _request_all(server, [_body(text) for text in TEXTS], clients=3)
     assert np.abs(sample.output - model.encode_text(TEXTS)).max() <= 1e-6
     assert sample.requests is not None and len(sample.requests.seconds) == len(TEXTS)
     assert sum(size * count for size, count in sample.requests.batches.items()) == len(TEXTS)
-    again = _asked(server, [_body("cat")] * 2, clients=1)
+    again = _request_all(server, [_body("cat")] * 2, clients=1)
     assert again.requests is not None and again.requests.batches == {1: 2}  # of this sample alone
     assert sum(server.batches().values()) == sum(sample.requests.batches.values()) + 2
 
 
-def test_an_answer_that_is_no_vector(server: Server) -> None:
-    with pytest.raises(BenchError, match=r"failed with status 1: Refused: .*input is an empty list"):
-        _asked(server, [_body("cat"), _body([])], clients=1)
+def test_an_answer_that_is_no_vector(server: ServerProcess) -> None:
+    with pytest.raises(BenchError, match=r"failed with status 1: UnexpectedResponse: .*input is an empty list"):
+        _request_all(server, [_body("cat"), _body([])], clients=1)
 
 
-def test_a_server_that_is_gone(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_is_gone(server: ServerProcess, monkeypatch: pytest.MonkeyPatch) -> None:
     os.kill(server.pid, signal.SIGKILL)
     with pytest.raises(
         BenchError, match=r"`jinaclip serve` stopped responding .* last line on stderr: jinaclip: random-small at http"
@@ -146,7 +148,7 @@ def test_a_server_that_is_gone(server: Server, monkeypatch: pytest.MonkeyPatch) 
         server.batches()
     monkeypatch.setattr(server, "batches", dict)
     with pytest.raises(BenchError, match=r"failed with status 1: ConnectionRefusedError: "):
-        _asked(server, [_body("cat")], clients=1)
+        _request_all(server, [_body("cat")], clients=1)
 
 
 def test_a_server_that_does_not_start(small_bundle: Path, tmp_path: Path) -> None:
@@ -162,7 +164,7 @@ def test_the_environments_settings_are_not_the_servers(small_bundle: Path, monke
     monkeypatch.setenv("JINACLIP_SERVE_API_KEY", "secret")
     monkeypatch.setenv("JINACLIP_SERVE_PORT", "1")
     with serving(Bundle(small_bundle), "text", "fp32", threads=1) as server:
-        assert len(_asked(server, [_body("cat")], clients=1).output) == 1
+        assert len(_request_all(server, [_body("cat")], clients=1).output) == 1
 
 
 # No process is left, and all have the same cores
@@ -202,7 +204,7 @@ def test_the_server_ends_with_a_run_that_is_killed() -> None:
 @on_linux
 def test_all_sides_have_the_same_cores(small_bundle: Path) -> None:
     before = os.sched_getaffinity(0)
-    with _cores(1), serving(Bundle(small_bundle), "text", "fp32", threads=1) as server:
+    with _limit_cores(1), serving(Bundle(small_bundle), "text", "fp32", threads=1) as server:
         assert os.sched_getaffinity(server.pid) == os.sched_getaffinity(0) == {min(before)}
     assert os.sched_getaffinity(0) == before
 

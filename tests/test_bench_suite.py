@@ -19,14 +19,14 @@ from jinaclip.bundle.manifest import Bundle
 from jinaclip.cli import main
 from jinaclip.preprocessing.image import normalise, preprocess
 from jinaclip_bench.cases.inputs import lengths_of, log_normal_lengths, texts_of
-from jinaclip_bench.cases.settings import Settings
+from jinaclip_bench.cases.settings import BenchSettings
 from jinaclip_bench.cases.table import CASES, SUITES, Case, random_ids
 from jinaclip_bench.errors import BenchError
 from jinaclip_bench.measuring import cache
 from jinaclip_bench.measuring import timing as measure
-from jinaclip_bench.measuring.machine import resident_mib, restart_peak
+from jinaclip_bench.measuring.machine import reset_peak, resident_mib
 from jinaclip_bench.reporting.bounds import BOUNDS, Bound, Measured
-from jinaclip_bench.reporting.record import run_facts
+from jinaclip_bench.reporting.record import run_fields
 from jinaclip_bench.reporting.report import read_records, render
 from jinaclip_bench.run import measure as measure_case
 from jinaclip_bench.scenarios.in_process import KINDS, USES_TORCH
@@ -36,6 +36,11 @@ from jinaclip_export.checkpoint.reader import Checkpoint
 from tests.conftest import PHOTOS, TEXTS
 
 Records = list[dict[str, Any]]
+
+
+def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """The messages of jinaclip's logger. torch writes to others."""
+    return [record.getMessage() for record in caplog.records if record.name == "jinaclip"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -70,12 +75,12 @@ def measured(two_precisions: Path, small_checkpoint: Path, fused: Path) -> Calla
     """measured(case): its records, of one or two rounds, from two precisions of ours and all others."""
     bundle = Bundle(two_precisions)
     checkpoint = matching_checkpoint(bundle, small_checkpoint)
-    settings = Settings(bundle, checkpoint, 1, repeats=2, precisions=("fp32", "int8"), fused=fused, suite="cpu")
+    settings = BenchSettings(bundle, checkpoint, 1, repeats=2, precisions=("fp32", "int8"), fused=fused, suite="cpu")
 
     def run(case: Case) -> Records:
         with open_torch(checkpoint, bundle, case.tower, threads=1) as torch:
             torch = torch if case.kind in USES_TORCH else {}
-            return measure_case(case, settings, torch, run_facts(bundle, "cpu"))
+            return measure_case(case, settings, torch, run_fields(bundle, "cpu"))
 
     return run
 
@@ -133,7 +138,7 @@ def test_what_the_system_does_not_tell_of_memory(tmp_path: Path) -> None:
     resident = resident_mib()
     assert resident is not None and resident > 10
     assert resident_mib(tmp_path) is None
-    restart_peak(tmp_path / "none")
+    reset_peak(tmp_path / "none")
 
 
 # Texts
@@ -206,19 +211,19 @@ def test_the_fused_graph_needs_both_inputs_and_keeps_its_weights_beside_it(fused
 
 
 def test_the_fused_graph_is_made_once_and_said(
-    small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    told: list[str] = []
     checkpoint = Checkpoint(small_checkpoint)
-    path = fused_graph(checkpoint, tell=told.append)
-    assert len(told) == 1 and "creating a fused graph like the publisher's in the cache: 0.0" in told[0]
-    assert fused_graph(checkpoint, tell=told.append) == path and len(told) == 1
+    path = fused_graph(checkpoint)
+    (message,) = logged(caplog)
+    assert "creating a fused graph like the publisher's in the cache: 0.0" in message
+    assert fused_graph(checkpoint) == path and logged(caplog) == [message]
     (path.parent / "model.onnx.data").unlink()
     disk = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: disk._replace(free=10**6))
     with pytest.raises(BenchError, match=r"has 0.0 GB free, the fused graph like the publisher's needs 0.0\d+ GB"):
-        fused_graph(checkpoint, tell=told.append)
+        fused_graph(checkpoint)
     assert cache.cache_directory() == tmp_path / "jinaclip"
 
 
@@ -227,7 +232,7 @@ def test_the_fused_graph_is_made_once_and_said(
 
 def test_query_dummy_image_brings_the_fused_graph(
     two_precisions: Path, small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     output = tmp_path / "results.jsonl"
@@ -235,11 +240,12 @@ def test_query_dummy_image_brings_the_fused_graph(
     command += ["--repeats", "1", "--precision", "int8,fp32", "--output", str(output)]
     assert main([*command, "--cases", "text-1x32"]) == 0
     out, err = capsys.readouterr()
-    assert err == "" and "fused-onnx" not in out and not (tmp_path / "jinaclip").exists()
+    assert err == "" and not logged(caplog) and "fused-onnx" not in out and not (tmp_path / "jinaclip").exists()
     output.unlink()
     assert main([*command, "--cases", "query-dummy-image,text-1x32"]) == 0
     out, err = capsys.readouterr()
-    assert err.startswith("jinaclip: creating a fused graph") and err.count("\n") == 1
+    (message,) = logged(caplog)
+    assert message.startswith("creating a fused graph") and "\n" not in message and err == ""
     records = read_records(output)
     assert [record["case"] for record in records if record["side"] == "fused-onnx"] == [
         "text-1x32",
@@ -257,7 +263,7 @@ def test_the_suite_runs_the_towers_and_precisions_that_are_there(
     asked: list[list[str]] = []
     precisions: list[tuple[str, ...]] = []
 
-    def run_cases(names: list[str], settings: Settings, write: object) -> None:
+    def run_cases(names: list[str], settings: BenchSettings, write: object) -> None:
         asked.append(list(names))
         precisions.append(settings.precisions)
 
@@ -323,15 +329,18 @@ def test_a_bound_finds_its_figures_and_judges_the_median() -> None:
         record("text-8192", "jinaclip int8", above_load_mib=memory),
     ]
     by_time = Bound("cpu", "image-1", "int8", "torch-fp32", 3.15)
-    assert by_time.measured(records) == Measured(ratio, by_time.what) and by_time.what == "torch-fp32 ÷ jinaclip int8"
+    assert (
+        by_time.measured(records) == Measured(ratio, by_time.description)
+        and by_time.description == "torch-fp32 ÷ jinaclip int8"
+    )
     assert by_time.holds(3.15) and by_time.holds(3.2) and not by_time.holds(3.149)
     by_memory = Bound("cpu", "text-8192", "int8", "above_load_mib", 2048.0)
     assert by_memory.measured(records) == Measured(memory, "jinaclip int8")
-    assert by_memory.what == "jinaclip int8, MiB added by the call"
+    assert by_memory.description == "jinaclip int8, MiB added by the call"
     assert by_memory.holds(2048.0) and not by_memory.holds(2048.1)
     assert replace(by_memory, precision="fp32").measured(records) is None
     assert replace(by_time, precision="fp16").measured(records) is None
-    assert replace(by_time, over="torch-bf16").measured(records) is None
+    assert replace(by_time, figure="torch-bf16").measured(records) is None
 
 
 def test_bounds_are_of_cases_in_their_suite() -> None:

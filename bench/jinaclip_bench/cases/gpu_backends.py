@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 
 from jinaclip.backends.base import Backend
 from jinaclip.backends.onnxruntime.backend import OnnxRuntimeCpu
-from jinaclip.backends.selection import BACKENDS as KNOWN
-from jinaclip.backends.selection import choose_backend
+from jinaclip.backends.selection import GPU_BACKENDS, choose_backend
 from jinaclip.bundle.manifest import Bundle
 from jinaclip.errors import BackendError, BackendMissing
 
-BACKENDS = KNOWN[1:]  # without "auto"
+logger = logging.getLogger("jinaclip")
 
 
-def backends_on_gpu(
-    bundle: Bundle, towers: Sequence[str], device: str, backend: str | None, *, tell: Callable[[str], None]
-) -> tuple[Backend, ...]:
-    """The backends of jinaclip's sides, at least one.
+def backends_on_gpu(bundle: Bundle, towers: Sequence[str], device: str, backend: str | None) -> tuple[Backend, ...]:
+    """The backends of jinaclip's sides, at least one. A message is logged for each backend that is skipped.
 
     Args:
         bundle: the bundle to measure.
         towers: towers to measure.
         device: "cuda" or "cuda:N".
-        backend: one of BACKENDS, or None for every usable backend.
-        tell: function that receives a message for each backend that is skipped.
+        backend: one of GPU_BACKENDS, or None for every usable backend.
 
     Raises:
         BackendMissing, EngineMismatch: the requested backend is not usable, or no backend is. The message names what is
@@ -32,20 +29,19 @@ def backends_on_gpu(
     """
     backends: list[Backend] = []
     problems = []
-    for name in BACKENDS if backend is None else (backend,):
+    for name in sorted(GPU_BACKENDS) if backend is None else (backend,):
         try:
-            found = choose_backend(bundle, towers, backend=name, device=device)
+            usable = choose_backend(bundle, towers, backend=name, device=device)
             if name != OnnxRuntimeCpu.name:  # check that the engines exist
                 for tower in towers:
-                    found.graph(bundle, tower, "fp16")
+                    usable.graph(bundle, tower, "fp16")
+            backends.append(usable)
         except BackendError as error:
             if backend is not None:
                 raise
             problems.append(f"{name} is skipped: {error}")
-        else:
-            backends.append(found)
     if not backends:
         raise BackendMissing("; ".join(problems))
     for problem in problems:
-        tell(problem)
+        logger.warning(problem)
     return tuple(backends)

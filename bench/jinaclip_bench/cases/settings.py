@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,15 +15,16 @@ from jinaclip.backends.base import Backend
 from jinaclip.backends.cuda.gpu import Gpu
 from jinaclip.backends.onnxruntime.backend import OnnxRuntimeCpu
 from jinaclip.bundle.manifest import Bundle
+from jinaclip.model import ClipModel
 from jinaclip_bench.cases.table import Case
-from jinaclip_bench.measuring.timing import Side, ours
+from jinaclip_bench.measuring.timing import Side, jinaclip_side
 
 if TYPE_CHECKING:
     from jinaclip_export.checkpoint.reader import Checkpoint
 
 
 @dataclass(frozen=True)
-class Settings:
+class BenchSettings:
     """Settings of a run.
 
     Attributes:
@@ -52,26 +54,32 @@ class Settings:
         """The GPU to measure; None for the CPU."""
         return self.backends[0].gpu
 
-    def ours(self, tower: str) -> Iterator[tuple[str, Backend, str]]:
+    def jinaclip_sides(self, tower: str) -> Iterator[tuple[str, Backend, str]]:
         """jinaclip's sides: name, backend, precision."""
         for backend in self.backends:
             for precision in self.precisions:
                 if backend.gpu is None:
-                    yield ours(precision), backend, precision
+                    yield jinaclip_side(precision), backend, precision
                 elif precision in backend.precisions(self.bundle, tower):
-                    yield ours(precision, backend.name), backend, precision
+                    yield jinaclip_side(precision, backend.name), backend, precision
+
+    def open_model(self, tower: str, backend: Backend, precision: str) -> ClipModel:
+        """Open one tower of the bundle. The caller closes the model."""
+        device = "cpu" if backend.gpu is None else f"cuda:{backend.gpu.index}"
+        open_on = partial(ClipModel, backend=backend.name, device=device, threads=self.threads)
+        return open_on(self.bundle.directory, towers=(tower,), precision={tower: precision})
 
 
 @dataclass(frozen=True)
-class Opened:
+class OpenCase:
     """A case that is ready to be measured.
 
     Attributes:
         sides: the sides by name, jinaclip's first.
         shape: shape of the input.
         tokens: number of tokens in a call, without padding; None for images.
-        threads: number of threads that a call uses.
-        rounds, burn_in: number of timed calls of each side, and of untimed calls before them.
+        burn_in: number of untimed calls of each side before the timed calls.
+        threads: number of threads that a call uses; None for those of the settings.
         steady: whether items per second is meaningful; False if the time includes the start of a process.
         flops: floating-point operations of a call; None if they are not counted.
         matmul_tflops: function that measures the GPU's rate for a large float16 matrix product, in TFLOP/s; None on a
@@ -82,9 +90,8 @@ class Opened:
     sides: Mapping[str, Side]
     shape: tuple[int, ...]
     tokens: int | None
-    threads: int
-    rounds: int
     burn_in: int = 3
+    threads: int | None = None
     steady: bool = True
     flops: int | None = None
     matmul_tflops: Callable[[], float] | None = None
@@ -93,9 +100,4 @@ class Opened:
 
 # ids [B, T] or pixels uint8 [B, S, S, 3] -> unit vectors float32 [B, D]
 Embed = Callable[[np.ndarray], np.ndarray]
-Kind = Callable[[Case, Settings, Mapping[str, Embed]], AbstractContextManager[Opened]]
-
-
-def feed(bundle: Bundle, tower: str, values: np.ndarray) -> dict[str, np.ndarray]:
-    """Inputs of a tower's graph, from ids or pixels."""
-    return {bundle.tower(tower).input_name: bundle.image_input(values) if tower == "image" else values}
+Kind = Callable[[Case, BenchSettings, Mapping[str, Embed]], AbstractContextManager[OpenCase]]

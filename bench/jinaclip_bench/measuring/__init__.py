@@ -1,4 +1,4 @@
-"""Timing, facts about the machine, child processes and a cache of models.
+"""Timing, information about the machine, child processes and a cache of models.
 
 Imports jinaclip_bench.errors.
 """

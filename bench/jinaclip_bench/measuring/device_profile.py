@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 Stages = Mapping[str, float | None]  # seconds; None if not available
 DEVICE_STAGES = ("copy in", "run", "copy out")
-NOT_TOLD: Stages = dict.fromkeys(DEVICE_STAGES)
+UNAVAILABLE: Stages = dict.fromkeys(DEVICE_STAGES)
 
 
 def device_stages(call: Callable[[], object]) -> Stages:
@@ -42,6 +42,6 @@ def stages_of(events: Iterable[tuple[str, float, float]]) -> Stages:
         elif not name.startswith(("Memcpy", "Memset")):
             kernels.append((begin, end))
     if not kernels:
-        return NOT_TOLD
+        return UNAVAILABLE
     run = max(end for _, end in kernels) - min(begin for begin, _ in kernels)
     return {"copy in": copied["copy in"] or None, "run": run, "copy out": copied["copy out"] or None}

@@ -1,4 +1,4 @@
-"""Facts about the machine: processor, memory, system, versions, commit. No names of hosts or users, and no paths."""
+"""Description of the machine: processor, memory, system, versions, commit. No names of hosts or users, no paths."""
 
 from __future__ import annotations
 
@@ -16,21 +16,15 @@ from jinaclip.backends.cuda.gpu import Gpu
 from jinaclip.backends.machine import available_threads
 
 # Instruction sets that determine the speed of int8 and bfloat16, with their names in /proc/cpuinfo on x86 and Arm.
-_INSTRUCTIONS = (
-    "avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16",
-    "asimddp", "i8mm", "bf16", "sve", "sve2",
-)  # fmt: skip
+_INSTRUCTIONS = "avx2 avx_vnni avx512f avx512_vnni avx512_bf16 amx_int8 amx_bf16 asimddp i8mm bf16 sve sve2".split()
 
 # Packages of the HTTP server. uvicorn uses the last two, which are faster, if they are installed.
-SERVE = ("uvicorn", "httptools", "uvloop")
+SERVER_PACKAGES = ("uvicorn", "httptools", "uvloop")
 
 
-def machine_facts(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> dict[str, Any]:
-    """Processor, memory and system; None for facts that this system does not provide."""
-    try:
-        cpuinfo = (proc / "cpuinfo").read_text()
-    except OSError:
-        cpuinfo = ""
+def machine_info(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> dict[str, Any]:
+    """Processor, memory and system; None for values that this system does not provide."""
+    cpuinfo = _read(proc / "cpuinfo")
     flags = set(_line(cpuinfo, "flags|Features").split())
     return {
         "cpu": _line(cpuinfo, "model name") or platform.processor() or platform.machine() or None,
@@ -48,18 +42,14 @@ def load() -> float | None:
 
 def versions() -> dict[str, str | None]:
     """Versions of Python, the compute libraries and the server's packages; None for packages not installed."""
-    found = {name: _version(name) for name in ("jinaclip", "onnxruntime", "torch", *SERVE)}
-    return {"python": platform.python_version(), **found}
+    packages = ("jinaclip", "onnxruntime", "torch", *SERVER_PACKAGES)
+    return {"python": platform.python_version()} | {name: _version(name) for name in packages}
 
 
 def gpu_versions(gpu: Gpu, proc: Path = Path("/proc")) -> dict[str, str | None]:
     """Version of NVIDIA's driver, and the CUDA version it supports; None for values that are not available."""
-    try:
-        text = (proc / "driver/nvidia/version").read_text()
-    except OSError:
-        text = ""
-    found = re.search(r"Kernel Module.*?\s(\d+\.[\d.]+)", text)
-    return {"driver": found[1] if found else None, "cuda": gpu.driver}
+    driver = re.search(r"Kernel Module.*?\s(\d+\.[\d.]+)", _read(proc / "driver/nvidia/version"))
+    return {"driver": driver[1] if driver else None, "cuda": gpu.driver}
 
 
 def commit(directory: Path = Path(__file__).parent) -> str | None:
@@ -81,7 +71,7 @@ def resident_mib(proc: Path = Path("/proc/self")) -> float | None:
     return _kilobytes(proc / "status", "VmRSS")
 
 
-def restart_peak(proc: Path = Path("/proc/self")) -> None:
+def reset_peak(proc: Path = Path("/proc/self")) -> None:
     """Reset the peak resident set. If the system does not allow it, the peak stays that of the whole process."""
     with suppress(OSError):
         (proc / "clear_refs").write_text("5")
@@ -100,16 +90,22 @@ def _memory_gib(cgroup: Path) -> float | None:
     limits = []
     if "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {}):
         limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    with suppress(OSError, ValueError):  # no cgroup, or "max"
-        limits.append(int((cgroup / "memory.max").read_text()))
+    with suppress(ValueError):  # no cgroup, or "max"
+        limits.append(int(_read(cgroup / "memory.max")))
     return round(min(limits) / 2**30, 1) if limits else None
 
 
 def _kilobytes(path: Path, field: str) -> float | None:
+    number = _line(_read(path), field).partition(" ")[0]
+    return round(int(number) / 1024, 1) if number else None
+
+
+def _read(path: Path) -> str:
+    """Content of a file, or an empty string if it cannot be read."""
     try:
-        return round(int(_line(path.read_text(), field).split()[0]) / 1024, 1)
-    except (OSError, IndexError):
-        return None
+        return path.read_text()
+    except OSError:
+        return ""
 
 
 def _line(text: str, name: str) -> str:
@@ -120,10 +116,8 @@ def _line(text: str, name: str) -> str:
 
 def _version(distribution: str) -> str | None:
     for name in (distribution, f"{distribution}-gpu"):
-        try:
+        with suppress(PackageNotFoundError):
             return version(name)
-        except PackageNotFoundError:
-            continue
     return None
 
 

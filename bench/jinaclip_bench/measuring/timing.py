@@ -15,7 +15,7 @@ import numpy as np
 
 from jinaclip_bench.errors import BenchError
 
-OURS = "jinaclip"  # followed by a space and the precision; then a space and the backend on a GPU, or "served"
+JINACLIP = "jinaclip"  # followed by a space and the precision; then a space and the backend on a GPU, or "served"
 # Torch on a GPU: name of the side with concatenated texts without padding; suffixes of sides compiled by torch.compile,
 # compiled and captured as a CUDA graph, and compiled with max-autotune.
 UNPADDED = "torch-fp16-unpadded"
@@ -28,14 +28,14 @@ SETTLE_S = 0.1
 LOWEST_COSINE = {"fp32": 0.99, "fp16": 0.99, "bf16": 0.95, "int8": 0.95}
 
 
-def ours(precision: str, how: str | None = None) -> str:
-    """Name of jinaclip's side in a precision; on a GPU, with a backend."""
-    return " ".join([OURS, precision, *([how] if how else [])])
+def jinaclip_side(precision: str, suffix: str = "") -> str:
+    """Name of jinaclip's side in a precision; the suffix is a backend on a GPU, or "served"."""
+    return f"{JINACLIP} {precision} {suffix}".rstrip()
 
 
-def is_ours(side: str) -> bool:
+def is_jinaclip(side: str) -> bool:
     """Whether a side is jinaclip, in any precision."""
-    return side.split()[0] == OURS
+    return side.split()[0] == JINACLIP
 
 
 def precision_of(side: str) -> str:
@@ -87,18 +87,18 @@ Side = Callable[[], Sample]
 
 
 def timed(
-    call: Callable[[], np.ndarray], *, wake: bool = False, device_seconds: Callable[[], float] | None = None
+    call: Callable[[], np.ndarray], *, warm_up: bool = False, device_seconds: Callable[[], float] | None = None
 ) -> Side:
     """Make a side of a call in this process.
 
     Args:
         call: function to time.
-        wake: whether to call once untimed before each timed call, because an idle GPU lowers its clocks.
+        warm_up: whether to call once untimed before each timed call, because an idle GPU lowers its clocks.
         device_seconds: function that returns the device's time of all calls since it was last called.
     """
 
     def side() -> Sample:
-        if wake:
+        if warm_up:
             call()
         if device_seconds is not None:
             device_seconds()
@@ -132,18 +132,18 @@ def agreement(outputs: Mapping[str, np.ndarray]) -> dict[tuple[str, str], float]
     Raises:
         BenchError: two sides return different vectors, so their times must not be compared.
     """
-    pairs = [(side, mine) for side in outputs for mine in outputs if is_ours(mine) and side != mine]
-    return {(side, mine): _cosine(side, outputs[side], mine, outputs[mine]) for side, mine in pairs}
+    pairs = [(side, base) for side in outputs for base in filter(is_jinaclip, outputs) if side != base]
+    return {(side, base): _cosine(side, outputs[side], base, outputs[base]) for side, base in pairs}
 
 
-def _cosine(side: str, theirs: np.ndarray, mine: str, expected: np.ndarray) -> float:
-    if theirs.shape != expected.shape:
-        raise BenchError(f"{side} returns shape {theirs.shape}, {mine} {expected.shape}; expected equal shapes")
-    cosine = float((_unit(theirs) * _unit(expected)).sum(axis=-1).min())
-    lowest = min(LOWEST_COSINE[precision_of(name)] for name in (side, mine))
+def _cosine(side: str, vectors: np.ndarray, base: str, expected: np.ndarray) -> float:
+    if vectors.shape != expected.shape:
+        raise BenchError(f"{side} returns shape {vectors.shape}, {base} {expected.shape}; expected equal shapes")
+    cosine = float((_unit(vectors) * _unit(expected)).sum(axis=-1).min())
+    lowest = min(LOWEST_COSINE[precision_of(name)] for name in (side, base))
     if not cosine >= lowest:  # true for NaN too
         raise BenchError(
-            f"{side} and {mine} return different vectors (cosine {cosine:.4f}, expected at least {lowest}), so their "
+            f"{side} and {base} return different vectors (cosine {cosine:.4f}, expected at least {lowest}), so their "
             "times are not compared; check the bundle with `jinaclip verify`, and check that the checkpoint's "
             "config.json was not changed after the export"
         )
@@ -156,9 +156,9 @@ def summary(values: Sequence[float]) -> dict[str, float]:
     return {"p50": float(p50), "p90": float(p90), "p99": float(p99), "min": min(values), "max": max(values)}
 
 
-def paired_ratio(theirs: Sequence[float], mine: Sequence[float]) -> dict[str, float]:
-    """p50, p10 and p90 of theirs ÷ mine over the rounds. A ratio above 1 means that mine is faster."""
-    return spread([a / b for a, b in zip(theirs, mine, strict=True)])
+def paired_ratio(times: Sequence[float], base: Sequence[float]) -> dict[str, float]:
+    """p50, p10 and p90 of times ÷ base over the rounds. A ratio above 1 means that the base is faster."""
+    return spread([a / b for a, b in zip(times, base, strict=True)])
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

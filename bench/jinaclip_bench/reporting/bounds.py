@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jinaclip_bench.measuring.timing import is_ours, ours, precision_of
+from jinaclip_bench.measuring.timing import is_jinaclip, jinaclip_side, precision_of
 
 Record = Mapping[str, Any]
 TORCHS_BEST = "torch's best"  # the fastest of torch's sides in the run
@@ -17,11 +17,11 @@ class Figure:
     """A figure of jinaclip's side that has an absolute bound.
 
     Attributes:
-        words: description of the figure.
+        description: description of the figure.
         at_least: whether larger values are better.
     """
 
-    words: str
+    description: str
     at_least: bool
 
 
@@ -38,11 +38,11 @@ class Measured:
 
     Attributes:
         figures: p50, p10 and p90.
-        between: the sides that were compared.
+        sides: the sides that were compared.
     """
 
     figures: Mapping[str, float]
-    between: str
+    sides: str
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Bound:
         suite: suite in whose table the bound is listed.
         case: a name in jinaclip_bench.cases.table.CASES.
         precision: precision of jinaclip's side.
-        over: a side, for a lower bound on the ratio of its time to jinaclip's; or a field of FIGURES, for an absolute
+        figure: a side, for a lower bound on the ratio of its time to jinaclip's; or a field of FIGURES, for an absolute
             bound.
         limit: the bound; None if the figure is only reported.
         target: desired value, stricter than the limit; None if there is none.
@@ -62,52 +62,50 @@ class Bound:
     suite: str
     case: str
     precision: str
-    over: str
+    figure: str
     limit: float | None
     target: float | None = None
 
     @property
-    def what(self) -> str:
+    def description(self) -> str:
         """Description of the bounded figure."""
-        mine = ours(self.precision)
-        return f"{mine}, {FIGURES[self.over].words}" if self.over in FIGURES else f"{self.over} ÷ {mine}"
+        side = jinaclip_side(self.precision)
+        return f"{side}, {FIGURES[self.figure].description}" if self.figure in FIGURES else f"{self.figure} ÷ {side}"
 
     @property
     def at_least(self) -> bool:
         """Whether the figure is bounded from below."""
-        return self.over not in FIGURES or FIGURES[self.over].at_least
+        return self.figure not in FIGURES or FIGURES[self.figure].at_least
 
     def measured(self, records: Iterable[Record]) -> Measured | None:
         """The figure's value in a run; None if it was not measured."""
         of_case = [record for record in records if record["case"] == self.case]
-        mine = _fastest(r for r in of_case if is_ours(r["side"]) and precision_of(r["side"]) == self.precision)
-        if mine is None:
+        base = _fastest(r for r in of_case if is_jinaclip(r["side"]) and precision_of(r["side"]) == self.precision)
+        if base is None:
             return None
-        if self.over in FIGURES:
-            figures = mine[self.over]
-            return None if figures is None else Measured(figures, mine["side"])
-        wanted = (r for r in of_case if r["side"] == self.over or (self._over_torch and r["side"].startswith("torch-")))
-        theirs = _fastest(wanted)
-        if theirs is None or mine["side"] not in theirs["against"]:
+        if self.figure in FIGURES:
+            figures = base[self.figure]
+            return None if figures is None else Measured(figures, base["side"])
+        of_torch = self.figure == TORCHS_BEST
+        other = _fastest(
+            r for r in of_case if r["side"] == self.figure or (of_torch and r["side"].startswith("torch-"))
+        )
+        if other is None or base["side"] not in other["against"]:
             return None
-        return Measured(theirs["against"][mine["side"]], f"{theirs['side']} ÷ {mine['side']}")
+        return Measured(other["against"][base["side"]], f"{other['side']} ÷ {base['side']}")
 
     def holds(self, median: float) -> bool:
         """Whether a median satisfies the bound. It always does if the figure is only reported."""
-        return self.limit is None or self._keeps(median, self.limit)
+        return self.limit is None or self._satisfies(median, self.limit)
 
     def verdict(self, median: float) -> str:
         """Text of the verdict on a median."""
-        words = [] if self.limit is None else ["holds" if self.holds(median) else "MISSED"]
+        verdicts = [] if self.limit is None else ["holds" if self.holds(median) else "MISSED"]
         if self.target is not None:
-            words.append(f"target {'met' if self._keeps(median, self.target) else 'missed'}")
-        return ", ".join(words)
+            verdicts.append(f"target {'met' if self._satisfies(median, self.target) else 'missed'}")
+        return ", ".join(verdicts)
 
-    @property
-    def _over_torch(self) -> bool:
-        return self.over == TORCHS_BEST
-
-    def _keeps(self, median: float, limit: float) -> bool:
+    def _satisfies(self, median: float, limit: float) -> bool:
         return median >= limit if self.at_least else median <= limit
 
 

@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from jinaclip.backends.base import Backend
 from jinaclip.backends.onnxruntime.backend import OnnxRuntimeCpu
 from jinaclip.bundle.manifest import Bundle
-from jinaclip_bench.cases.settings import Opened, Settings
+from jinaclip_bench.cases.settings import BenchSettings, OpenCase
 from jinaclip_bench.cases.table import Case
-from jinaclip_bench.measuring.machine import commit, gpu_versions, load, machine_facts, versions
-from jinaclip_bench.measuring.timing import Requests, Sample, is_ours, paired_ratio, precision_of, spread, summary
+from jinaclip_bench.measuring.machine import commit, gpu_versions, load, machine_info, versions
+from jinaclip_bench.measuring.timing import Requests, Sample, is_jinaclip, paired_ratio, precision_of, spread, summary
 
+T = TypeVar("T")
 SCHEMA = 4
 
 FIELDS = {
@@ -25,11 +26,9 @@ FIELDS = {
     "time": "time of this measurement, UTC",
     "suite": "a name in jinaclip_bench.cases.table.SUITES; null if cases were given by name",
     "case": "a name in jinaclip_bench.cases.table.CASES",
-    "side": (
-        "jinaclip and a precision, then a backend on a GPU, or served; ClipModel if jinaclip's side is a server; "
-        "torch-fp32, torch-fp32-unsorted, torch-bf16 or fused-onnx; "
-        "on a GPU torch-fp16 alone (eager), -compiled, -compiled-graph, -max-autotune, -unpadded or -unpadded-compiled"
-    ),
+    "side": "jinaclip and a precision, then a backend on a GPU, or served; ClipModel if jinaclip's side is a server; "
+    "torch-fp32, torch-fp32-unsorted, torch-bf16 or fused-onnx; on a GPU torch-fp16 alone (eager), -compiled, "
+    "-compiled-graph, -max-autotune, -unpadded or -unpadded-compiled",
     "unit": "unit of samples, p50, p90, p99, min and max: ms",
     "samples": "durations of all timed calls in order; samples with the same index on two sides are from one round",
     "p50": "median of samples",
@@ -46,10 +45,8 @@ FIELDS = {
     "device_ms": "the GPU's time for the tower: p50, p10, p90; null if not available",
     "stages_ms": "median by stage of STAGES, null for a stage that is not available; null if the case has no stages",
     "first_call_ms": "first call of the new session; null if not timed",
-    "served": (
-        "a server's work in all samples: ms per request, p50 and p99; ms of CPU per request, of the server and of its "
-        "clients; number of runs by their number of items; null if the side is not a server"
-    ),
+    "served": "a server's work in all samples: ms per request, p50 and p99; ms of CPU per request, of the server and "
+    "of its clients; number of runs by their number of items; null if the side is not a server",
     "tflops": "useful floating-point operations per second, from the median, in 10^12; null if not counted",
     "matmul_tflops": "the GPU's rate for float16 matrices of 8192 × 8192, median over rounds; null on a CPU",
     "matmul_share": "tflops ÷ matmul_tflops of the same round: p50, p10, p90; null for precisions other than fp16",
@@ -77,7 +74,7 @@ STAGES = ("tokenise", "decode and resize", "session", "copy in", "run", "copy ou
 _PUBLIC_IDS = ("random-small", "random-full", "jinaai/jina-clip-v2")  # other ids may be names of directories
 
 
-def run_facts(
+def run_fields(
     bundle: Bundle, suite: str | None = None, backends: Sequence[Backend] = (OnnxRuntimeCpu(),)
 ) -> dict[str, Any]:
     """The fields with the same value in all lines of a run."""
@@ -90,7 +87,7 @@ def run_facts(
         "suite": suite,
         "model": model_id if model_id in _PUBLIC_IDS else None,
         "weights_sha256": bundle.model["weights_sha256"],
-        "machine": machine_facts() | ({} if gpu is None else {"gpu": gpu.facts()}),
+        "machine": machine_info() | ({} if gpu is None else {"gpu": gpu.facts()}),
         "load": load(),
         "versions": versions() | ({} if gpu is None else gpu_versions(gpu)) | libraries,
         "commit": commit(),
@@ -99,11 +96,11 @@ def run_facts(
 
 def records_of(
     case: Case,
-    opened: Opened,
-    settings: Settings,
+    opened: OpenCase,
+    settings: BenchSettings,
     samples: Mapping[str, Sequence[Sample]],
     cosines: Mapping[tuple[str, str], float],
-    facts: Mapping[str, Any],
+    fields: Mapping[str, Any],
     rates: Sequence[float] = (),
 ) -> list[dict[str, Any]]:
     """One record for each side, with fields in the order of FIELDS.
@@ -114,62 +111,68 @@ def records_of(
         settings: settings of the run.
         samples: samples by side, one for each round.
         cosines: result of `agreement`.
-        facts: result of `run_facts`.
+        fields: result of `run_fields`.
         rates: the GPU's rate for a large matrix product in each round, in TFLOP/s; () on a CPU.
     """
     times = {side: [sample.seconds * 1e3 for sample in of_side] for side, of_side in samples.items()}
     records = []
-    for side in times:
-        own = _record(case, opened, settings, side, samples[side], times, cosines, rates)
-        values = {**facts, "time": _now("seconds"), **own}
+    for side, milliseconds in times.items():
+        precision = None if case.kind == "preprocess" else precision_of(side)
+        against = {
+            base: {**_rounded(paired_ratio(milliseconds, times[base])), "cosine": round(cosine, 8)}
+            for (other, base), cosine in cosines.items()
+            if other == side
+        }
+        precisions = {} if precision is None else dict.fromkeys(settings.bundle.towers, precision)
+        values = {
+            **fields,
+            **_time_fields(case, opened, milliseconds, rates if precision == "fp16" else ()),
+            **_sample_fields(samples[side]),
+            "time": _now("seconds"),
+            "case": case.name,
+            "side": side,
+            "against": against,
+            "first_call_ms": round(opened.first_calls[side] * 1e3, 4) if side in opened.first_calls else None,
+            "matmul_tflops": round(statistics.median(rates), 3) if rates else None,
+            "shape": list(opened.shape),
+            "threads": opened.threads or settings.threads,
+            "burn_in": opened.burn_in,
+            "precision": precision,
+            "provenance": settings.bundle.provenance(precisions) if precisions and is_jinaclip(side) else None,
+        }
         records.append({name: values[name] for name in FIELDS})
     return records
 
 
-def _record(
-    case: Case, opened: Opened, settings: Settings, side: str, samples: Sequence[Sample],
-    times: Mapping[str, Sequence[float]], cosines: Mapping[tuple[str, str], float], rates: Sequence[float],
-) -> dict[str, Any]:  # fmt: skip
-    """The fields that differ between sides."""
-    bundle, milliseconds = settings.bundle, times[side]
+def _time_fields(case: Case, opened: OpenCase, milliseconds: Sequence[float], rates: Sequence[float]) -> dict[str, Any]:
+    """Fields that follow from the durations of the calls, and from the GPU's rate in each round."""
     figures = summary(milliseconds)
     calls_per_s = 1e3 / figures["p50"]
-    precision = None if case.kind == "preprocess" else precision_of(side)
-    above = [sample.above_load_mib for sample in samples if sample.above_load_mib is not None]
-    on_device = [sample.device_s * 1e3 for sample in samples if sample.device_s is not None]
-    values = {
-        "case": case.name,
-        "side": side,
+    flops = opened.flops or 0
+    shares = [flops / ms / 1e9 / rate for ms, rate in zip(milliseconds, rates, strict=True)] if rates else []
+    return {
         "unit": "ms",
         "samples": [round(ms, 4) for ms in milliseconds],
-        **{name: round(figure, 4) for name, figure in figures.items()},
+        **_rounded(figures),
         "items_per_s": round(case.rows * calls_per_s, 3) if opened.steady else None,
         "tokens_per_s": round(opened.tokens * calls_per_s, 2) if opened.steady and opened.tokens else None,
-        "against": {
-            mine: {**_rounded(paired_ratio(milliseconds, times[mine])), "cosine": round(cosine, 8)}
-            for (other, mine), cosine in cosines.items()
-            if other == side
-        },
-        "peak_rss_mib": _median([sample.peak_rss_mib for sample in samples]),
-        "pss_mib": _median([sample.pss_mib for sample in samples]),
-        "above_load_mib": _rounded(spread(above)) if above else None,
-        "device_ms": _rounded(spread(on_device)) if on_device else None,
-        "stages_ms": _stages([sample.stages for sample in samples if sample.stages is not None]),
-        "first_call_ms": round(opened.first_calls[side] * 1e3, 4) if side in opened.first_calls else None,
-        "served": _served([sample.requests for sample in samples if sample.requests is not None]),
-        "tflops": round(opened.flops / figures["p50"] / 1e9, 3) if opened.flops else None,
-        "matmul_tflops": round(statistics.median(rates), 3) if rates else None,
-        "matmul_share": _share(opened.flops, milliseconds, rates) if rates and precision == "fp16" else None,
-        "shape": list(opened.shape),
-        "threads": opened.threads,
+        "tflops": round(flops / figures["p50"] / 1e9, 3) if flops else None,
+        "matmul_share": _spread(shares) if flops else None,
         "repeats": len(milliseconds),
-        "burn_in": opened.burn_in,
-        "precision": precision,
-        "provenance": (
-            bundle.provenance(dict.fromkeys(bundle.towers, precision)) if precision and is_ours(side) else None
-        ),
     }
-    return values
+
+
+def _sample_fields(samples: Sequence[Sample]) -> dict[str, Any]:
+    """Fields from what the samples have besides the durations."""
+    device_s = _known(sample.device_s for sample in samples)
+    return {
+        "peak_rss_mib": _median(_known(sample.peak_rss_mib for sample in samples)),
+        "pss_mib": _median(_known(sample.pss_mib for sample in samples)),
+        "above_load_mib": _spread(_known(sample.above_load_mib for sample in samples)),
+        "device_ms": _spread([seconds * 1e3 for seconds in device_s]),
+        "stages_ms": _stages(_known(sample.stages for sample in samples)),
+        "served": _served(_known(sample.requests for sample in samples)),
+    }
 
 
 def upgraded(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -186,43 +189,44 @@ def to_line(record: Mapping[str, Any]) -> str:
     return json.dumps(record, ensure_ascii=False, allow_nan=False)
 
 
+def _known(values: Iterable[T | None]) -> list[T]:
+    return [value for value in values if value is not None]
+
+
 def _rounded(figures: Mapping[str, float]) -> dict[str, float]:
     return {name: round(figure, 4) for name, figure in figures.items()}
+
+
+def _median(values: Sequence[float]) -> float | None:
+    return round(statistics.median(values), 1) if values else None
+
+
+def _spread(values: Sequence[float]) -> dict[str, float] | None:
+    """p50, p10 and p90; None without values."""
+    return _rounded(spread(values)) if values else None
 
 
 def _stages(samples: Sequence[Mapping[str, float | None]]) -> dict[str, float | None] | None:
     """Median milliseconds by stage; None for a stage that no sample has."""
     if not samples:
         return None
-    told = {name: [s for found in samples if (s := found[name]) is not None] for name in samples[0]}
-    return {name: round(statistics.median(times) * 1e3, 4) if times else None for name, times in told.items()}
+    times = {stage: _known(sample[stage] for sample in samples) for stage in samples[0]}
+    return {stage: round(statistics.median(found) * 1e3, 4) if found else None for stage, found in times.items()}
 
 
 def _served(samples: Sequence[Requests]) -> dict[str, Any] | None:
     if not samples:
         return None
     request_ms = [seconds * 1e3 for sample in samples for seconds in sample.seconds]
-    server = [sample.server_cpu_s for sample in samples if sample.server_cpu_s is not None]
+    server_cpu_s = _known(sample.server_cpu_s for sample in samples)
     batches = sum((Counter(sample.batches) for sample in samples), Counter[int]())
     per_request = 1e3 / len(request_ms)
     return {
         "request_ms": {name: round(summary(request_ms)[name], 4) for name in ("p50", "p99")},
-        "server_cpu_ms": round(sum(server) * per_request, 4) if len(server) == len(samples) else None,
+        "server_cpu_ms": round(sum(server_cpu_s) * per_request, 4) if len(server_cpu_s) == len(samples) else None,
         "clients_cpu_ms": round(sum(sample.clients_cpu_s for sample in samples) * per_request, 4),
         "batches": {str(size): batches[size] for size in sorted(batches)},
     }
-
-
-def _share(flops: int | None, milliseconds: Sequence[float], rates: Sequence[float]) -> dict[str, float] | None:
-    """Each call's share of the GPU's rate in its round: p50, p10 and p90."""
-    if flops is None:
-        return None
-    return _rounded(spread([flops / ms / 1e9 / rate for ms, rate in zip(milliseconds, rates, strict=True)]))
-
-
-def _median(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return round(statistics.median(known), 1) if known else None
 
 
 def _now(precision: str) -> str:

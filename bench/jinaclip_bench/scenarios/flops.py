@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from jinaclip.bundle.manifest import TowerManifest
-from jinaclip_bench.cases.settings import Settings
+from jinaclip_bench.cases.settings import BenchSettings
 from jinaclip_bench.cases.table import Case
 
 if TYPE_CHECKING:
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 FEED_FORWARD_MATRICES = {"text": 2, "image": 3}  # matrices of width × hidden_size in a block; SwiGLU has three
 
 
-def work(settings: Settings, case: Case, lengths: Sequence[int]) -> tuple[int | None, Callable[[], float] | None]:
+def flops_and_matmul_rate(
+    settings: BenchSettings, case: Case, lengths: Sequence[int]
+) -> tuple[int | None, Callable[[], float] | None]:
     """Operations of a call, and a function that measures the GPU's rate for a large matrix product, in TFLOP/s.
 
     Both are None on a CPU.

@@ -63,6 +63,7 @@ def main() -> None:
         import_onnxruntime()
     with phase("open the bundle"):
         bundle = Bundle(args.bundle)
+    # The parts of an encoder are opened one by one, to time each.
     with phase("read the tokenizer"):
         tokenizer = bundle.open_tokenizer()
     with phase("open the graph"):

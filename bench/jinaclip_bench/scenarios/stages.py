@@ -7,76 +7,62 @@ with the same inputs, so that profiling does not affect the host's times.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
+from typing import Any
 
-import numpy as np
-
-from jinaclip.backends.base import Session
-from jinaclip.backends.self_test import run_self_test
-from jinaclip.preprocessing.image import preprocess
+from jinaclip.encoders import ENCODERS, Encoder, TextEncoder
 from jinaclip_bench.cases.inputs import texts_of
-from jinaclip_bench.cases.settings import Embed, Opened, Settings, feed
+from jinaclip_bench.cases.settings import BenchSettings, Embed, OpenCase
 from jinaclip_bench.cases.table import Case, photo_jpeg
-from jinaclip_bench.measuring.device_profile import NOT_TOLD, device_stages
+from jinaclip_bench.measuring.device_profile import UNAVAILABLE, device_stages
 from jinaclip_bench.measuring.timing import Sample
 
-MOST_ROUNDS = 5
 HOST_STAGES = {"text": "tokenise", "image": "decode and resize"}
 
 
 @contextmanager
-def stages(case: Case, settings: Settings, torch: Mapping[str, Embed]) -> Iterator[Opened]:
+def stages(case: Case, settings: BenchSettings, torch: Mapping[str, Embed]) -> Iterator[OpenCase]:
     """Compute the vector of one text or JPEG, with the time of each stage."""
-    bundle, tower = settings.bundle, case.tower
-    tokenizer = bundle.open_tokenizer() if tower == "text" else None
-    if tokenizer is not None:
+    bundle, texts = settings.bundle, list[str]()
+    shape: tuple[int, ...] = (1, bundle.preprocessing.size, bundle.preprocessing.size, 3)
+    if case.tower == "text":
         assert case.tokens is not None  # the table of cases gives texts their length
-        texts = texts_of(bundle, tokenizer, [case.tokens])
-
-    def read() -> np.ndarray:
-        if tokenizer is not None:
-            return tokenizer.padded(tokenizer.encode(texts))
-        return preprocess(photo_jpeg(), bundle.preprocessing)[None]
-
-    inputs = read()
+        texts, shape = texts_of(bundle, bundle.open_tokenizer(), [case.tokens]), (1, case.tokens)
     sides, first_calls = {}, {}
     with ExitStack() as stack:
-        for name, backend, precision in settings.ours(tower):
-            opened, _ = backend.open(bundle, tower, precision, threads=settings.threads)
-            session = stack.enter_context(closing(opened))
+        for name, backend, precision in settings.jinaclip_sides(case.tower):
+            # Not with ClipModel, whose self-test would be the session's first call.
+            session, _ = backend.open(bundle, case.tower, precision, threads=settings.threads)
+            stack.enter_context(closing(session))
+            encoder = ENCODERS[case.tower](bundle, precision, session)
+            inputs = _prepare(encoder, texts)
             start = time.perf_counter()
-            session.run(feed(bundle, tower, inputs))
+            encoder.run(inputs)
             first_calls[name] = time.perf_counter() - start
-            run_self_test(bundle, tower, precision, session, tokenizer=tokenizer)
-            on_gpu = backend.gpu is not None
-            sides[name] = partial(_one_call, session, read, tower, partial(feed, bundle, tower), on_gpu)
-        yield Opened(
-            sides=sides,
-            shape=inputs.shape,
-            tokens=inputs.size if tower == "text" else None,
-            threads=settings.threads,
-            rounds=min(settings.repeats, MOST_ROUNDS),
-            first_calls=first_calls,
-        )
+            encoder.check(always=False)
+            sides[name] = partial(_one_call, encoder, texts, HOST_STAGES[case.tower], on_gpu=backend.gpu is not None)
+        yield OpenCase(sides, shape, case.tokens, first_calls=first_calls)
 
 
-def _one_call(
-    session: Session, read: Callable[[], np.ndarray], tower: str, fed: Callable[[np.ndarray], dict[str, np.ndarray]],
-    on_gpu: bool,
-) -> Sample:  # fmt: skip
+def _prepare(encoder: Encoder, texts: Sequence[str]) -> Any:
+    """Inputs of `encoder.run`: the texts, or one JPEG."""
+    return encoder.prepare(texts) if isinstance(encoder, TextEncoder) else [encoder.prepare(photo_jpeg())]
+
+
+def _one_call(encoder: Encoder, texts: Sequence[str], first_stage: str, *, on_gpu: bool) -> Sample:
     if on_gpu:
-        session.run(fed(read()))  # an idle GPU has lowered its clocks
+        encoder.run(_prepare(encoder, texts))  # an idle GPU has lowered its clocks
     begin = time.perf_counter()
-    values = read()
-    ready = time.perf_counter()
-    outputs = session.run(fed(values))
+    inputs = _prepare(encoder, texts)
+    prepared = time.perf_counter()
+    vectors = encoder.run(inputs)
     done = time.perf_counter()
-    device = device_stages(lambda: session.run(fed(values))) if on_gpu else NOT_TOLD
+    device = device_stages(lambda: encoder.run(inputs)) if on_gpu else UNAVAILABLE
     return Sample(
         seconds=done - begin,
-        output=outputs[f"l2norm_{tower}_embeddings"],
+        output=vectors,
         device_s=device["run"],
-        stages={HOST_STAGES[tower]: ready - begin, "session": done - ready, **device},
+        stages={first_stage: prepared - begin, "session": done - prepared, **device},
     )

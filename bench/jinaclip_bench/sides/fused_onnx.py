@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jinaclip.backends.onnxruntime.library import import_onnxruntime
-from jinaclip_bench.measuring.cache import Cached, exporter
+from jinaclip_bench.measuring.cache import CacheEntry, sources_digest
 from jinaclip_export.checkpoint.reader import WEIGHTS, Checkpoint
 
 OUTPUTS = ("text_embeddings", "image_embeddings", "l2norm_text_embeddings", "l2norm_image_embeddings")
 
 
-def fused_graph(checkpoint: Checkpoint, *, tell: Callable[[str], None]) -> Path:
+def fused_graph(checkpoint: Checkpoint) -> Path:
     """Path of the cached .onnx file of a checkpoint. It is generated if it is missing. Its weights are in the same
     directory.
 
@@ -29,16 +28,16 @@ def fused_graph(checkpoint: Checkpoint, *, tell: Callable[[str], None]) -> Path:
         BenchError: there is not enough free disk space.
     """
     gb = checkpoint.file(WEIGHTS).stat().st_size * 2 / 1e9  # the checkpoint has 16 bits per weight, the graph 32
-    cached = Cached(
+    entry = CacheEntry(
         name=f"fused-{checkpoint.weights_sha256()[:16]}",
-        what="fused graph like the publisher's",
-        gb=gb,
+        description="fused graph like the publisher's",
+        disk_gb=gb,
         cost=f"about {0.5 + 1.5 * gb:.1f} GB of memory",  # 0.54 GB at 0.066, 1.06 at 0.38, 1.68 at 0.80
-        maker=f"{exporter(Path(__file__))} {checkpoint.adaptation}",
-        make=lambda directory: write_fused(checkpoint, directory),
-        open=_open,
+        digest=f"{sources_digest(Path(__file__))} {checkpoint.adaptation}",
+        generate=lambda directory: write_fused(checkpoint, directory),
+        read=_read,
     )
-    return cached.get(tell)
+    return entry.get()
 
 
 def write_fused(checkpoint: Checkpoint, directory: Path) -> None:
@@ -67,18 +66,17 @@ def write_fused(checkpoint: Checkpoint, directory: Path) -> None:
     pixels = torch.zeros(2, 3, image.image_size, image.image_size)
     shapes = ({0: Dim("texts"), 1: Dim("tokens", min=1, max=text.max_tokens)}, {0: Dim("images")})
     directory.mkdir(parents=True)
-    quiet = logging.getLogger("torch.onnx")
-    level = quiet.level
-    quiet.setLevel(logging.ERROR)
+    options: dict[str, Any] = {"opset_version": OPSET, "dynamic_shapes": shapes, "verbose": False}
+    options |= {"input_names": ["input_ids", "pixel_values"], "output_names": OUTPUTS}
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # torch's deprecation warnings
-            program = torch.onnx.export(
-                Fused(), (ids, pixels), dynamo=True, opset_version=OPSET, input_names=["input_ids", "pixel_values"],
-                output_names=OUTPUTS, dynamic_shapes=shapes, verbose=False,
-            )  # fmt: skip
+            program = torch.onnx.export(Fused(), (ids, pixels), dynamo=True, **options)
     finally:
-        quiet.setLevel(level)
+        logger.setLevel(level)
     assert program is not None  # dynamo=True always returns one
     program.save(directory / "model.onnx", external_data=True)
 
@@ -114,7 +112,7 @@ class FusedSession:
         self._session = None
 
 
-def _open(directory: Path) -> Path:
+def _read(directory: Path) -> Path:
     path = directory / "model.onnx"
     for file in (path, directory / "model.onnx.data"):
         file.stat()  # raises OSError if the file is missing

@@ -25,7 +25,7 @@ ANSWER_S = 300  # timeout of a response
 Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
-class Refused(Exception):
+class UnexpectedResponse(Exception):
     """A response without a vector."""
 
 
@@ -36,7 +36,7 @@ def main() -> int:
     args = parser.parse_args()
     try:
         print(json.dumps(asyncio.run(ask(args.url, args.clients, sys.stdin.buffer.read().splitlines()))))
-    except (Refused, OSError, EOFError) as error:
+    except (UnexpectedResponse, OSError, EOFError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
     return 0
@@ -79,10 +79,10 @@ async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, re
     head = await reader.readuntil(b"\r\n\r\n")
     length = re.search(rb"content-length: *(\d+)", head, re.IGNORECASE)
     if length is None:
-        raise Refused(f"the response has no content-length: {head[:200]!r}")
+        raise UnexpectedResponse(f"the response has no content-length: {head[:200]!r}")
     body = await reader.readexactly(int(length[1]))
     if head.split(maxsplit=2)[1] != b"200":
-        raise Refused(body[:300].decode("utf-8", "replace"))
+        raise UnexpectedResponse(body[:300].decode("utf-8", "replace"))
     vector: str = json.loads(body)["data"][0]["embedding"]
     return vector
 

@@ -6,12 +6,11 @@ licence.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
 from jinaclip.bundle.manifest import Bundle
-from jinaclip_bench.measuring.cache import Cached, exporter
+from jinaclip_bench.measuring.cache import CacheEntry, sources_digest
 from jinaclip_bench.sides.torch_cpu import matching_checkpoint
 from jinaclip_engines.onnxruntime.prepare import prepare
 from jinaclip_export.bundle.manifest import Identity
@@ -25,27 +24,16 @@ _DISK_GB = {"small": 0.2, "full": 14.0}
 _COST = {"small": "some seconds", "full": "about 9 GB of memory, some minutes"}
 
 
-def random_model(
-    size: str, *, seed: int = 0, device: str = "cpu", tell: Callable[[str], None]
-) -> tuple[Bundle, Checkpoint]:
-    """The cached random model. It is generated if it is missing, damaged or written by other code of the exporter.
+def cached_model(size: str, *, seed: int = 0, device: str = "cpu") -> CacheEntry[tuple[Bundle, Checkpoint]]:
+    """The cache entry of a random model. It is out of date if other code of the exporter has written it.
 
     Args:
         size: "small" or "full".
         seed: random seed of the weights.
         device: device to measure it on, "cpu" or "cuda".
-        tell: function that receives a message before a slow step.
-
-    Raises:
-        BenchError: there is not enough free disk space.
     """
-    return cached_model(size, seed, device).get(tell)
 
-
-def cached_model(size: str, seed: int = 0, device: str = "cpu") -> Cached[tuple[Bundle, Checkpoint]]:
-    """The cache entry of the random model."""
-
-    def make(directory: Path) -> None:
+    def generate(directory: Path) -> None:
         write_random_checkpoint(directory / "checkpoint", published_config(**SIZES[size]), seed=seed)
         identity = Identity(f"random-{size}", f"seed-{seed}", "none: random weights")
         checkpoint = Checkpoint(directory / "checkpoint")
@@ -57,17 +45,17 @@ def cached_model(size: str, seed: int = 0, device: str = "cpu") -> Cached[tuple[
 
     torch_version = version("torch").partition("+")[0]
     of_device = "" if device == "cpu" else f"-{device}"
-    return Cached(
+    return CacheEntry(
         name=f"random-{size}-seed{seed}-jinaclip{version('jinaclip')}-torch{torch_version}{of_device}",
-        what=f"random {size} model",
-        gb=_DISK_GB[size],
+        description=f"random {size} model",
+        disk_gb=_DISK_GB[size],
         cost=_COST[size],
-        maker=exporter(),
-        make=make,
-        open=_open,
+        digest=sources_digest(),
+        generate=generate,
+        read=_read,
     )
 
 
-def _open(directory: Path) -> tuple[Bundle, Checkpoint]:
+def _read(directory: Path) -> tuple[Bundle, Checkpoint]:
     bundle = Bundle(directory / "bundle")
     return bundle, matching_checkpoint(bundle, directory / "checkpoint")

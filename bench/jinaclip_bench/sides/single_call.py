@@ -12,34 +12,34 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from jinaclip.bundle.manifest import Bundle
 from jinaclip.errors import JinaClipError
-from jinaclip_bench.measuring.machine import memory_of_this_process, resident_mib, restart_peak
+from jinaclip_bench.measuring.machine import memory_of_this_process, reset_peak, resident_mib
 
 Call = Callable[[], np.ndarray]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--side", required=True)
-    parser.add_argument("--time", choices=("first", "call"), required=True,
-                        help="first: measure the whole process; call: exclude the loading of the model")  # fmt: skip
-    parser.add_argument("--tower", choices=("text", "image"), required=True)
-    parser.add_argument("--bundle", type=Path, required=True)
+    required = partial(parser.add_argument, required=True)
+    required("--side")
+    required("--time", choices=("first", "call"), help="first: the whole process; call: without loading the model")
+    required("--tower", choices=("text", "image"))
+    required("--bundle", type=Path)
     parser.add_argument("--checkpoint", type=Path)
-    parser.add_argument("--precision", required=True)
-    parser.add_argument("--threads", type=int, required=True)
-    parser.add_argument("--input", type=Path, required=True, help="file with the text or the image")
+    required("--precision")
+    required("--threads", type=int)
+    required("--input", type=Path, help="file with the text or the image")
     args = parser.parse_args()
-    opened = _with_jinaclip(args) if args.side == "jinaclip" else _with_torch(args)
     try:
-        with opened as call:
+        with _open_jinaclip(args) if args.side == "jinaclip" else _open_torch(args) as call:
             if args.time == "call":
-                restart_peak()
+                reset_peak()
             before = resident_mib()
             begun = time.monotonic()
             vector = call()
@@ -56,7 +56,7 @@ def main() -> int:
 
 
 @contextmanager
-def _with_jinaclip(args: argparse.Namespace) -> Iterator[Call]:
+def _open_jinaclip(args: argparse.Namespace) -> Iterator[Call]:
     from jinaclip.model import ClipModel
 
     precision = {args.tower: args.precision}
@@ -68,8 +68,8 @@ def _with_jinaclip(args: argparse.Namespace) -> Iterator[Call]:
 
 
 @contextmanager
-def _with_torch(args: argparse.Namespace) -> Iterator[Call]:
-    from jinaclip.preprocessing.image import preprocess
+def _open_torch(args: argparse.Namespace) -> Iterator[Call]:
+    from jinaclip.preprocessing.image import preprocess  # without an encoder, which needs a session
     from jinaclip_bench.sides.torch_cpu import open_torch
     from jinaclip_export.checkpoint.reader import Checkpoint
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from jinaclip.bundle.manifest import Bundle
 from jinaclip_bench.cases.settings import Embed
 from jinaclip_bench.errors import BenchError
+from jinaclip_bench.sides.torch_towers import mean_and_std
 from jinaclip_export.checkpoint.reader import WEIGHTS, Checkpoint
 
 DTYPES = {"torch-fp32": torch.float32, "torch-bf16": torch.bfloat16}
@@ -43,8 +43,7 @@ def open_torch(
     """Open one tower in the type of each side and free it at the end. Meanwhile torch uses `threads` threads."""
     threads_before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    load = _text if tower == "text" else _image
-    embedders = {side: load(checkpoint, bundle, DTYPES[side]) for side in sides}
+    embedders = {side: _open(checkpoint, bundle, tower, DTYPES[side]) for side in sides}
     try:
         yield embedders
     finally:
@@ -52,30 +51,17 @@ def open_torch(
         torch.set_num_threads(threads_before)
 
 
-def _text(checkpoint: Checkpoint, bundle: Bundle, dtype: torch.dtype) -> Embed:
-    tower = checkpoint.text_tower().to(dtype)
+def _open(checkpoint: Checkpoint, bundle: Bundle, tower: str, dtype: torch.dtype) -> Embed:
+    module = (checkpoint.text_tower() if tower == "text" else checkpoint.image_tower()).to(dtype)
+    mean, std = mean_and_std(bundle)
 
     @torch.inference_mode()
-    def embed(ids: np.ndarray) -> np.ndarray:
-        return _unit(tower(torch.from_numpy(ids)))
+    def embed(values: np.ndarray) -> np.ndarray:
+        inputs = torch.from_numpy(values)
+        if tower == "image":
+            scaled = inputs.permute(0, 3, 1, 2).float() / 255.0  # [B, 3, S, S]
+            inputs = ((scaled - mean) / std).to(dtype)
+        unit: np.ndarray = F.normalize(module(inputs), dim=-1).numpy()
+        return unit
 
     return embed
-
-
-def _image(checkpoint: Checkpoint, bundle: Bundle, dtype: torch.dtype) -> Embed:
-    tower = checkpoint.image_tower().to(dtype)
-    mean, std = (
-        torch.tensor(values)[:, None, None] for values in (bundle.preprocessing.mean, bundle.preprocessing.std)
-    )
-
-    @torch.inference_mode()
-    def embed(pixels: np.ndarray) -> np.ndarray:
-        scaled = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255.0  # [B, 3, S, S]
-        return _unit(tower(((scaled - mean) / std).to(dtype)))
-
-    return embed
-
-
-def _unit(raw: Tensor) -> np.ndarray:
-    unit: np.ndarray = F.normalize(raw, dim=-1).numpy()
-    return unit

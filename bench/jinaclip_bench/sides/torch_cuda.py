@@ -5,6 +5,7 @@ A single row is also captured as a CUDA graph. "torch's best" of a case is the f
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -20,9 +21,10 @@ from jinaclip_bench.cases.settings import Embed
 from jinaclip_bench.errors import BenchError, NotCompiled
 from jinaclip_bench.measuring.timing import CAPTURED, UNPADDED
 from jinaclip_bench.sides.torch_forwards import Forward, image_forwards, text_forwards
-from jinaclip_bench.sides.torch_towers import ImagesOfPixels, without_padding
+from jinaclip_bench.sides.torch_towers import ImagesOfPixels, mean_and_std, without_padding
 from jinaclip_export.checkpoint.reader import Checkpoint
 
+logger = logging.getLogger("jinaclip")
 MATMUL_SIZE = 8192
 
 
@@ -60,15 +62,11 @@ def _first_line(error: Exception) -> str:
 
 @contextmanager
 def open_torch_cuda(
-    checkpoint: Checkpoint,
-    bundle: Bundle,
-    tower: str,
-    index: int,
-    *,
-    max_autotune: bool = False,
-    tell: Callable[[str], None],
+    checkpoint: Checkpoint, bundle: Bundle, tower: str, index: int, *, max_autotune: bool = False
 ) -> Iterator[dict[str, Embed]]:
     """Open all of torch's sides of one tower on a GPU. They are freed at the end.
+
+    If torch.compile does not work, its sides are skipped and a message is logged.
 
     Args:
         checkpoint: the checkpoint.
@@ -76,18 +74,16 @@ def open_torch_cuda(
         tower: "text" or "image".
         index: index of the device.
         max_autotune: for images, whether to add the side compiled with max-autotune.
-        tell: function that receives a message if torch.compile does not work and its sides are skipped.
     """
     device = torch.device("cuda", index)
     problem = compile_problem(device)
     if problem is not None:
-        tell(f"torch.compile does not work on this machine, so its sides are skipped: {problem}")
-    compiles = problem is None
+        logger.warning("torch.compile does not work on this machine, so its sides are skipped: %s", problem)
     with torch.cuda.device(device):
         if tower == "text":
-            embedders = _text(checkpoint, bundle, device, compiles=compiles)
+            embedders = _text(checkpoint, bundle, device, compiles=problem is None)
         else:
-            embedders = _image(checkpoint, bundle, device, compiles=compiles, max_autotune=max_autotune)
+            embedders = _image(checkpoint, bundle, device, compiles=problem is None, max_autotune=max_autotune)
         try:
             yield embedders
         finally:
@@ -101,18 +97,18 @@ class CudaEmbed:
 
     Args:
         name: name of the side.
-        place: function that copies arrays to the device, as arguments of `forward`.
+        to_device: function that copies an array to the device, as the arguments of `forward`.
         forward: the tower.
     """
 
-    def __init__(self, name: str, place: Callable[[np.ndarray], tuple[Any, ...]], forward: Forward) -> None:
-        self._name, self._place, self._forward = name, place, forward
+    def __init__(self, name: str, to_device: Callable[[np.ndarray], tuple[Any, ...]], forward: Forward) -> None:
+        self._name, self._to_device, self._forward = name, to_device, forward
         self._begin, self._end = _events(2)
         self._seconds = 0.0
 
     @torch.inference_mode()
     def __call__(self, values: np.ndarray) -> np.ndarray:
-        arguments = self._place(values)
+        arguments = self._to_device(values)
         self._begin.record()
         try:
             raw = self._forward(*arguments)
@@ -150,12 +146,12 @@ class Captured:
         return result
 
     def _capture(self, source: Tensor, *others: Any) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor]:
-        beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        beside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(beside):
+        side_stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        side_stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side_stream):
             for _ in range(3):  # compile and select kernels, which is not allowed during a capture
                 self._forward(source, *others)
-        torch.cuda.current_stream().wait_stream(beside)
+        torch.cuda.current_stream().wait_stream(side_stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             result = self._forward(source, *others)
@@ -190,38 +186,33 @@ def unpadded(ids: np.ndarray, pad: int) -> tuple[np.ndarray, np.ndarray, np.ndar
 def _image(
     checkpoint: Checkpoint, bundle: Bundle, device: torch.device, *, compiles: bool, max_autotune: bool
 ) -> dict[str, Embed]:
-    mean, std = (
-        torch.tensor(values, device=device)[:, None, None]
-        for values in (bundle.preprocessing.mean, bundle.preprocessing.std)
-    )
-
-    def place(pixels: np.ndarray) -> tuple[Any, ...]:
+    def to_device(pixels: np.ndarray) -> tuple[Any, ...]:
         return (_upload(pixels, device),)
 
-    forward = ImagesOfPixels(checkpoint.image_tower().to(device, torch.float16), mean, std)
-    forwards = image_forwards(forward, compiles=compiles, max_autotune=max_autotune)
-    return {name: _embed(name, place, forward) for name, forward in forwards.items()}
+    tower = checkpoint.image_tower().to(device, torch.float16)
+    images = ImagesOfPixels(tower, *mean_and_std(bundle, device))
+    forwards = image_forwards(images, compiles=compiles, max_autotune=max_autotune)
+    return {name: _embed(name, to_device, forward) for name, forward in forwards.items()}
 
 
 def _text(checkpoint: Checkpoint, bundle: Bundle, device: torch.device, *, compiles: bool) -> dict[str, Embed]:
     pad = bundle.special_ids["pad"]
 
-    def place(ids: np.ndarray) -> tuple[Any, ...]:
+    def to_device(ids: np.ndarray) -> tuple[Any, ...]:
         return _upload(ids, device), bool((ids == pad).any())
 
-    def place_unpadded(ids: np.ndarray) -> tuple[Any, ...]:
+    def unpadded_to_device(ids: np.ndarray) -> tuple[Any, ...]:
         *arrays, longest = unpadded(ids, pad)
         return (*(_upload(array, device) for array in arrays), longest)
 
     tower = checkpoint.text_tower().to(device, torch.float16)
-    return {
-        name: _embed(name, place_unpadded if name.startswith(UNPADDED) else place, forward)
-        for name, forward in text_forwards(tower, without_padding(), compiles=compiles).items()
-    }
+    forwards = text_forwards(tower, without_padding(), compiles=compiles)
+    copies = {name: unpadded_to_device if name.startswith(UNPADDED) else to_device for name in forwards}
+    return {name: _embed(name, copies[name], forward) for name, forward in forwards.items()}
 
 
-def _embed(name: str, place: Callable[[np.ndarray], tuple[Any, ...]], forward: Forward) -> CudaEmbed:
-    return CudaEmbed(name, place, Captured(forward) if name.endswith(CAPTURED) else forward)
+def _embed(name: str, to_device: Callable[[np.ndarray], tuple[Any, ...]], forward: Forward) -> CudaEmbed:
+    return CudaEmbed(name, to_device, Captured(forward) if name.endswith(CAPTURED) else forward)
 
 
 def _events(count: int) -> list[torch.cuda.Event]:

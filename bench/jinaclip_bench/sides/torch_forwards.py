@@ -30,8 +30,8 @@ def compiled(forward: nn.Module, *, dynamic: bool, max_autotune: bool = False) -
     """
     torch._dynamo.config.specialize_float = True  # otherwise a dynamic graph is traced and compiled twice
     mode = "max-autotune-no-cudagraphs" if max_autotune else None
-    made: Forward = torch.compile(forward, dynamic=dynamic, fullgraph=True, mode=mode)
-    return made
+    compiled_forward: Forward = torch.compile(forward, dynamic=dynamic, fullgraph=True, mode=mode)
+    return compiled_forward
 
 
 def image_forwards(forward: nn.Module, *, compiles: bool, max_autotune: bool = False) -> dict[str, Forward]:
@@ -42,12 +42,12 @@ def image_forwards(forward: nn.Module, *, compiles: bool, max_autotune: bool = F
         compiles: whether torch.compile works on this machine.
         max_autotune: whether to add the side compiled with max-autotune.
     """
-    found: dict[str, Forward] = {FP16: forward}
+    forwards: dict[str, Forward] = {FP16: forward}
     if compiles:
-        found[f"{FP16}{COMPILED}"] = found[f"{FP16}{CAPTURED}"] = compiled(forward, dynamic=False)
+        forwards[f"{FP16}{COMPILED}"] = forwards[f"{FP16}{CAPTURED}"] = compiled(forward, dynamic=False)
         if max_autotune:
-            found[f"{FP16}{AUTOTUNED}"] = compiled(forward, dynamic=False, max_autotune=True)
-    return found
+            forwards[f"{FP16}{AUTOTUNED}"] = compiled(forward, dynamic=False, max_autotune=True)
+    return forwards
 
 
 def text_forwards(tower: TextTower, attention: Attention, *, compiles: bool) -> dict[str, Forward]:
@@ -61,11 +61,11 @@ def text_forwards(tower: TextTower, attention: Attention, *, compiles: bool) -> 
         attention: attention of texts without padding. torch.compile cannot compile `jagged_attention`.
         compiles: whether torch.compile works on this machine.
     """
-    padded, bare = TextsOfIds(tower), TextsWithoutPadding(tower, attention)
-    found: dict[str, Forward] = {FP16: padded, UNPADDED: bare}
+    padded, unpadded = TextsOfIds(tower), TextsWithoutPadding(tower, attention)
+    forwards: dict[str, Forward] = {FP16: padded, UNPADDED: unpadded}
     if compiles:
-        found[f"{FP16}{COMPILED}"] = compiled(padded, dynamic=True)
-        found[f"{FP16}{CAPTURED}"] = compiled(padded, dynamic=False)
+        forwards[f"{FP16}{COMPILED}"] = compiled(padded, dynamic=True)
+        forwards[f"{FP16}{CAPTURED}"] = compiled(padded, dynamic=False)
         if attention is not jagged_attention:
-            found[f"{UNPADDED}{COMPILED}"] = compiled(bare, dynamic=True)
-    return found
+            forwards[f"{UNPADDED}{COMPILED}"] = compiled(unpadded, dynamic=True)
+    return forwards

@@ -15,11 +15,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from jinaclip.bundle.manifest import Bundle
 from jinaclip_export.towers.image import ImageBlock, ImageTower
 from jinaclip_export.towers.text import TextBlock, TextTower
 
 # queries, keys, values [N, H, K]; offsets of the rows [B + 1] int32; tokens of the longest row -> [N, H, K]
 Attention = Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]
+
+
+def mean_and_std(bundle: Bundle, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+    """The mean and the standard deviation of the bundle's preprocessing, each [3, 1, 1] float32."""
+    preprocessing = bundle.preprocessing
+    mean, std = torch.tensor([preprocessing.mean, preprocessing.std], device=device)[..., None, None]
+    return mean, std
 
 
 class ImagesOfPixels(nn.Module):
@@ -55,8 +63,8 @@ class TextsOfIds(nn.Module):
 
     def forward(self, ids: Tensor, padded: bool) -> Tensor:
         tower = self.tower
-        keep = ids != tower.config.pad_token_id  # [B, T]
-        mask = keep[:, None, None, :] if padded else None
+        is_token = ids != tower.config.pad_token_id  # [B, T]
+        mask = is_token[:, None, None, :] if padded else None
         cos, sin = tower.cos[: ids.shape[1]], tower.sin[: ids.shape[1]]
         x = tower.norm(tower.word_embeddings(ids) + tower.type_embeddings.weight[0])  # [B, T, D]
         for block in tower.blocks:
@@ -65,8 +73,8 @@ class TextsOfIds(nn.Module):
             q, k = (rotate(t, cos, sin) for t in (q, k))
             attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
             x = _after_attention(block, x, attended)
-        kept = keep[..., None].float()
-        vectors: Tensor = (x.float() * kept).sum(1) / kept.sum(1)
+        weights = is_token[..., None].float()
+        vectors: Tensor = (x.float() * weights).sum(1) / weights.sum(1)
         return vectors
 
 
