@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -47,3 +48,14 @@ def test_a_damaged_file_does_not_hide_a_good_one(tmp_path: Path) -> None:
     (tmp_path / "nvidia/a/lib/libjinaclipprobe.so.13").write_bytes(b"not a library")
     library(tmp_path / "nvidia/b/lib/libjinaclipprobe.so.13")
     assert found(PYTHONPATH=str(tmp_path))
+
+
+def test_operators_are_looked_for_where_make_puts_them() -> None:
+    from jinaclip.backends.onnxruntime.cuda_operators import INSTALLED
+
+    root = Path(__file__).parent.parent
+    recipe = (root / "Makefile").read_text("utf-8")
+    outputs = re.findall(r"cuda/build\.py --output (\S+)", recipe)
+    assert [root / output for output in outputs] == [INSTALLED.parent]
+    assert f"{outputs[0]}/{INSTALLED.name}" in recipe  # what `make gpu-dry-run` looks for
+    assert f'"{outputs[0]}/*.so"' in (root / "pyproject.toml").read_text("utf-8")  # what goes into the wheel

@@ -21,6 +21,7 @@ logger = logging.getLogger("jinaclip")
 
 VARIABLE = "JINACLIP_CUDA_OPERATORS"
 LIBRARY = "libjinaclip_cuda.so"
+INSTALLED = Path(__file__).parents[2] / "native" / LIBRARY  # where `make cuda-operators` writes it
 # Version of the operators' inputs, outputs and attributes. Graphs prepared for another version are not used.
 VERSION = 3
 _CUDA_MAJOR = 13  # CUDA version that the library is linked with
@@ -41,8 +42,7 @@ def operators_library() -> Path | None:
         if not Path(named).is_file():
             raise BackendError(f"{VARIABLE} is {named!r}, which is not a file; expected a path of {LIBRARY}, or ''")
         return Path(named).absolute()
-    installed = Path(__file__).with_name("native") / LIBRARY
-    return installed if installed.is_file() else None
+    return INSTALLED if INSTALLED.is_file() else None
 
 
 def operators_for(gpu: Gpu | None) -> Path | None:
