@@ -104,7 +104,9 @@ def run(args: argparse.Namespace) -> int:
               f"{model.bundle.model.get('licence')}", file=sys.stderr, flush=True)  # fmt: skip
         left = serve(server, listener, args.grace)
         if left:
-            print(f"jinaclip: {left} items were not finished within {args.grace:g} s", file=sys.stderr)
+            print(f"jinaclip: {left} items were not finished within {args.grace:g} s", file=sys.stderr, flush=True)
+        if any(batcher.running() for batcher in server.service.batchers.values()):
+            os._exit(0)  # the usual exit would abort the process while onnxruntime's threads run
     return 0
 
 

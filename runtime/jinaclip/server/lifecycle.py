@@ -45,21 +45,28 @@ def serve(server: Server, listener: socket.socket, grace_s: float) -> int:
     Returns:
         The number of items that were not finished in time.
     """
-    config = uvicorn.Config(server.app, log_config=None, access_log=False, server_header=False, lifespan="off")
+    config = uvicorn.Config(
+        server.app, log_config=None, access_log=False, server_header=False, lifespan="off",
+        timeout_graceful_shutdown=1,  # seconds after the grace period; without it, uvicorn waits for every answer
+    )  # fmt: skip
     running = _Drained(config, server, grace_s)
     running.run(sockets=[listener])
-    return server.service.close(max(0.0, running.deadline - time.monotonic()))
+    return running.left or server.service.close(max(0.0, running.deadline - time.monotonic()))
 
 
 class _Drained(uvicorn.Server):
     """Stops after a signal when all accepted requests are answered or the grace period is over.
 
     A second signal stops it immediately.
+
+    Attributes:
+        deadline: the end of the grace period, by time.monotonic().
+        left: the number of items that were not started by then. Their requests get an error.
     """
 
     def __init__(self, config: uvicorn.Config, server: Server, grace_s: float) -> None:
         super().__init__(config)
-        self._server, self._grace_s, self.deadline = server, grace_s, time.monotonic()
+        self._server, self._grace_s, self.deadline, self.left = server, grace_s, time.monotonic(), 0
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._server.draining:
@@ -74,4 +81,5 @@ class _Drained(uvicorn.Server):
     def _drain(self) -> None:
         while self._server.in_flight and time.monotonic() < self.deadline:
             time.sleep(0.01)
+        self.left = self._server.service.close(max(0.0, self.deadline - time.monotonic()))
         self.should_exit = True
