@@ -45,14 +45,14 @@ def page() -> str:
 
 def clients_page() -> str:
     """examples/README.md. Its links to programs lead to the programs' text, which follows."""
-    text = (EXAMPLES / "README.md").read_text("utf-8")
+    text = (EXAMPLES / "README.md").read_text("utf-8").replace("# Examples", "# Clients", 1)
     programs = list(dict.fromkeys(re.findall(r"\]\(([\w/]+\.py)\)", text)))
     for number, name in enumerate(programs):
         text = text.replace(f"]({name})", f"](#program-{number})")
     parts = [text.rstrip(), "## The programs"]
     for number, name in enumerate(programs):
         content = (EXAMPLES / name).read_text("utf-8").rstrip()
-        parts.append(f"### examples/{name} {{ #program-{number} }}\n\n```python\n{content}\n```")
+        parts.append(f"### {Path(name).name} {{ #program-{number} }}\n\n```python\n{content}\n```")
     return "\n\n".join(parts) + "\n"
 
 
