@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import importlib
 import inspect
 import json
@@ -16,9 +17,11 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from jinaclip import ClipModel
+from tests.running import running
 
 ROOT = Path(__file__).parent.parent
 NAMES = (
@@ -30,9 +33,11 @@ NAMES = (
     "docs/parity.md",
     "docs/index.md",
     "docs/how-it-works.md",
-    "docs/guides/photo-search.md",
     "docs/server.md",
-)
+    *(f"docs/guides/{name}.md" for name in
+      ("photo-search", "cpu-server", "gpu-server", "edge", "operations", "troubleshooting")),
+)  # fmt: skip
+MADE = ("reference/command-line.md", "clients.md")  # by docs/hooks.py
 DECISIONS = sorted((ROOT / "docs/decisions").glob("[0-9]*.md"))
 PAGES = [*(ROOT / name for name in (*NAMES, "docs/decisions/index.md", "examples/README.md")), *DECISIONS]
 VERBS = {entry.name: entry for entry in entry_points(group="jinaclip.commands")}
@@ -55,7 +60,7 @@ def options_of(verb: str) -> set[str]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_in_the_pages_exist(page: Path) -> None:
     text = page.read_text("utf-8")
-    for verb, rest in re.findall(r"^\s*jinaclip ([a-z]+)(.*)$", text, re.MULTILINE):
+    for verb, rest in re.findall(r"(?:^\s*|`)jinaclip ([a-z]+)([^`\n]*)", text, re.MULTILINE):
         assert verb in VERBS, verb
         for option in re.findall(r"(?<![\w-])--[a-z-]+", rest.split("  ")[0].split("#")[0]):
             assert option in options_of(verb), f"{verb} {option}"
@@ -67,8 +72,7 @@ def test_commands_in_the_pages_exist(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text("utf-8")):
-        made = target.endswith("reference/command-line.md")  # by docs/hooks.py
-        assert "://" in target or made or (page.parent / target).exists(), target
+        assert "://" in target or target.endswith(MADE) or (page.parent / target).exists(), target
 
 
 def test_extras_in_the_pages_exist() -> None:
@@ -99,7 +103,7 @@ def test_first_example_of_the_readme_runs(small_bundle: Path, tmp_path: Path, mo
     assert names["texts"].shape == names["images"].shape == (2, 64)
 
 
-@pytest.mark.parametrize("name", ["docs/index.md", "docs/guides/photo-search.md"])
+@pytest.mark.parametrize("name", ["docs/index.md", "docs/guides/photo-search.md", "docs/guides/edge.md"])
 def test_programs_of_the_pages_run(
     name: str, small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -113,9 +117,67 @@ def test_programs_of_the_pages_run(
         for file, color in (("coffee.jpg", "brown"), ("cat.jpg", "gray")):
             Image.new("RGB", (60, 40), color).save(directory / file)
     names: dict[str, Any] = {}
-    for code in re.findall(r"```python\n(.*?)```", (ROOT / name).read_text("utf-8"), re.DOTALL):
+    for code in programs_of(name):
         exec(code, names)
     assert capsys.readouterr().out.strip()
+    for picture in tmp_path.glob("*.webp"):  # in the page is what its program draws; decoders differ by little
+        drawn, shown = (
+            np.asarray(Image.open(path).convert("RGB"), np.float32)
+            for path in (picture, ROOT / "docs/images" / picture.name)
+        )
+        assert drawn.shape == shown.shape and np.abs(drawn - shown).mean() < 8
+
+
+def programs_of(name: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / name).read_text("utf-8"), re.DOTALL)
+
+
+def test_the_client_of_the_server_guide_runs(small_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = programs_of("docs/guides/cpu-server.md")
+    with running(small_bundle, "--model-name", "jina-clip-v2") as server:
+        exec(code.replace("http://127.0.0.1:8000", server.url), {})
+    assert capsys.readouterr().out == "2 64\n"
+
+
+def literal_texts(path: Path) -> set[str]:
+    """Every string of a source file, with … for the values that an f-string or % formats into it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.JoinedStr):
+            parts = (value.value if isinstance(value, ast.Constant) else "…" for value in node.values)
+            found.add("".join(map(str, parts)))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found.add(re.sub(r"%[sdr]", "…", node.value))
+    return found
+
+
+def test_messages_of_the_troubleshooting_page_are_those_of_the_code() -> None:
+    page = (ROOT / "docs/guides/troubleshooting.md").read_text("utf-8")
+    messages = re.findall(r"^#### `(.+)`$", page, re.MULTILINE)
+    assert len(messages) >= 15 and len(messages) == page.count("\n#### ")
+    texts: set[str] = set()
+    for top in ("runtime", "engines", "export"):
+        texts = texts.union(*map(literal_texts, (ROOT / top).rglob("*.py")))
+    for message in messages:
+        assert len(message.replace("…", "")) >= 20, message
+        pattern = re.compile(".*".join(map(re.escape, message.split("…"))))
+        assert any(pattern.search(text) for text in texts), message
+
+
+def test_options_and_metrics_of_the_guides_exist() -> None:
+    from jinaclip.server import metrics
+
+    every = set().union(*(options_of(verb) for verb in VERBS)) | {"--gpus"}  # a container engine's
+    names = literal_texts(Path(inspect.getfile(metrics)))
+    for page in (ROOT / "docs/guides").glob("*.md"):
+        text = page.read_text("utf-8")
+        assert set(re.findall(r"`(--[a-z-]+)", text)) <= every, page
+        for name in re.findall(r"`(jinaclip_[a-z_]+)`", text):
+            assert name.removesuffix("_total") in names, name
+    table = (ROOT / "docs/guides/operations.md").read_text("utf-8")
+    for name in names:
+        if re.fullmatch(r"jinaclip_[a-z_]+", name):
+            assert re.search(rf"`{name}(_total)?`", table), f"docs/guides/operations.md does not tell of {name}"
 
 
 def test_the_site_builds_without_warnings(tmp_path: Path) -> None:
@@ -126,6 +188,9 @@ def test_the_site_builds_without_warnings(tmp_path: Path) -> None:
     python = (tmp_path / "reference/python/index.html").read_text("utf-8")
     assert "encode_text" in python and "TextEncoder" in python and "SelfTestFailed" in python
     assert "usage: jinaclip encode" in (tmp_path / "reference/command-line/index.html").read_text("utf-8")
+    clients = (tmp_path / "guides/clients/index.html").read_text("utf-8")
+    programs = [path.name for path in (ROOT / "examples").rglob("*.py")]
+    assert sorted(re.findall(r'id="program-\d+">([\w.]+)', clients)) == sorted(programs)
 
 
 def test_the_command_line_page_has_every_verb() -> None:

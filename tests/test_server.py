@@ -375,6 +375,19 @@ def test_sigterm_answers_what_was_accepted(small_bundle: Path, model: ClipModel)
     server.end()
 
 
+def test_the_grace_period_ends(small_bundle: Path) -> None:
+    """A request that takes far longer gets an error, and the process ends by itself."""
+    server = Running(small_bundle, "--towers", "text", "--threads", "1", "--grace", "0.5")
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(server.post, {"input": ["word " * 8000] * 40, "truncate": True})
+        until(lambda: server.metric('jinaclip_queue_items{tower="text"}') > 30)
+        server.process.send_signal(signal.SIGTERM)
+        assert answer.result().status_code == 500
+    assert server.process.wait(60) == 0
+    assert "were not finished within 0.5 s" in server.log and "terminate called" not in server.log
+    server.end()
+
+
 def test_sigkill_and_again(small_bundle: Path) -> None:
     for _ in range(2):
         server = Running(small_bundle, "--towers", "text")

@@ -123,7 +123,11 @@ def run(args: argparse.Namespace) -> int:
         licence = f"licence of the weights: {model.bundle.model.get('licence')}"
         print(f"jinaclip: {server.rules.model_names[0]} at {url} ({towers}); {licence}", file=sys.stderr, flush=True)
         if unfinished := serve(server, listener, args.grace):
-            print(f"jinaclip: {unfinished} items were not finished within {args.grace:g} s", file=sys.stderr)
+            print(
+                f"jinaclip: {unfinished} items were not finished within {args.grace:g} s", file=sys.stderr, flush=True
+            )
+        if any(batcher.running() for batcher in server.service.batchers.values()):
+            os._exit(0)  # the usual exit would abort the process while onnxruntime's threads run
     return 0
 
 

@@ -47,18 +47,22 @@ def serve(server: Server, listener: socket.socket, grace_s: float) -> int:
     config = uvicorn.Config(server.app, log_config=None, access_log=False, server_header=False, lifespan="off")
     running = _DrainingServer(config, server, grace_s)
     running.run(sockets=[listener])
-    return server.service.close(max(0.0, running.deadline - time.monotonic()))
+    return running.unfinished or server.service.close(0.0)
 
 
 class _DrainingServer(uvicorn.Server):
     """Stops after a signal when all accepted requests are answered or the grace period is over.
 
     A second signal stops it immediately.
+
+    Attributes:
+        deadline: the end of the grace period, by time.monotonic().
+        unfinished: the number of items that were not started by then. Their requests get an error.
     """
 
     def __init__(self, config: uvicorn.Config, server: Server, grace_s: float) -> None:
         super().__init__(config)
-        self._server, self._grace_s, self.deadline = server, grace_s, time.monotonic()
+        self._server, self._grace_s, self.deadline, self.unfinished = server, grace_s, time.monotonic(), 0
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._server.draining:
@@ -71,5 +75,9 @@ class _DrainingServer(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Called by uvicorn every 0.1 s. It stops when this returns True."""
-        finished = not self._server.in_flight or time.monotonic() >= self.deadline
-        return await super().on_tick(counter) or (self._server.draining and finished)
+        if self._server.draining and (not self._server.in_flight or time.monotonic() >= self.deadline):
+            self.unfinished = self._server.service.close(0.0)
+            # For sending the answers, in seconds. Without it, uvicorn waits for clients that do not read.
+            self.config.timeout_graceful_shutdown = max(1, round(self.deadline - time.monotonic()))
+            return True
+        return await super().on_tick(counter)

@@ -104,6 +104,10 @@ class Batcher(Generic[T]):
         """The number of queued items."""
         return len(self._queued)
 
+    def running(self) -> bool:
+        """Whether a batch runs."""
+        return self._running > 0
+
     def oldest(self) -> float:
         """The age of the oldest queued item, in seconds; 0 for an empty queue."""
         with self._changed:
