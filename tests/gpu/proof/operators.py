@@ -7,9 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.from_checkout import ROOT
 from tests.gpu.proof.context import Context
 from tests.gpu.proof.kit import OPERATORS
+from tests.support.from_checkout import ROOT
 
 SCRIPT = ROOT / "tests" / "gpu" / "check_operators.py"
 
