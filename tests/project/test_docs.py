@@ -219,5 +219,14 @@ def test_sources_name_decisions_that_exist() -> None:
                     assert number in numbers, f"{path} {number}"
 
 
+def test_files_of_the_tests_that_are_named_exist() -> None:
+    sources = [
+        path for top in ("runtime", "engines", "export", "bench", "tests") for path in (ROOT / top).rglob("*.py")
+    ]
+    for path in (*PAGES, *sources, ROOT / "Makefile", ROOT / ".ci/run"):
+        for name in re.findall(r"\btests/[\w/-]+\.(?:py|sh)\b", path.read_text("utf-8")):
+            assert (ROOT / name).is_file(), f"{path} names {name}"
+
+
 def test_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 120
