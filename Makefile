@@ -11,7 +11,11 @@ CONTAINER_ARGS ?=
 # Processes of `make test`: each takes up to 4 GB of memory.
 TEST_WORKERS ?= 2
 # Tests of `make check`: those of the runtime that need few seconds.
-QUICK := layering types packing packed_texts text threads bundle batching cuda_libraries exact_sums
+QUICK := project/test_layering project/test_types runtime/test_packing runtime/test_threads runtime/bundle/test_bundle \
+  runtime/preprocessing/test_text runtime/backends/test_packed_texts runtime/backends/test_cuda_libraries \
+  runtime/backends/test_exact_sums runtime/server/test_batching
+# Files that the bundle of `make gpu-dry-run` is made by.
+PACKAGES := $(shell find runtime/jinaclip engines/jinaclip_engines export/jinaclip_export -name '*.py')
 GPU_VENV ?= .venv-gpu
 CUDA_VENV ?= .venv-cuda
 CUDA_ARCH ?=
@@ -31,7 +35,7 @@ check: $(VENV)/.dev
 	$(PY) -m ruff format
 	$(PY) -m ruff check
 	$(PY) -m mypy
-	$(PY) -m pytest -q -n $(TEST_WORKERS) $(QUICK:%=tests/test_%.py)
+	$(PY) -m pytest -q -n $(TEST_WORKERS) $(QUICK:%=tests/%.py)
 
 test: $(VENV)/.test
 	JINACLIP_OTHER_PILLOW=$(abspath $(VENV))/other-pillow $(PY) -m pytest -n $(TEST_WORKERS)
@@ -42,7 +46,8 @@ test-slow: $(VENV)/.test
 # On a machine with an NVIDIA GPU. Needs nothing but the checkout and a Python that has the libraries: torch, onnx,
 # onnxscript, tokenizers, safetensors, pytest, and what is to be tested: onnxruntime-gpu, tensorrt-rtx, tensorrt.
 gpu-test:
-	JINACLIP_REQUIRE_GPU=1 $(GPU_PYTHON) tests/from_checkout.py -m pytest -m gpu tests/gpu tests/test_bench_gpu.py
+	JINACLIP_REQUIRE_GPU=1 $(GPU_PYTHON) tests/support/from_checkout.py \
+	  -m pytest -m gpu tests/gpu tests/bench/test_bench_gpu.py
 
 # The GPU path without a GPU: the real onnxruntime-gpu over libraries that stand in for CUDA's (tests/gpu/stand_in). What
 # is called, when and how often is tested; no value is computed. Needs g++, Linux and x86-64.
@@ -64,7 +69,7 @@ cuda-operators: $(CUDA_VENV)/.installed
 # The Containerfile's own steps, run without a container engine. Needs root and the command debootstrap, and reaches
 # for Debian's and Python's packages; CONTAINER_ARGS gives it a mirror, certificates, or pip's settings (--help).
 container-test: $(VENV)/.test
-	$(PY) -m tests.containerfile $(CONTAINER_ARGS)
+	$(PY) -m tests.project.containerfile $(CONTAINER_ARGS)
 
 lint: $(VENV)/.dev
 	$(PY) -m ruff check
@@ -77,11 +82,11 @@ docs: $(VENV)/.test
 
 # The table of docs/parity.md, measured again.
 parity: $(VENV)/.test
-	$(PY) -m tests.parity --full --write
+	$(PY) -m tests.support.parity --full --write
 
 # docs/certificates.md, measured again.
 certificates: $(VENV)/.test
-	$(PY) -m tests.certificates --full --write
+	$(PY) -m tests.support.certificates --full --write
 
 clean:
 	rm -rf $(VENV) $(GPU_VENV) $(CUDA_VENV) runtime/jinaclip/native demo dist
@@ -131,7 +136,7 @@ $(CUDA_VENV)/.installed: Makefile
 	  'nvidia-cublas==13.0.*'
 	@touch $@
 
-$(GPU_VENV)/bundle: $(GPU_VENV)/.installed $(VENV)/.test $(wildcard export/*/*.py engines/*/*.py runtime/jinaclip/*.py)
+$(GPU_VENV)/bundle: $(GPU_VENV)/.installed $(VENV)/.test $(PACKAGES)
 	@rm -rf $@
 	@$(PY) -m jinaclip export --random small --precision fp32,fp16 --output $@
 	@touch $@

@@ -37,6 +37,10 @@ class TextEncoder:
     Attributes:
         tokenizer: the bundle's tokenizer.
         self_test: the last result of `check`.
+
+    Examples:
+        >>> ids = model.text_encoder.prepare(["a cup of coffee"], task="retrieval.query")
+        >>> vectors = model.text_encoder.run(ids)
     """
 
     def __init__(self, bundle: Bundle, precision: str, session: Session) -> None:
@@ -57,6 +61,10 @@ class TextEncoder:
         Raises:
             SelfTestFailed: the vectors are wrong.
             BackendError: inference failed.
+
+        Examples:
+            >>> model.text_encoder.check()
+            {'ratio': ..., 'remembered': False}
         """
         self.self_test = run_self_test(
             self.bundle, "text", self.precision, self.session, tokenizer=self.tokenizer, always=always
@@ -78,6 +86,10 @@ class TextEncoder:
 
         Raises:
             InputError: a text or the task cannot be used, or max_length leaves no room for a token.
+
+        Examples:
+            >>> model.text_encoder.prepare(["a cup of coffee"])  # <s>, the text's tokens, </s>
+            [[0, ..., 2]]
         """
         instruction = instruction_of(task, self.bundle.tasks, self.bundle.default_task)
         if max_length is None:
@@ -98,6 +110,12 @@ class TextEncoder:
         Raises:
             InputError: a text has no tokens or too many, an id is not in the vocabulary, or the batch needs more
                 memory than is available.
+            BackendError: inference failed, or the model is closed.
+
+        Examples:
+            >>> ids = model.text_encoder.prepare(["a cat", "un chat"])
+            >>> model.text_encoder.run(ids).shape == (2, model.dims[-1])
+            True
         """
         if not rows:
             return np.empty((0, self.bundle.dims[-1]), np.float32)
@@ -123,6 +141,11 @@ class TextEncoder:
 
         Raises:
             InputError: the batch needs more memory than is available.
+            BackendError: inference failed, or the model is closed.
+
+        Examples:
+            >>> ids = model.text_encoder.tokenizer.padded([[0, 5, 2], [0, 5, 7, 2]])
+            >>> vectors = model.text_encoder.run_padded(ids)
         """
         manifest, session = self.bundle.tower("text"), self.session
         release = False
@@ -143,7 +166,16 @@ class TextEncoder:
             batch_size: the largest number of texts in a batch. None chooses the fastest batches.
 
         Yields:
-            The indices of a batch's texts, and their raw vectors.
+            The indices of a batch's texts, and their raw vectors, float32 [texts of the batch, D].
+
+        Raises:
+            InputError, BackendError: as for `run`.
+
+        Examples:
+            >>> ids = model.text_encoder.prepare(["a cup of coffee", "a cat"])
+            >>> vectors = np.empty((len(ids), model.dims[-1]), np.float32)
+            >>> for batch, rows in model.text_encoder.run_all(ids):
+            ...     vectors[batch] = rows
         """
         lengths, cost = [len(row) for row in rows], self.session.cost
         batches = pack_texts(lengths, self.bundle.tower("text"), batch_size=batch_size, cost=cost)
@@ -161,6 +193,10 @@ class ImageEncoder:
 
     Attributes:
         self_test: the last result of `check`.
+
+    Examples:
+        >>> pixels = model.image_encoder.prepare("coffee.jpg")
+        >>> vectors = model.image_encoder.run([pixels])
     """
 
     def __init__(self, bundle: Bundle, precision: str, session: Session) -> None:
@@ -168,7 +204,23 @@ class ImageEncoder:
         self.self_test: dict[str, float | bool] = {}
 
     def check(self, *, always: bool = True) -> dict[str, float | bool]:
-        """Run the self-test, as TextEncoder.check."""
+        """Run the self-test, which compares the session's vectors with the bundle's golden vectors.
+
+        Args:
+            always: run it even if an earlier pass is recorded.
+
+        Returns:
+            {"ratio": largest error ÷ distance to the nearest other golden vector, "remembered": bool}. "remembered"
+            is True if the result is that of an earlier run.
+
+        Raises:
+            SelfTestFailed: the vectors are wrong.
+            BackendError: inference failed.
+
+        Examples:
+            >>> model.image_encoder.check()
+            {'ratio': ..., 'remembered': False}
+        """
         self.self_test = run_self_test(self.bundle, "image", self.precision, self.session, always=always)
         return self.self_test
 
@@ -176,13 +228,22 @@ class ImageEncoder:
         self, image: ImageInput, *, resize_mode: str | None = None, exif_transpose: bool = False,
         allow_urls: bool = False,
     ) -> np.ndarray:  # fmt: skip
-        """Read and resize an image. The arguments are those of `ClipModel.encode_image`.
+        """Read and resize an image.
+
+        Args:
+            image: a path, data: URI, bytes, binary file, PIL image or uint8 array [height, width, 3].
+            resize_mode, exif_transpose, allow_urls: as in `ClipModel.encode_image`.
 
         Returns:
-            Pixels, uint8 [size, size, 3].
+            RGB values from 0 to 255, uint8 [size, size, 3].
 
         Raises:
             InputError: the image cannot be used.
+
+        Examples:
+            >>> pixels = model.image_encoder.prepare("coffee.jpg")
+            >>> pixels.shape, pixels.dtype
+            ((..., ..., 3), dtype('uint8'))
         """
         how = self.bundle.preprocessing
         return preprocess(image, how, resize_mode=resize_mode, exif_transpose=exif_transpose, allow_urls=allow_urls)
@@ -198,6 +259,12 @@ class ImageEncoder:
 
         Raises:
             InputError: an array has another dtype or shape.
+            BackendError: inference failed, or the model is closed.
+
+        Examples:
+            >>> pixels = [model.image_encoder.prepare(path) for path in ("coffee.jpg", "cat.jpg")]
+            >>> model.image_encoder.run(pixels).shape == (2, model.dims[-1])
+            True
         """
         if not len(pixels):
             return np.empty((0, self.bundle.dims[-1]), np.float32)
@@ -222,7 +289,17 @@ class ImageEncoder:
             resize_mode, exif_transpose, allow_urls: as for `prepare`.
 
         Yields:
-            For each image, in order, its raw vector [D], or an InputError if the image cannot be used.
+            For each image, in order, its raw vector, float32 [D], or an InputError if the image cannot be used.
+
+        Raises:
+            InputError: `resize_mode` is not a mode.
+            BackendError: inference failed, or the model is closed.
+
+        Examples:
+            >>> paths = ["coffee.jpg", "missing.jpg"]
+            >>> results = model.image_encoder.run_all(paths)
+            >>> [path for path, result in zip(paths, results) if not isinstance(result, InputError)]
+            ['coffee.jpg']
         """
         mode = self.bundle.preprocessing.mode_of(resize_mode)  # an error of the call, not of its first image
         read = partial(self.prepare, resize_mode=mode, exif_transpose=exif_transpose, allow_urls=allow_urls)

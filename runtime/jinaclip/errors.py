@@ -17,7 +17,15 @@ from __future__ import annotations
 
 
 class JinaClipError(Exception):
-    """Base class of all errors that jinaclip raises deliberately."""
+    """Base class of all errors that jinaclip raises deliberately.
+
+    Examples:
+        >>> try:
+        ...     ClipModel("missing/")
+        ... except JinaClipError as error:
+        ...     print(error)
+        missing is not a directory; expected a bundle made by `jinaclip export`
+    """
 
 
 class InputError(JinaClipError, ValueError):
@@ -25,6 +33,13 @@ class InputError(JinaClipError, ValueError):
 
     Attributes:
         index: position of the invalid item in the caller's list, or None.
+
+    Examples:
+        >>> try:
+        ...     model.encode_image(["coffee.jpg", "missing.jpg"])
+        ... except InputError as error:
+        ...     print(error.index)
+        1
     """
 
     def __init__(self, message: str, *, index: int | None = None) -> None:
@@ -33,27 +48,71 @@ class InputError(JinaClipError, ValueError):
 
 
 class BundleError(JinaClipError):
-    """The bundle is missing, damaged, too new, or lacks a requested tower or precision."""
+    """The bundle is missing, damaged, too new, or lacks a requested tower or precision.
+
+    Examples:
+        >>> try:
+        ...     ClipModel("bundle/", precision="int8")
+        ... except BundleError as error:
+        ...     print(error)
+        bundle has no int8 text graph (it has: fp32); use one of these
+    """
 
 
 class BackendError(JinaClipError, RuntimeError):
-    """Inference failed or could not be set up."""
+    """Inference failed or could not be set up.
+
+    Examples:
+        >>> model = ClipModel("bundle/")
+        >>> model.close()
+        >>> try:
+        ...     model.encode_text("a cat")
+        ... except BackendError as error:
+        ...     print(error)
+        this model is closed; open a new ClipModel
+    """
 
 
 class BackendMissing(BackendError):
-    """The requested library, provider or device is not available."""
+    """The requested library, provider or device is not available.
+
+    Examples:
+        >>> try:
+        ...     model = ClipModel("bundle/", device="cuda")
+        ... except BackendMissing:
+        ...     model = ClipModel("bundle/", device="cpu")
+    """
 
 
 class EngineMismatch(BackendError):
-    """An engine was built for another machine or library version."""
+    """An engine was built for another machine or library version.
+
+    Examples:
+        >>> try:
+        ...     model = ClipModel("bundle/", backend="tensorrt")
+        ... except (BackendMissing, EngineMismatch):
+        ...     model = ClipModel("bundle/", backend="onnxruntime")
+    """
 
 
 class SelfTestFailed(BackendError):
-    """A session did not reproduce the bundle's golden vectors and is not used."""
+    """A session did not reproduce the bundle's golden vectors and is not used.
+
+    Examples:
+        >>> try:
+        ...     model = ClipModel("bundle/", self_test="always")
+        ... except SelfTestFailed as error:
+        ...     print(f"this machine computes wrong vectors: {error}")
+    """
 
 
 class Overloaded(JinaClipError):
-    """The queue is full; try again later."""
+    """The queue is full; try again later. Only the server raises it, and answers with HTTP status 429.
+
+    Examples:
+        >>> status_of(Overloaded("the queue is full"))
+        (429, 'JINACLIP_ERROR_OVERLOADED')
+    """
 
 
 # Error class -> (HTTP status, C status name). Subclasses inherit the entry of their nearest base class.
@@ -67,7 +126,21 @@ STATUS: dict[type[JinaClipError], tuple[int, str]] = {
 
 
 def status_of(error: JinaClipError) -> tuple[int, str]:
-    """(HTTP status, C status name) of an error, from its nearest base class in STATUS."""
+    """The HTTP status and the C status of an error, from its nearest base class in STATUS.
+
+    Args:
+        error: the error.
+
+    Returns:
+        (HTTP status, name of the C status).
+
+    Raises:
+        TypeError: `error` is not a JinaClipError.
+
+    Examples:
+        >>> status_of(InputError("the text is empty"))
+        (422, 'JINACLIP_ERROR_INPUT')
+    """
     for cls in type(error).__mro__:
         if cls in STATUS:
             return STATUS[cls]

@@ -40,9 +40,15 @@ class ClipModel:
     Raises:
         BundleError: the bundle is damaged, too new, or lacks a requested tower or precision.
         BackendMissing: the backend or device is not available.
+        EngineMismatch: the engines in the bundle were built for another GPU or library version.
         SelfTestFailed: the backend returns wrong vectors.
 
     A model cannot be used in a forked child process; open one there. Unpickling a model opens its bundle again.
+
+    Examples:
+        >>> with ClipModel("bundle/", threads=2) as model:
+        ...     print(model.encode_text("a cup of coffee", truncate_dim=64).shape)
+        (64,)
     """
 
     def __init__(
@@ -98,6 +104,10 @@ class ClipModel:
 
         Raises:
             InputError: the bundle has no text tower, or it was not loaded.
+
+        Examples:
+            >>> model.text_encoder.precision
+            'fp32'
         """
         return cast(TextEncoder, self._encoder("text"))
 
@@ -107,6 +117,10 @@ class ClipModel:
 
         Raises:
             InputError: the bundle has no image tower, or it was not loaded.
+
+        Examples:
+            >>> model.image_encoder.precision
+            'fp32'
         """
         return cast(ImageEncoder, self._encoder("image"))
 
@@ -138,6 +152,11 @@ class ClipModel:
 
         Raises:
             InputError: an argument or a text cannot be used; the message says which.
+            BackendError: inference failed, or the model is closed.
+
+        Examples:
+            >>> model.encode_text(["a cup of coffee", "une tasse de café"], truncate_dim=64).shape
+            (2, 64)
         """
         dim = check_dim(truncate_dim, self.dims)
         _check_count("batch_size", batch_size)
@@ -178,6 +197,11 @@ class ClipModel:
 
         Raises:
             InputError: an argument or an image cannot be used; `index` is the image's position.
+            BackendError: inference failed, or the model is closed.
+
+        Examples:
+            >>> model.encode_image(["coffee.jpg", "cat.jpg"], truncate_dim=64).shape
+            (2, 64)
         """
         dim = check_dim(truncate_dim, self.dims)
         _check_count("batch_size", batch_size)
@@ -201,10 +225,14 @@ class ClipModel:
         """Cosine similarity of every vector of `a` [N, D] with every vector of `b` [M, D].
 
         Returns:
-            float32 [N, M]. The axis of an argument that is a single vector [D] is left out.
+            float32 [N, M], from -1 to 1. The axis of an argument that is a single vector [D] is left out.
 
         Raises:
             InputError: the shapes do not match.
+
+        Examples:
+            >>> ClipModel.similarity(np.array([1.0, 0.0]), np.array([[2.0, 0.0], [0.0, 1.0]]))
+            array([1., 0.], dtype=float32)
         """
         a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
         if a.ndim not in (1, 2) or b.ndim not in (1, 2) or a.shape[-1] != b.shape[-1]:
@@ -215,35 +243,69 @@ class ClipModel:
 
     @property
     def dims(self) -> tuple[int, ...]:
-        """Lengths that vectors can be truncated to, ascending. The last is the full length."""
+        """Lengths that vectors can be truncated to, in numbers of dimensions, ascending. The last is the full length.
+
+        Examples:
+            >>> model.dims
+            (32, 64, 128...)
+        """
         return self.bundle.dims
 
     @property
     def max_tokens(self) -> int:
-        """Largest number of tokens in a text, `<s>` and `</s>` included."""
+        """Largest number of tokens in a text, `<s>` and `</s>` included.
+
+        Examples:
+            >>> model.max_tokens
+            8192
+        """
         return self.bundle.max_tokens
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """Names of the tasks that have an instruction. `task=None` is always accepted."""
+        """Names of the tasks that have an instruction. `task=None` is always accepted.
+
+        Examples:
+            >>> model.tasks
+            ('retrieval.query',)
+        """
         return tuple(self.bundle.tasks)
 
     @property
     def logit_scale(self) -> float:
-        """The checkpoint's logit scale: logits are text · imageᵀ · exp(logit_scale)."""
+        """The checkpoint's logit scale: logits are text · imageᵀ · exp(logit_scale).
+
+        Examples:
+            >>> logits = np.array([0.12, 0.31]) * np.exp(model.logit_scale)  # of two cosines
+        """
         return self.bundle.logit_scale
 
     @property
     def provenance(self) -> str:
-        """Identifies the weights, preprocessing and precision class. An index must hold vectors of one id only."""
+        """Identifies the weights, preprocessing and precision class. An index must hold vectors of one id only.
+
+        Examples:
+            >>> model.provenance
+            'jc1-...'
+        """
         return self.provenance_of()
 
     def provenance_of(self, *, resize_mode: str | None = None, exif_transpose: bool = False) -> str:
-        """The provenance of vectors made with these arguments of `encode_image`."""
+        """The provenance of vectors that `encode_image` makes with this `resize_mode` and `exif_transpose`.
+
+        Examples:
+            >>> model.provenance_of(exif_transpose=True) == model.provenance
+            False
+        """
         return self.bundle.provenance(self._precision, resize_mode=resize_mode, exif_transpose=exif_transpose)
 
     def info(self) -> dict[str, Any]:
-        """What was loaded and what "auto" chose, as JSON-compatible values."""
+        """What was loaded and what "auto" chose, as JSON-compatible values. Keys that end in "reason" say why.
+
+        Examples:
+            >>> model.info()["towers"]["text"]["backend"]
+            'onnxruntime'
+        """
         return {
             "bundle": str(self.bundle.directory),
             "model": self.bundle.model,
@@ -266,7 +328,11 @@ class ClipModel:
         }
 
     def close(self) -> None:
-        """Free the graphs. Encoding afterwards raises an error; closing again has no effect."""
+        """Free the graphs. Encoding afterwards raises a BackendError; closing again has no effect.
+
+        Examples:
+            >>> ClipModel("bundle/").close()
+        """
         for encoder in self.encoders.values():
             encoder.session.close()
 
@@ -277,7 +343,12 @@ class ClipModel:
         self.close()
 
     def reopened(self, *, threads: int | None) -> ClipModel:
-        """Open the same towers of the same bundle again, in the same precision, with another number of threads."""
+        """Open the same towers of the same bundle again, in the same precision. `threads` is as for `ClipModel`.
+
+        Examples:
+            >>> with model.reopened(threads=1) as other:
+            ...     vector = other.encode_text("a cup of coffee")
+        """
         return self._reopen(threads=threads, precision=dict(self._precision))
 
     def __reduce__(self) -> tuple[Any, ...]:

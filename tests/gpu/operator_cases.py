@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tests import cuda_operator_references as references
+from tests.support import cuda_operator_references as references
 
 Array = NDArray[Any]
 

@@ -23,7 +23,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 if not __package__:  # run as a file: the sources of this checkout, whether they are installed or not
-    command = [sys.executable, str(ROOT / "tests" / "from_checkout.py"), "-m", "tests.gpu.pack_kit", *sys.argv[1:]]
+    command = [sys.executable, str(ROOT / "tests/support/from_checkout.py"), "-m", "tests.gpu.pack_kit", *sys.argv[1:]]
     sys.exit(subprocess.run(command, cwd=ROOT).returncode)
 
 from jinaclip_export.bundle.manifest import Identity  # noqa: E402

@@ -1,8 +1,8 @@
 """Towers written for torch on a GPU: with operators that torch.compile can optimise, and for texts without padding.
 
 The exporter's towers use `torch.onnx.ops.rotary_embedding`, which torch.compile cannot optimise and which is slow to
-launch. The towers here use the exporter's modules and weights; tests/test_bench_gpu.py compares their vectors with the
-exporter's.
+launch. The towers here use the exporter's modules and weights; tests/bench/test_bench_gpu.py compares their vectors
+with the exporter's.
 
 Symbols: B rows, T tokens, N tokens of all rows together, D width, H heads, K head size.
 """

@@ -4,7 +4,7 @@ Torch's default initialisation is not usable here: its vectors hardly depend on 
 cosine of 0.9999), so a graph without rotary positions or mask would pass any comparison. The scales below make the
 towers sensitive: different inputs, and a sentence in reverse order, get clearly different vectors. At the same time,
 rounding weights and activations to int8 changes a vector only a little, at any depth. docs/decisions/003 has the
-figures; tests/test_parity.py and tests/test_certify.py check them.
+figures; tests/export/test_parity.py and tests/export/test_certify.py check them.
 """
 
 from __future__ import annotations

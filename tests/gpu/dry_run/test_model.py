@@ -21,7 +21,7 @@ from jinaclip.backends.cuda import gpu
 from tests.gpu.dry_run.journal import Journal
 from tests.gpu.dry_run.test_sessions import check_threads, used_bytes
 from tests.gpu.dry_run.without_comparison import UNBOUNDED
-from tests.running import running, vectors_of
+from tests.support.running import running, vectors_of
 
 TEXTS = ["a", "A beautiful sunset over the beach", "海滩上美丽的日落", "one two three four five six seven " * 20, ""]
 

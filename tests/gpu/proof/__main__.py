@@ -21,11 +21,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from tests.from_checkout import ROOT, SOURCES, write_metadata
 from tests.gpu.proof.context import RESULTS, read_results, write_result
 from tests.gpu.proof.kit import unpack
 from tests.gpu.proof.plan import BUDGET, PASSES, Part
 from tests.gpu.proof.table import table
+from tests.support.from_checkout import ROOT, SOURCES, write_metadata
 
 LOG, ARCHIVE = "log.txt", "files.tar.gz"
 MOST_FILES = 48 << 20  # bytes that go into the archive, small files first

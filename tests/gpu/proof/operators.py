@@ -8,9 +8,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.from_checkout import ROOT
 from tests.gpu.proof.context import Context
 from tests.gpu.proof.kit import OPERATORS
+from tests.support.from_checkout import ROOT
 
 SCRIPT = ROOT / "tests" / "gpu" / "check_operators.py"
 

@@ -114,6 +114,12 @@ def share_threads(threads: int | None = None) -> None:
     Raises:
         InputError: `threads` is not a whole number from 1.
         BackendError: this process has already opened sessions with their own threads, or has a pool of another size.
+
+    Examples:
+        >>> share_threads(2)
+        >>> model = ClipModel("bundle/")
+        >>> model.info()["towers"]["text"]["threads"]
+        2
     """
     global _shared_threads
     if threads is not None and (type(threads) is not int or threads < 1):

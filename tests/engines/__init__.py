@@ -1,0 +1,1 @@
+"""Tests of jinaclip_engines: graph passes, precisions, and TensorRT engines."""

@@ -1,0 +1,1 @@
+"""Tests of jinaclip_export: export, parity with public implementations, and certificates."""

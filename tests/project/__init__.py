@@ -1,0 +1,1 @@
+"""Tests of the repository: import rules, types, documentation, examples, and the Containerfile."""

@@ -1,0 +1,1 @@
+"""Tests of jinaclip.bundle: how a bundle is read, and which ones are refused."""

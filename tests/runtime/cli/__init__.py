@@ -1,0 +1,1 @@
+"""Tests of jinaclip.cli: the verbs of the runtime."""

@@ -1,0 +1,1 @@
+"""Tests of jinaclip.preprocessing: images and texts."""

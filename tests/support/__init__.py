@@ -1,0 +1,1 @@
+"""Modules that several test files import, and the programs of `make parity` and `make certificates`."""
