@@ -46,6 +46,7 @@ def page() -> str:
 def clients_page() -> str:
     """examples/README.md. Its links to programs lead to the programs' text, which follows."""
     text = (EXAMPLES / "README.md").read_text("utf-8").replace("# Examples", "# Clients", 1)
+    text = text.replace("](photo-search.ipynb)", "](photo-search.md)")
     programs = list(dict.fromkeys(re.findall(r"\]\(([\w/]+\.py)\)", text)))
     for number, name in enumerate(programs):
         text = text.replace(f"]({name})", f"](#program-{number})")
