@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tomllib
 from importlib.metadata import entry_points
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -140,15 +141,25 @@ def test_the_client_of_the_server_guide_runs(small_bundle: Path, capsys: pytest.
 
 
 def literal_texts(path: Path) -> set[str]:
-    """Every string of a source file, with … for the values that an f-string or % formats into it."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+    """Every string of a source file, with … for the values that an f-string or % formats into it. A variable is every
+    string that the file assigns to it.
+    """
+    nodes = list(ast.walk(ast.parse(path.read_text("utf-8"))))
+    named: dict[str, list[str]] = {}
+
+    def texts_of(node: ast.expr) -> list[str]:
         if isinstance(node, ast.JoinedStr):
-            parts = (value.value if isinstance(value, ast.Constant) else "…" for value in node.values)
-            found.add("".join(map(str, parts)))
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            found.add(re.sub(r"%[sdr]", "…", node.value))
-    return found
+            return ["".join(parts) for parts in product(*map(texts_of, node.values))]
+        if isinstance(node, ast.FormattedValue) and isinstance(node.value, ast.Name):
+            return named.get(node.value.id, ["…"])
+        return [re.sub(r"%[sdr]", "…", str(node.value)) if isinstance(node, ast.Constant) else "…"]
+
+    for node in nodes:
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.JoinedStr | ast.Constant):
+            for target in node.targets:
+                if isinstance(target, ast.Name):
+                    named.setdefault(target.id, []).extend(texts_of(node.value))
+    return {text for node in nodes if isinstance(node, ast.JoinedStr | ast.Constant) for text in texts_of(node)}
 
 
 def test_messages_of_the_troubleshooting_page_are_those_of_the_code() -> None:
