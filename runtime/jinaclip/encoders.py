@@ -74,7 +74,7 @@ class TextEncoder:
     def prepare(
         self, texts: Sequence[str], *, task: str | None = None, max_length: int | None = None
     ) -> list[list[int]]:
-        """Tokenize texts, special tokens and the task's instruction included.
+        """Tokenize texts. The ids include the special tokens and the task's instruction.
 
         Args:
             texts: the texts.
@@ -85,7 +85,7 @@ class TextEncoder:
             The token ids of each text.
 
         Raises:
-            InputError: a text or the task cannot be used, or max_length leaves no room for a token.
+            InputError: a text or the task is invalid, or `max_length` is too small for a single token of the text.
 
         Examples:
             >>> model.text_encoder.prepare(["a cup of coffee"])  # <s>, the text's tokens, </s>

@@ -1,4 +1,4 @@
-"""All errors that jinaclip raises, with the HTTP status and the C status that correspond to each.
+"""All errors that jinaclip raises, with the HTTP status of each and its name in a C interface (none exists yet).
 
     JinaClipError                       HTTP   C
     ├── InputError (ValueError)         422    JINACLIP_ERROR_INPUT     the caller's text, image or argument
@@ -10,7 +10,7 @@
     └── Overloaded                      429    JINACLIP_ERROR_OVERLOADED   the queue is full
 
 jinaclip_export adds the subclasses ExportError and CertificationError. A message says what was found, what was
-expected and what to do. The command line prints it on one line and exits with status 1.
+expected and what to do. The command line prints the message on one line and exits with status 1.
 """
 
 from __future__ import annotations
@@ -96,18 +96,18 @@ class EngineMismatch(BackendError):
 
 
 class SelfTestFailed(BackendError):
-    """A session did not reproduce the bundle's golden vectors and is not used.
+    """The vectors of a graph differ from the bundle's golden vectors (the expected vectors of a few inputs).
 
     Examples:
         >>> try:
         ...     model = ClipModel("bundle/", self_test="always")
         ... except SelfTestFailed as error:
-        ...     print(f"this machine computes wrong vectors: {error}")
+        ...     print(f"the model computes wrong vectors: {error}")
     """
 
 
 class Overloaded(JinaClipError):
-    """The queue is full; try again later. Only the server raises it, and answers with HTTP status 429.
+    """The queue is full; try again later. Only the server raises this error. It responds with HTTP status 429.
 
     Examples:
         >>> status_of(Overloaded("the queue is full"))

@@ -28,9 +28,9 @@ class ClipModel:
         backend: "auto" or one of BACKENDS. "auto" uses engines built for this machine's GPU if there are any, and
             ONNX Runtime otherwise.
         device: "auto", "cpu", "cuda" or "cuda:N". "auto" uses a GPU if one is available, and the CPU otherwise.
-        precision: "auto", "fp32", "fp16", "int8", or a dict with one of them per tower. An explicit precision is
-            used or refused, never replaced. "auto" uses the fastest precision with a passing certificate
-            (`jinaclip certify`) for this kind of machine, and fp32 otherwise; `info()` reports the choice and
+        precision: "auto", "fp32", "fp16", "int8", or a dict with one of them per tower. If an explicit precision
+            cannot be used, an error is raised. "auto" uses the fastest precision with a passing certificate
+            (`jinaclip certify`) for this kind of machine, and fp32 otherwise; `info()` returns the choice and
             the reason.
         threads: cores for one call. None uses all that the CPU affinity and the cgroup's quota allow.
         towers: towers to load. The default loads every tower that the bundle has.
@@ -43,7 +43,8 @@ class ClipModel:
         EngineMismatch: the engines in the bundle were built for another GPU or library version.
         SelfTestFailed: the backend returns wrong vectors.
 
-    A model cannot be used in a forked child process; open one there. Unpickling a model opens its bundle again.
+    A model cannot be used in a forked child process; open a new model in the child. Unpickling a model opens its
+    bundle again.
 
     Examples:
         >>> with ClipModel("bundle/", threads=2) as model:
@@ -139,7 +140,8 @@ class ClipModel:
 
         Args:
             texts: one str, or a sequence of N.
-            task: None, or one of `tasks`. The task's instruction is put before every text.
+            task: one of `tasks`, whose instruction is put before every text. None uses the bundle's default task, if it
+                has one.
             truncate_dim: length of the returned vectors, one of `dims`. None returns full-length vectors.
             normalize_embeddings: divide each vector by its norm, after truncation.
             batch_size: the largest number of texts in a batch. None chooses it from the text lengths and the memory.
@@ -151,7 +153,7 @@ class ClipModel:
             float32 [D] for one str, [N, D] for a sequence, in the order of the input.
 
         Raises:
-            InputError: an argument or a text cannot be used; the message says which.
+            InputError: an argument or a text is invalid; the message names it.
             BackendError: inference failed, or the model is closed.
 
         Examples:
@@ -188,7 +190,7 @@ class ClipModel:
                 uint8 array [height, width, 3].
             truncate_dim, normalize_embeddings, show_progress_bar: as in `encode_text`.
             batch_size: number of images in a batch. None uses the fastest size for the device (1 on a CPU).
-            allow_urls: fetch http:// and https:// URLs.
+            allow_urls: fetch http:// and https:// URLs, from any address that this machine can reach.
             resize_mode: "shortest", "longest" or "squash". None uses the bundle's mode.
             exif_transpose: rotate images according to their EXIF orientation. The publisher's code does not.
 
@@ -196,7 +198,7 @@ class ClipModel:
             float32 [D] for one image, [N, D] for several, in the order of the input.
 
         Raises:
-            InputError: an argument or an image cannot be used; `index` is the image's position.
+            InputError: an argument or an image is invalid; `index` is the position of the image.
             BackendError: inference failed, or the model is closed.
 
         Examples:
@@ -225,7 +227,7 @@ class ClipModel:
         """Cosine similarity of every vector of `a` [N, D] with every vector of `b` [M, D].
 
         Returns:
-            float32 [N, M], from -1 to 1. The axis of an argument that is a single vector [D] is left out.
+            float32 [N, M], from -1 to 1. If `a` or `b` is a single vector [D], the result does not have its axis.
 
         Raises:
             InputError: the shapes do not match.
@@ -282,7 +284,7 @@ class ClipModel:
 
     @property
     def provenance(self) -> str:
-        """Identifies the weights, preprocessing and precision class. An index must hold vectors of one id only.
+        """The id of the weights, preprocessing and precision class. Do not mix vectors with different ids in an index.
 
         Examples:
             >>> model.provenance
@@ -291,7 +293,7 @@ class ClipModel:
         return self.provenance_of()
 
     def provenance_of(self, *, resize_mode: str | None = None, exif_transpose: bool = False) -> str:
-        """The provenance of vectors that `encode_image` makes with this `resize_mode` and `exif_transpose`.
+        """The provenance id of vectors from `encode_image` with this `resize_mode` and `exif_transpose`.
 
         Examples:
             >>> model.provenance_of(exif_transpose=True) == model.provenance
@@ -300,7 +302,7 @@ class ClipModel:
         return self.bundle.provenance(self._precision, resize_mode=resize_mode, exif_transpose=exif_transpose)
 
     def info(self) -> dict[str, Any]:
-        """What was loaded and what "auto" chose, as JSON-compatible values. Keys that end in "reason" say why.
+        """Describe the loaded model and the choices of "auto", in JSON types. Keys that end in "reason" give reasons.
 
         Examples:
             >>> model.info()["towers"]["text"]["backend"]
