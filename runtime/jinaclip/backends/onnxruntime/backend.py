@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,10 +10,8 @@ from jinaclip.backends.cuda.gpu import Gpu
 from jinaclip.backends.onnxruntime.cpu import OnnxRuntimeSession, onnxruntime_facts
 from jinaclip.backends.onnxruntime.cuda import OnnxRuntimeCudaSession, onnxruntime_cuda_facts
 from jinaclip.backends.onnxruntime.cuda_operators import operators_for
-from jinaclip.backends.onnxruntime.cuda_provider import cuda_problem
 from jinaclip.backends.onnxruntime.prepared_graphs import Prepared, find_prepared
 from jinaclip.bundle.manifest import Bundle
-from jinaclip.errors import BackendMissing
 
 NAME = "onnxruntime"
 
@@ -54,18 +51,6 @@ class OnnxRuntimeCuda:
     reason: str = "requested"
     name: ClassVar[str] = NAME
     device: ClassVar[str] = "cuda"
-
-    @classmethod
-    def on(cls, name: str, gpu: Gpu) -> OnnxRuntimeCuda:
-        if problem := cuda_problem(gpu):
-            raise BackendMissing(problem)
-        return cls(gpu)
-
-    @classmethod
-    def fitting(
-        cls, name: str, gpu: Gpu, bundle: Bundle, towers: Sequence[str], precision: Mapping[str, str]
-    ) -> OnnxRuntimeCuda | str | None:
-        return cuda_problem(gpu) or cls(gpu, f"found {gpu}")
 
     def facts(self) -> dict[str, Any]:
         return onnxruntime_cuda_facts(self.gpu)

@@ -10,7 +10,7 @@ from typing import Any
 
 from jinaclip.errors import BackendMissing
 
-BACKENDS = ("tensorrt", "tensorrt-rtx")
+TENSORRT_BACKENDS = ("tensorrt", "tensorrt-rtx")
 # Module, pip extra, first supported version, first unsupported version.
 _PACKAGES = {
     "tensorrt": ("tensorrt", "tensorrt", (10, 12), (12, 0)),
@@ -23,7 +23,7 @@ class Library:
     """An imported package.
 
     Attributes:
-        backend: one of BACKENDS.
+        backend: one of TENSORRT_BACKENDS.
         module: `tensorrt` or `tensorrt_rtx`.
         version: full version, such as "11.4.0.106". Engines are valid for one version only.
     """
