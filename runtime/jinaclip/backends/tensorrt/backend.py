@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from jinaclip.backends.base import Session, require_precision
+from jinaclip.backends.base import Session, gpu_facts, require_precision
 from jinaclip.backends.cuda.gpu import Gpu
 from jinaclip.backends.tensorrt.library import Library, load_library
-from jinaclip.backends.tensorrt.plans import PRECISION, find_plan, session_of
-from jinaclip.backends.tensorrt.session import tensorrt_facts
+from jinaclip.backends.tensorrt.plans import PRECISION, find_plan
+from jinaclip.backends.tensorrt.session import TensorRTSession
 from jinaclip.bundle.engines import engines_of
 from jinaclip.bundle.manifest import Bundle
 
@@ -58,7 +58,7 @@ class TensorRtBackend:
         return cls(name, gpu, library, f"engines built for {gpu}")
 
     def facts(self) -> dict[str, Any]:
-        return tensorrt_facts(self.library, self.gpu)
+        return gpu_facts(self.name, self.library.version, self.gpu)
 
     def precisions(self, bundle: Bundle, tower: str) -> tuple[str, ...]:
         return tuple(precision for precision in bundle.tower(tower).graphs if precision == PRECISION)
@@ -66,7 +66,10 @@ class TensorRtBackend:
     def open(self, bundle: Bundle, tower: str, precision: str, *, threads: int | None = None) -> tuple[Session, str]:
         require_precision(self, bundle, tower, precision)
         plan = find_plan(bundle, tower, self.library, self.gpu)
-        return session_of(bundle, tower, plan, self.library, self.gpu), f"engine {plan.key}"
+        pad = bundle.special_ids["pad"] if tower == "text" else 0
+        kernels = plan.path.with_name(f"runtime-{self.gpu.sm}.cache")
+        session = TensorRTSession(plan, gpu=self.gpu, library=self.library, pad=pad, cache=kernels)
+        return session, f"engine {plan.key}"
 
     def graph(self, bundle: Bundle, tower: str, precision: str) -> str:
         plan = find_plan(bundle, tower, self.library, self.gpu, hashes=False)
