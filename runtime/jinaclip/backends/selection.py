@@ -70,12 +70,10 @@ def choose_backend(
     problems: list[str] = []
     for name in TENSORRT_BACKENDS if backend == "auto" else ():
         try:
-            engines = TensorRtBackend.fitting(name, found, bundle, towers, precision)
+            if fitting := TensorRtBackend.fitting(name, found, bundle, towers, precision):
+                return fitting
         except BackendError as error:
             problems.append(str(error))
-        else:
-            if engines is not None:
-                return engines
     problem = cuda_problem(found)
     if problem is None:
         reason = f"found {found}" if device == "auto" else "requested"
@@ -128,7 +126,7 @@ def choose_precision(bundle: Bundle, tower: str, backend: Backend) -> Choice:
     """
     reason, lapsed = "the bundle has no faster graph", False
     facts, possible = backend.facts(), backend.precisions(bundle, tower)
-    for precision in FASTER.get(backend.device, ()):
+    for precision in FASTER[backend.device]:
         if precision in possible:
             certificate = bundle.read_note(note_name(precision, facts))
             problem = _objection(certificate, bundle, tower, precision, backend)
@@ -214,21 +212,20 @@ def resolve_precision(
     resolved: dict[str, str] = {}
     reasons: dict[str, str] = {}
     for tower in (*towers, *(t for t in bundle.towers if t not in towers)):
-        precision, reason = by_tower.get(tower, "auto"), "requested"
-        if precision == "auto":
+        choice = Choice(by_tower.get(tower, "auto"), "requested")
+        if choice.precision == "auto":
             try:
                 choice = choose_precision(bundle, tower, backend)
             except BackendError:
                 if tower in towers:
                     raise
                 choice = Choice("fp32", "not loaded, and no precision is certified for this backend")
-            precision, reason = choice.precision, choice.reason
-            if choice.lapsed and tower in towers:
-                effect = f"uses {precision}, which gives other vectors and another provenance"
-                logger.warning("%s, %s tower: precision='auto' %s: %s", bundle.directory, tower, effect, reason)
         if tower in towers:
-            bundle.graph(tower, precision)
-        elif precision not in bundle.tower(tower).graphs:
-            precision, reason = "fp32", f"not loaded, and the bundle has no {precision} graph"
-        resolved[tower], reasons[tower] = precision, reason
+            if choice.lapsed:
+                effect = f"uses {choice.precision}, which gives other vectors and another provenance"
+                logger.warning("%s, %s tower: precision='auto' %s: %s", bundle.directory, tower, effect, choice.reason)
+            bundle.graph(tower, choice.precision)
+        elif choice.precision not in bundle.tower(tower).graphs:
+            choice = Choice("fp32", f"not loaded, and the bundle has no {choice.precision} graph")
+        resolved[tower], reasons[tower] = choice.precision, choice.reason
     return resolved, reasons
