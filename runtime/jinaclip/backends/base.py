@@ -10,7 +10,7 @@ import ctypes
 import os
 import weakref
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from jinaclip.errors import BackendError, BackendMissing
 
 Arrays = Mapping[str, np.ndarray]
 Names = Sequence[str] | None
+T = TypeVar("T")
 
 
 class Session(Protocol):
@@ -125,12 +126,15 @@ def require_precision(backend: Backend, bundle: Bundle, tower: str, precision: s
         )
 
 
-def require_open(process: int, handle: object) -> None:
+def require_open(process: int, handle: T | None) -> T:
     """Check that a session is open and belongs to this process.
 
     Args:
         process: id of the process that opened the session.
         handle: the library's session; None after it was closed.
+
+    Returns:
+        The handle.
 
     Raises:
         BackendError: the session is closed or belongs to another process.
@@ -142,6 +146,7 @@ def require_open(process: int, handle: object) -> None:
         )
     if handle is None:
         raise BackendError("this model is closed; open a new ClipModel")
+    return handle
 
 
 _live: weakref.WeakSet[Session] = weakref.WeakSet()

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from jinaclip.backends.base import Session, require_precision
+from jinaclip.backends.base import Session, gpu_facts, require_precision
 from jinaclip.backends.cuda.gpu import Gpu
 from jinaclip.backends.onnxruntime.cpu import OnnxRuntimeSession, onnxruntime_facts
-from jinaclip.backends.onnxruntime.cuda import OnnxRuntimeCudaSession, onnxruntime_cuda_facts
+from jinaclip.backends.onnxruntime.cuda import OnnxRuntimeCudaSession
 from jinaclip.backends.onnxruntime.cuda_operators import operators_for
+from jinaclip.backends.onnxruntime.library import import_onnxruntime
 from jinaclip.backends.onnxruntime.prepared_graphs import Prepared, find_prepared
 from jinaclip.bundle.manifest import Bundle
 
@@ -53,7 +54,7 @@ class OnnxRuntimeCuda:
     device: ClassVar[str] = "cuda"
 
     def facts(self) -> dict[str, Any]:
-        return onnxruntime_cuda_facts(self.gpu)
+        return gpu_facts(self.name, import_onnxruntime().__version__, self.gpu)
 
     def precisions(self, bundle: Bundle, tower: str) -> tuple[str, ...]:
         return tuple(precision for precision in bundle.tower(tower).graphs if precision != "int8")
