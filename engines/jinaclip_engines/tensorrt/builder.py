@@ -16,7 +16,8 @@ from jinaclip.backends.cuda.gpu import Gpu, driver_problem, gpu
 from jinaclip.backends.shapes import Profile
 from jinaclip.backends.tensorrt.engine import Plan
 from jinaclip.backends.tensorrt.library import Library
-from jinaclip.backends.tensorrt.plans import PLAN, PRECISION, required_facts, session_of
+from jinaclip.backends.tensorrt.plans import PLAN, PRECISION, required_facts
+from jinaclip.backends.tensorrt.session import TensorRTSession
 from jinaclip.bundle.engines import ENGINES, damage, difference, engine_key, engines_of
 from jinaclip.bundle.manifest import Bundle
 from jinaclip.encoders import ENCODERS
@@ -197,6 +198,7 @@ class EngineBuilder:
 
     def _self_test(self, plan: Plan, gpu: Gpu) -> dict[str, float | bool]:
         self.progress("self-test")
-        session = session_of(self.bundle, self.tower, plan, self.library, gpu, keeps_kernels=False)
+        pad = self.bundle.special_ids["pad"] if self.tower == "text" else 0
+        session = TensorRTSession(plan, gpu=gpu, library=self.library, pad=pad)
         with closing(session):
             return ENCODERS[self.tower](self.bundle, PRECISION, session).check()

@@ -97,7 +97,7 @@ def compile_plan(
         outputs = tuple(_tensor(trt, network.get_output(index)) for index in range(network.num_outputs))
         del parser, network, config, builder  # in this order, because they do not keep each other alive
     progress("checking")
-    kernels = read_kernels(messages.text) or _inspect(library, plan)
+    kernels = read_kernels("\n".join(line for _, line in messages.lines)) or _inspect(library, plan)
     records_sums = library.backend == "tensorrt-rtx"
     report = report_on(kernels, memoryview(plan), expected, policy, profiles=len(profiles), records_sums=records_sums)
     if report.problems:

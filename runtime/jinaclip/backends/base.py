@@ -10,7 +10,7 @@ import ctypes
 import os
 import weakref
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from jinaclip.errors import BackendError, BackendMissing
 
 Arrays = Mapping[str, np.ndarray]
 Names = Sequence[str] | None
+T = TypeVar("T")
 
 
 class Session(Protocol):
@@ -56,7 +57,7 @@ class Session(Protocol):
 
 class Backend(Protocol):
     """A library on a device, which runs the graphs of a bundle. To add a backend, write a class in a file of its own
-    and register it in selection.py.
+    and select it in `choose_backend` (selection.py).
     """
 
     @property
@@ -105,36 +106,6 @@ class Backend(Protocol):
         """Identity of the graph that `open` would use: that of the bundle's graph and of the engine made from it."""
 
 
-class GpuBackend(Backend, Protocol):
-    """A backend for GPUs, with the constructors that selection.py uses."""
-
-    @classmethod
-    def on(cls, name: str, gpu: Gpu) -> Self:
-        """Construct the backend that was requested by name.
-
-        Raises:
-            BackendMissing: it cannot be used on this machine; the message says what is missing.
-        """
-
-    @classmethod
-    def fitting(
-        cls, name: str, gpu: Gpu, bundle: Bundle, towers: Sequence[str], precision: Mapping[str, str]
-    ) -> Self | str | None:
-        """Construct the backend for "auto", if it can run these towers.
-
-        Args:
-            name: name of the backend.
-            gpu: the GPU.
-            bundle: the bundle.
-            towers: towers that will be opened.
-            precision: requested precision by tower. A tower that is "auto" or missing accepts any precision.
-
-        Returns:
-            The backend, or a message that says why it cannot run the towers, or None if the bundle has no engines
-            for it.
-        """
-
-
 def gpu_facts(backend: str, version: str, gpu: Gpu) -> dict[str, Any]:
     """The facts of a backend on a GPU, with the version of its library. See `Backend.facts`."""
     return {"backend": backend, "version": version, "device": "cuda", "gpu": str(gpu), "driver": gpu.driver}
@@ -155,12 +126,15 @@ def require_precision(backend: Backend, bundle: Bundle, tower: str, precision: s
         )
 
 
-def require_open(process: int, handle: object) -> None:
+def require_open(process: int, handle: T | None) -> T:
     """Check that a session is open and belongs to this process.
 
     Args:
         process: id of the process that opened the session.
         handle: the library's session; None after it was closed.
+
+    Returns:
+        The handle.
 
     Raises:
         BackendError: the session is closed or belongs to another process.
@@ -172,6 +146,7 @@ def require_open(process: int, handle: object) -> None:
         )
     if handle is None:
         raise BackendError("this model is closed; open a new ClipModel")
+    return handle
 
 
 _live: weakref.WeakSet[Session] = weakref.WeakSet()

@@ -25,17 +25,11 @@ def available_threads() -> int:
 
 def cgroup_quota(root: Path) -> float | None:
     """CPU quota of the cgroup (version 2 or 1), as a number of CPUs; None without a limit."""
-    try:
-        quota, period = (root / "cpu.max").read_text().split()
-    except (OSError, ValueError):
-        try:
-            quota = (root / "cpu/cpu.cfs_quota_us").read_text()
-            period = (root / "cpu/cpu.cfs_period_us").read_text()
-        except OSError:
-            return None
-    if quota.strip() in ("max", "-1") or int(period) <= 0:
-        return None
-    return int(quota) / int(period)
+    for names in (["cpu.max"], ["cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"]):
+        with suppress(OSError, ValueError):
+            quota, period = " ".join((root / name).read_text() for name in names).split()
+            return None if quota in ("max", "-1") or int(period) <= 0 else int(quota) / int(period)
+    return None
 
 
 @cache

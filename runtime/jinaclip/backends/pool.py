@@ -11,7 +11,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
-from types import TracebackType
 from typing import Generic, TypeVar
 
 from jinaclip.errors import BackendError
@@ -46,20 +45,6 @@ class Pool(Generic[T]):
                     return loan
                 changed = self._next_change()
             changed.acquire()
-
-    def take_over(self, items: list[T], target: list[T]) -> None:
-        """Move a loan's item, if it has one, to a loan of the calling thread."""
-        with self._lock:
-            if items:
-                self._borrowers[id(items[-1])] = threading.get_ident()
-                _move(items, target)
-
-    def give_back(self, items: list[T]) -> None:
-        """Return a loan's item to the pool, if it has one."""
-        with self._lock:
-            if items:
-                self._wake()  # before the item is returned: if a handler raises here, give_back is called again
-                _move(items, self._idle)
 
     def close(self) -> None:
         """Stop lending, and wait until all items are returned.
@@ -110,19 +95,23 @@ class Loan(Generic[T]):
     def take_over(self) -> Loan[T]:
         """Move the item to a new loan of the calling thread. That loan is empty if the item was already returned."""
         loan = Loan(self._pool)
-        self._pool.take_over(self.items, loan.items)
+        with self._pool._lock:
+            if self.items:
+                self._pool._borrowers[id(self.items[-1])] = threading.get_ident()
+                _move(self.items, loan.items)
         return loan
 
     def give_back(self) -> None:
         """Return the item. Does nothing if the loan is empty."""
-        self._pool.give_back(self.items)
+        with self._pool._lock:
+            if self.items:
+                self._pool._wake()  # before the item is returned: if a handler raises here, give_back is called again
+                _move(self.items, self._pool._idle)
 
     def __enter__(self) -> Loan[T]:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.give_back()
 
     def __del__(self) -> None:

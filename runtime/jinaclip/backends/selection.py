@@ -10,26 +10,23 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from jinaclip.backends.base import Backend, GpuBackend
+from jinaclip.backends.base import Backend
 from jinaclip.backends.cuda.gpu import device_index, driver_problem, gpu
 from jinaclip.backends.onnxruntime.backend import OnnxRuntimeCpu, OnnxRuntimeCuda
-from jinaclip.backends.onnxruntime.cuda_provider import has_cuda_provider
+from jinaclip.backends.onnxruntime.cuda_provider import cuda_problem, has_cuda_provider
 from jinaclip.backends.tensorrt.backend import TensorRtBackend
+from jinaclip.backends.tensorrt.library import TENSORRT_BACKENDS, load_library
 from jinaclip.bundle.certificates import FORMAT_VERSION, note_name
 from jinaclip.bundle.manifest import PRECISION_CLASS, TOWERS, Bundle
 from jinaclip.errors import BackendError, BackendMissing, InputError
 
 logger = logging.getLogger("jinaclip")
 
-# GPU backends, in the order in which "auto" tries them.
-GPU_BACKENDS: dict[str, type[GpuBackend]] = {
-    "tensorrt": TensorRtBackend,
-    "tensorrt-rtx": TensorRtBackend,
-    "onnxruntime": OnnxRuntimeCuda,
-}
+# Backends for GPUs, in the order in which "auto" tries them.
+GPU_BACKENDS = (*TENSORRT_BACKENDS, OnnxRuntimeCuda.name)
 BACKENDS = ("auto", *sorted(GPU_BACKENDS))
 PRECISIONS = ("auto", *PRECISION_CLASS)
 # Precisions that "auto" tries before fp32, fastest first, by device. fp16 is not faster on CPUs; int8 does not run on
@@ -58,10 +55,10 @@ def choose_backend(
     if backend not in BACKENDS:
         raise InputError(f"backend is {backend!r}, expected one of {', '.join(BACKENDS)}")
     index = 0 if device in ("auto", "cpu") else device_index(device)
-    if backend not in ("auto", OnnxRuntimeCpu.name):  # runs on GPUs only
+    if backend in TENSORRT_BACKENDS:
         if device == "cpu":
             raise BackendMissing(f"{backend} runs on NVIDIA GPUs, not on device 'cpu'; use backend 'onnxruntime'")
-        return GPU_BACKENDS[backend].on(backend, gpu(index))
+        return TensorRtBackend(backend, gpu(index), load_library(backend))
     if device == "cpu":
         return OnnxRuntimeCpu()
     if device == "auto" and "int8" in [precision.get(tower) for tower in towers]:
@@ -71,17 +68,19 @@ def choose_backend(
         return on_cpu(problem) if has_cuda_provider() else OnnxRuntimeCpu(problem)
     found = gpu(index)
     problems: list[str] = []
-    for name in GPU_BACKENDS if backend == "auto" else (backend,):
-        fitting = GPU_BACKENDS[name].fitting(name, found, bundle, towers, precision)
-        if isinstance(fitting, OnnxRuntimeCuda):
-            reason = "requested" if device != "auto" else fitting.reason
-            return replace(fitting, reason="; ".join([reason, *problems]))
-        if fitting is not None and not isinstance(fitting, str):
-            return fitting
-        problems += [fitting] if fitting else []
-    problems = problems[-1:] + problems[:-1]  # ONNX Runtime's first, because it can run every bundle
+    for name in TENSORRT_BACKENDS if backend == "auto" else ():
+        try:
+            if fitting := TensorRtBackend.fitting(name, found, bundle, towers, precision):
+                return fitting
+        except BackendError as error:
+            problems.append(str(error))
+    problem = cuda_problem(found)
+    if problem is None:
+        reason = f"found {found}" if device == "auto" else "requested"
+        return OnnxRuntimeCuda(found, "; ".join([reason, *problems]))
+    problems.insert(0, problem)  # first, because ONNX Runtime can run every bundle
     if device != "auto":
-        raise BackendMissing("; ".join([f"device {device!r}: {problems[0]}", *problems[1:]]))
+        raise BackendMissing(f"device {device!r}: {'; '.join(problems)}")
     return on_cpu("; ".join(problems))
 
 
@@ -127,7 +126,7 @@ def choose_precision(bundle: Bundle, tower: str, backend: Backend) -> Choice:
     """
     reason, lapsed = "the bundle has no faster graph", False
     facts, possible = backend.facts(), backend.precisions(bundle, tower)
-    for precision in FASTER.get(backend.device, ()):
+    for precision in FASTER[backend.device]:
         if precision in possible:
             certificate = bundle.read_note(note_name(precision, facts))
             problem = _objection(certificate, bundle, tower, precision, backend)
@@ -213,21 +212,20 @@ def resolve_precision(
     resolved: dict[str, str] = {}
     reasons: dict[str, str] = {}
     for tower in (*towers, *(t for t in bundle.towers if t not in towers)):
-        precision, reason = by_tower.get(tower, "auto"), "requested"
-        if precision == "auto":
+        choice = Choice(by_tower.get(tower, "auto"), "requested")
+        if choice.precision == "auto":
             try:
                 choice = choose_precision(bundle, tower, backend)
             except BackendError:
                 if tower in towers:
                     raise
                 choice = Choice("fp32", "not loaded, and no precision is certified for this backend")
-            precision, reason = choice.precision, choice.reason
-            if choice.lapsed and tower in towers:
-                effect = f"uses {precision}, which gives other vectors and another provenance"
-                logger.warning("%s, %s tower: precision='auto' %s: %s", bundle.directory, tower, effect, reason)
         if tower in towers:
-            bundle.graph(tower, precision)
-        elif precision not in bundle.tower(tower).graphs:
-            precision, reason = "fp32", f"not loaded, and the bundle has no {precision} graph"
-        resolved[tower], reasons[tower] = precision, reason
+            if choice.lapsed:
+                effect = f"uses {choice.precision}, which gives other vectors and another provenance"
+                logger.warning("%s, %s tower: precision='auto' %s: %s", bundle.directory, tower, effect, choice.reason)
+            bundle.graph(tower, choice.precision)
+        elif choice.precision not in bundle.tower(tower).graphs:
+            choice = Choice("fp32", f"not loaded, and the bundle has no {choice.precision} graph")
+        resolved[tower], reasons[tower] = choice.precision, choice.reason
     return resolved, reasons

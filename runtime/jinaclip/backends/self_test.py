@@ -8,13 +8,12 @@ vector, so that the error cannot change the order of search results.
 from __future__ import annotations
 
 import hashlib
-import json
 from importlib.metadata import version
 
 import numpy as np
 
 from jinaclip.backends.base import Session
-from jinaclip.bundle.files import safe_name
+from jinaclip.bundle.files import facts_hash, safe_name
 from jinaclip.bundle.manifest import Bundle, Golden
 from jinaclip.embeddings import truncate
 from jinaclip.errors import InputError, SelfTestFailed
@@ -61,8 +60,8 @@ def run_self_test(
         "session": session.describe() | {"threads": None},
         "preprocessing": [bundle.manifest.get("image"), version("pillow")],
     }
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-    note = f"selftest/{safe_name(f'{tower}-{precision}-{session.backend}-{session.device}')}-{digest}.json"
+    name = safe_name(f"{tower}-{precision}-{session.backend}-{session.device}")
+    note = f"selftest/{name}-{facts_hash(facts)}.json"
     if tower == "image" and not always:
         passed = (bundle.read_note(note) or {}).get("ratio")
         if isinstance(passed, float) and 0 <= passed <= TOLERANCE[precision]:
@@ -81,8 +80,7 @@ def _test(bundle: Bundle, tower: str, precision: str, session: Session, tokenize
         batch = tokenizer.padded([_ids(golden, tokenizer, bundle.max_tokens) for golden in goldens])
     else:
         batch = bundle.image_input(np.stack([_pixels(golden, bundle) for golden in goldens]))
-    name = bundle.tower(tower).input_name
-    outputs = session.run({name: batch})
+    outputs = session.run({bundle.tower(tower).input_name: batch})
     where = f"self-test of {tower} {precision} on {session.backend} {session.device}"
     advice = "the session is not used; check the files with `jinaclip verify`, then export or build again"
     apart = np.linalg.norm(expected[:, None] - expected[None], axis=-1) + np.diag([np.inf] * len(goldens))

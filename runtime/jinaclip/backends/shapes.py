@@ -34,11 +34,6 @@ class Profile:
         """Rows × tokens of the largest shape. The profile's memory grows with it."""
         return self.batch[2] * (self.tokens[2] if self.tokens else 1)
 
-    def holds(self, rows: int, tokens: int | None) -> bool:
-        """Whether a shape is within the profile."""
-        inside = self.batch[0] <= rows <= self.batch[2]
-        return inside and (self.tokens is None or (tokens is not None and self.tokens[0] <= tokens <= self.tokens[2]))
-
     def to_json(self) -> dict[str, Any]:
         """The profile as JSON-compatible values, for an engine's sidecar."""
         return {"name": self.name, "batch": list(self.batch), "tokens": None if self.tokens is None else [*self.tokens]}
@@ -70,27 +65,18 @@ def bucket_for(rows: int, tokens: int | None, profiles: Sequence[Profile]) -> Bu
     Returns:
         The bucket, or None if the batch is within no profile.
     """
-    found = None
-    for number, profile in enumerate(profiles):
-        wanted = None
+    for number, profile in sorted(enumerate(profiles), key=lambda entry: entry[1].corner):
+        height, length = _step(rows, profile.batch), None
         if profile.tokens is not None and tokens is not None:
-            wanted = _step(max(tokens, SHORTEST), profile.tokens)
-        row = _step(rows, profile.batch)
-        if row is None or (profile.tokens is not None and wanted is None):
-            continue
-        if found is None or profile.corner < profiles[found.profile].corner:
-            found = Bucket(number, row, wanted)
-    return found
+            length = _step(max(tokens, SHORTEST), profile.tokens)
+        if height is not None and (length is not None or profile.tokens is None):
+            return Bucket(number, height, length)
+    return None
 
 
 def most_rows(tokens: int | None, profiles: Sequence[Profile]) -> int:
     """The largest number of rows with this many tokens in one run; 0 if the length is within no profile."""
-    fitting = [
-        profile.batch[2]
-        for profile in profiles
-        if profile.tokens is None or (tokens is not None and _step(max(tokens, SHORTEST), profile.tokens) is not None)
-    ]
-    return max(fitting, default=0)
+    return max((profile.batch[2] for profile in profiles if bucket_for(1, tokens, [profile])), default=0)
 
 
 def common_buckets(profiles: Sequence[Profile]) -> list[Bucket]:

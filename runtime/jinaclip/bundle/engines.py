@@ -20,6 +20,17 @@ SIDECAR = "engine.json"
 SIDECAR_VERSION = 1
 
 
+def engine_facts(bundle: Bundle, tower: str, precision: str, backend: str) -> dict[str, Any]:
+    """The facts that the sidecars of all backends' engines have."""
+    return {
+        "format_version": SIDECAR_VERSION,
+        "backend": backend,
+        "tower": tower,
+        "precision": precision,
+        "graph": bundle.graph_identity(tower, precision),
+    }
+
+
 def engine_key(facts: Mapping[str, Any]) -> str:
     """Name of an engine's directory: tower, precision, backend, and a hash of all facts."""
     return f"{facts['tower']}-{facts['precision']}-{facts['backend']}-{facts_hash(facts)}"

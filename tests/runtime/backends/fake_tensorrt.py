@@ -34,6 +34,13 @@ Work = Callable[[bool], None]  # checks the memory that it uses, and unless the 
 _NOT_WHILE_CAPTURING = ("cudaMalloc", "cudaFree", "cudaMallocHost", "cudaFreeHost", "cudaStreamSynchronize")
 
 
+def holds(profile: Profile, rows: int, tokens: int | None) -> bool:
+    """Whether a shape is within a profile."""
+    inside = profile.batch[0] <= rows <= profile.batch[2]
+    limits = profile.tokens
+    return inside and (limits is None or (tokens is not None and limits[0] <= tokens <= limits[2]))
+
+
 @dataclass
 class Block:
     """A piece of memory."""
@@ -267,7 +274,7 @@ class FakeContext:
         assert self._profile is not None
         profile = self._engine.profiles[self._profile]
         self._shape = shape
-        return profile.holds(shape[0], shape[1] if profile.tokens else None)
+        return holds(profile, shape[0], shape[1] if profile.tokens else None)
 
     def execute_async_v3(self, stream: int) -> bool:
         if self._device.fails("execute"):

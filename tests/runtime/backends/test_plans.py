@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 
 from jinaclip import ClipModel
-from jinaclip.backends.cuda.gpu import Gpu, device_index, driver_problem, gpu
+from jinaclip.backends.cuda.gpu import Gpu, device_index, driver_problem, gpu, version_of
 from jinaclip.backends.onnxruntime.backend import OnnxRuntimeCpu
 from jinaclip.backends.selection import choose_backend, choose_precision
 from jinaclip.backends.tensorrt.backend import TensorRtBackend
-from jinaclip.backends.tensorrt.library import Library, load_library, version_of
+from jinaclip.backends.tensorrt.library import Library, load_library
 from jinaclip.backends.tensorrt.plans import find_plan, gpu_difference
 from jinaclip.bundle.manifest import Bundle
 from jinaclip.cli import main

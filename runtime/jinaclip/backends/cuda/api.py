@@ -10,24 +10,12 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from contextlib import suppress
+from math import prod
 from typing import Any
 
 import numpy as np
 
 from jinaclip.errors import BackendError, BackendMissing
-
-
-def import_cuda() -> Any:
-    """Import `cuda.bindings.runtime`.
-
-    Raises:
-        BackendMissing: cuda-bindings is not installed.
-    """
-    try:
-        from cuda.bindings import runtime
-    except ImportError as error:
-        raise BackendMissing("cuda-bindings is not installed; run: pip install 'jinaclip[tensorrt]'") from error
-    return runtime
 
 
 class Cuda:
@@ -36,10 +24,20 @@ class Cuda:
     Args:
         device: number of the device.
         api: the runtime's functions: `cuda.bindings.runtime` or a CudaRuntime. None imports the former.
+
+    Raises:
+        BackendMissing: cuda-bindings is not installed.
+        BackendError: the device cannot be used.
     """
 
     def __init__(self, device: int, api: Any = None) -> None:
-        self.api = import_cuda() if api is None else api
+        if api is None:
+            try:
+                from cuda.bindings import runtime
+            except ImportError as error:
+                raise BackendMissing("cuda-bindings is not installed; run: pip install 'jinaclip[tensorrt]'") from error
+            api = runtime
+        self.api = api
         self.device = device
         self.enter()
 
@@ -66,8 +64,7 @@ class Cuda:
 
     def free_bytes(self) -> int:
         """Free memory of the device, in bytes."""
-        free, _ = self(self.api.cudaMemGetInfo)
-        return int(free)
+        return int(self(self.api.cudaMemGetInfo)[0])
 
 
 class Resource:
@@ -84,6 +81,11 @@ class Resource:
 
     def __init__(self, cuda: Cuda, handle: Any, free: Callable[..., tuple[Any, ...]]) -> None:
         self._cuda, self.handle, self._free = cuda, handle, free
+
+    @property
+    def pointer(self) -> int:
+        """The handle or pointer as a number. Memory is aligned to 256 bytes."""
+        return int(self.handle)
 
     def close(self) -> None:
         handle, self.handle = self.handle, None
@@ -107,11 +109,6 @@ class DeviceMemory(Resource):
             free = cuda.free_bytes() >> 20
             raise BackendError(f"{error}: {size >> 20} MiB were requested, {free} MiB are free") from error
 
-    @property
-    def pointer(self) -> int:
-        """The address, aligned to 256 bytes."""
-        return int(self.handle)
-
 
 class PinnedArray(Resource):
     """An array in pinned host memory, which the device can read and write directly.
@@ -126,15 +123,9 @@ class PinnedArray(Resource):
         super().__init__(cuda, cuda(cuda.api.cudaMallocHost, max(size, 1)), cuda.api.cudaFreeHost)
         self.array = np.ctypeslib.as_array((ctypes.c_uint8 * max(size, 1)).from_address(self.pointer))
 
-    @property
-    def pointer(self) -> int:
-        """The address."""
-        return int(self.handle)
-
-    def view(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
-        """The first bytes of the memory, as an array of this shape and dtype."""
-        size = int(np.prod(shape)) * dtype.itemsize
-        return self.array[:size].view(dtype).reshape(shape)
+    def view(self, shape: tuple[int, ...], dtype: np.dtype[Any], offset: int = 0) -> np.ndarray:
+        """The bytes from an offset on, as an array of this shape and dtype."""
+        return self.array[offset : offset + prod(shape) * dtype.itemsize].view(dtype).reshape(shape)
 
     def close(self) -> None:
         self.array = np.empty(0, np.uint8)
@@ -162,11 +153,12 @@ class Stream(Resource):
         """Wait until all work in the stream is done. Other Python threads can run meanwhile."""
         self._cuda(self._cuda.api.cudaStreamSynchronize, self.handle)
 
-    def capture(self, work: Callable[[], None], *, relaxed: bool = False) -> Graph:
+    def capture(self, work: Callable[[], None], *, keeps: Any, relaxed: bool = False) -> Graph:
         """Capture the work that a function adds to the stream as a CUDA graph, without running it.
 
         Args:
             work: the function.
+            keeps: what the captured work refers to. It is freed after the graph.
             relaxed: allow `work` to allocate memory. Other threads are not affected in either mode.
         """
         api = self._cuda.api
@@ -179,13 +171,14 @@ class Stream(Resource):
             with suppress(BackendError):  # the capture must be ended even if it is invalid
                 self._cuda(api.cudaGraphDestroy, self._cuda(api.cudaStreamEndCapture, self.handle))
             raise
-        return Graph(self._cuda, self._cuda(api.cudaStreamEndCapture, self.handle))
+        return Graph(self._cuda, self._cuda(api.cudaStreamEndCapture, self.handle), keeps)
 
 
 class Graph(Resource):
-    """A CUDA graph: captured work that one call launches."""
+    """A CUDA graph: captured work that one call launches, and what this work refers to."""
 
-    def __init__(self, cuda: Cuda, captured: Any) -> None:
+    def __init__(self, cuda: Cuda, captured: Any, keeps: Any) -> None:
+        self.keeps = keeps
         try:
             super().__init__(cuda, cuda(cuda.api.cudaGraphInstantiate, captured, 0), cuda.api.cudaGraphExecDestroy)
         finally:

@@ -52,6 +52,12 @@ class Gpu:
         return f"{self.name} (capability {self.capability}, {self.sm_count} SMs, {self.memory_mib} MiB)"
 
 
+def version_of(text: str) -> tuple[int, int]:
+    """Major and minor version: (11, 4) for "11.4.0.106"."""
+    major, minor, *_ = [*(int(number) for number in re.findall(r"\d+", text)), 0, 0]
+    return major, minor
+
+
 def device_index(device: str) -> int:
     """The number in a device name: 0 for "cuda", 1 for "cuda:1".
 

@@ -11,6 +11,7 @@ import ctypes
 import importlib.util
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
 from glob import glob
 from pathlib import Path
@@ -20,18 +21,8 @@ from jinaclip.errors import BackendMissing
 CUDNN = "libcudnn.so.9"
 
 
-def required_libraries(cuda_major: int) -> tuple[str, ...]:
-    """Names of the libraries that the provider for a CUDA version is linked with, dependencies first."""
-    return (
-        f"libcudart.so.{cuda_major}",
-        f"libcublasLt.so.{cuda_major}",
-        f"libcublas.so.{cuda_major}",
-        "libcurand.so.10",
-    )
-
-
 def load_libraries(cuda_major: int) -> ctypes.CDLL:
-    """Load the libraries that the provider is linked with.
+    """Load the libraries that the provider for a CUDA version is linked with, dependencies first.
 
     Returns:
         The CUDA runtime, libcudart.
@@ -39,8 +30,9 @@ def load_libraries(cuda_major: int) -> ctypes.CDLL:
     Raises:
         BackendMissing: a library is not found; the message names it.
     """
+    names = [f"{name}.so.{cuda_major}" for name in ("libcudart", "libcublasLt", "libcublas")]
     loaded = []
-    for name in required_libraries(cuda_major):
+    for name in (*names, "libcurand.so.10"):
         library = load(name)
         if library is None:
             raise BackendMissing(
@@ -55,11 +47,8 @@ def load_libraries(cuda_major: int) -> ctypes.CDLL:
 def load(name: str) -> ctypes.CDLL | None:
     """Load a shared library by its soname, from the loader's paths or from `folders`; None if it is not found."""
     for path in (name, *(str(folder / name) for folder in folders())):
-        if path == name or os.path.isfile(path):
-            try:
-                return ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
-            except OSError:
-                continue
+        with suppress(OSError):
+            return ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
     return None
 
 
@@ -69,11 +58,7 @@ def folders() -> Iterator[Path]:
         spec = importlib.util.find_spec(package)  # finds it without importing it
         for root in (spec.submodule_search_locations or ()) if spec is not None else ():
             yield from sorted(Path(root).glob(pattern))
-    toolkits = [
-        os.environ.get("CUDA_HOME"),
-        os.environ.get("CUDA_PATH"),
-        *sorted(glob("/usr/local/cuda*"), reverse=True),
-    ]
-    for toolkit in toolkits:
+    named = [os.environ.get(variable) for variable in ("CUDA_HOME", "CUDA_PATH")]
+    for toolkit in (*named, *sorted(glob("/usr/local/cuda*"), reverse=True)):
         if toolkit:
             yield from (Path(toolkit) / name for name in ("lib64", "lib", "targets/x86_64-linux/lib"))

@@ -35,6 +35,7 @@ _ARGUMENTS: dict[str, list[Any]] = {
     "cudaGraphLaunch": [c_void_p, c_void_p],
     "cudaGraphExecDestroy": [c_void_p],
     "cudaGraphDestroy": [c_void_p],
+    "cudaGetLastError": [],
 }
 _ONLY_QUEUE = ("cudaSetDevice", "cudaMemcpyAsync", "cudaEventRecord", "cudaGraphLaunch")
 
@@ -69,10 +70,6 @@ class CudaRuntime:
 
     def cudaGetErrorString(self, error: int) -> tuple[int, bytes]:
         return 0, self._library.cudaGetErrorString(error) or b"unknown error"
-
-    def cudaGetLastError(self) -> tuple[int, int]:
-        """Return and reset the last error. Otherwise the next launch would report an error that was already handled."""
-        return 0, self._library.cudaGetLastError()
 
 
 def _call_of(function: Any) -> Callable[..., tuple[int, ...]]:

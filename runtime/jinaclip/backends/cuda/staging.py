@@ -39,17 +39,10 @@ class Layout:
             if name != unset:
                 self.copied = self.size
 
-    def views(self, block: np.ndarray) -> dict[str, np.ndarray]:
-        """Views of the arrays that are copied, by name.
-
-        Args:
-            block: the memory, uint8 with at least `copied` elements.
-        """
-        return {
-            name: block[offset : offset + prod(shape) * dtype.itemsize].view(dtype).reshape(shape)
-            for name, (offset, shape, dtype) in self.parts.items()
-            if offset < self.copied
-        }
+    def views(self, block: PinnedArray) -> dict[str, np.ndarray]:
+        """Views of the arrays that are copied, by name. The block has at least `copied` bytes."""
+        copied = {name: part for name, part in self.parts.items() if part[0] < self.copied}
+        return {name: block.view(shape, dtype, offset) for name, (offset, shape, dtype) in copied.items()}
 
 
 class Block(Generic[M]):

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from jinaclip.backends.base import Session, require_precision
+from jinaclip.backends.base import Session, gpu_facts, require_precision
 from jinaclip.backends.cuda.gpu import Gpu
 from jinaclip.backends.onnxruntime.cpu import OnnxRuntimeSession, onnxruntime_facts
-from jinaclip.backends.onnxruntime.cuda import OnnxRuntimeCudaSession, onnxruntime_cuda_facts
+from jinaclip.backends.onnxruntime.cuda import OnnxRuntimeCudaSession
 from jinaclip.backends.onnxruntime.cuda_operators import operators_for
-from jinaclip.backends.onnxruntime.cuda_provider import cuda_problem
+from jinaclip.backends.onnxruntime.library import import_onnxruntime
 from jinaclip.backends.onnxruntime.prepared_graphs import Prepared, find_prepared
 from jinaclip.bundle.manifest import Bundle
-from jinaclip.errors import BackendMissing
 
 NAME = "onnxruntime"
 
@@ -55,20 +53,8 @@ class OnnxRuntimeCuda:
     name: ClassVar[str] = NAME
     device: ClassVar[str] = "cuda"
 
-    @classmethod
-    def on(cls, name: str, gpu: Gpu) -> OnnxRuntimeCuda:
-        if problem := cuda_problem(gpu):
-            raise BackendMissing(problem)
-        return cls(gpu)
-
-    @classmethod
-    def fitting(
-        cls, name: str, gpu: Gpu, bundle: Bundle, towers: Sequence[str], precision: Mapping[str, str]
-    ) -> OnnxRuntimeCuda | str | None:
-        return cuda_problem(gpu) or cls(gpu, f"found {gpu}")
-
     def facts(self) -> dict[str, Any]:
-        return onnxruntime_cuda_facts(self.gpu)
+        return gpu_facts(self.name, import_onnxruntime().__version__, self.gpu)
 
     def precisions(self, bundle: Bundle, tower: str) -> tuple[str, ...]:
         return tuple(precision for precision in bundle.tower(tower).graphs if precision != "int8")

@@ -16,7 +16,6 @@ from jinaclip.backends.machine import cpu_features, cpu_model
 from jinaclip.backends.onnxruntime.library import (
     first_line,
     import_onnxruntime,
-    onnxruntime_version,
     open_onnxruntime,
     session_options,
 )
@@ -66,7 +65,7 @@ class OnnxRuntimeSession:
     def run(
         self, inputs: Arrays, *, outputs: Names = None, interruptible: bool = False, release_memory: bool = False
     ) -> dict[str, np.ndarray]:
-        session = self._checked()
+        session = require_open(self._process, self._session)
         options = self._ort.RunOptions()
         if release_memory:  # otherwise the arena stays as large as the largest run so far
             options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
@@ -84,7 +83,7 @@ class OnnxRuntimeSession:
         return {
             **onnxruntime_facts(),
             "graph": self.prepared or "standard",
-            "providers": self._checked().get_providers(),
+            "providers": require_open(self._process, self._session).get_providers(),
             "threads": self.threads,
         }
 
@@ -92,16 +91,12 @@ class OnnxRuntimeSession:
         if os.getpid() == self._process:
             self._session = None
 
-    def _checked(self) -> Any:
-        require_open(self._process, self._session)
-        return self._session
-
 
 def onnxruntime_facts() -> dict[str, str]:
     """The facts that determine a graph's numerical results on this CPU. See `Backend.facts`."""
     return {
         "backend": OnnxRuntimeSession.backend,
-        "version": onnxruntime_version(),
+        "version": import_onnxruntime().__version__,
         "device": "cpu",
         "cpu": cpu_model(),
         "cpu_features": " ".join(cpu_features()),

@@ -32,10 +32,10 @@ from jinaclip.backends.cuda.libraries import load_libraries
 from jinaclip.backends.cuda.runtime import CudaRuntime
 from jinaclip.backends.cuda.staging import Block, Slot
 from jinaclip.backends.machine import available_threads
-from jinaclip.backends.onnxruntime.cuda_placement import require_no_cudnn, require_on_device
+from jinaclip.backends.onnxruntime.cuda_placement import require_usable_placement
 from jinaclip.backends.onnxruntime.cuda_provider import PROVIDER, cuda_major, cuda_problem
 from jinaclip.backends.onnxruntime.cuda_runs import Key, Run, RunPlanner
-from jinaclip.backends.onnxruntime.library import first_line, import_onnxruntime, onnxruntime_version, session_options
+from jinaclip.backends.onnxruntime.library import first_line, import_onnxruntime, session_options
 from jinaclip.backends.pool import Loan, Pool
 from jinaclip.errors import BackendError, BackendMissing, BundleError
 
@@ -45,6 +45,8 @@ logger = logging.getLogger("jinaclip")
 MOST_SMALL_GRAPHS, MOST_LARGE_GRAPHS = 64, 32
 MOST_SHAPES_SEEN = 4096  # number of shapes that are remembered; further shapes are not captured
 RUNS_AT_ONCE = 2
+# Parts of CUDA's and onnxruntime's messages, in lower case.
+_OUT_OF_MEMORY = ("out of memory", "failed to allocate memory", "cudaerrormemoryallocation", "alloc_failed")
 
 
 class OnnxRuntimeCudaSession:
@@ -93,7 +95,6 @@ class OnnxRuntimeCudaSession:
         self._seen: set[Key] = set()  # shapes that have run, captured or not
         self._plain: set[Key] = set()  # shapes whose capture failed
         self._held = {True: 0, False: 0}  # captures of small shapes (True) and of larger ones, failed ones included
-        self._bindings: list[Any] = []  # those of the captured graphs
         self._in_stream = threading.Lock()  # held by the thread that adds work to the stream
         self._thread.call(self._open)
 
@@ -109,12 +110,10 @@ class OnnxRuntimeCudaSession:
             return {name: np.empty((0, planner.outputs[name]), np.float32) for name in outputs or planner.outputs}
         work = planner.plan(batch, tuple(outputs or planner.outputs))
         with self._pool.borrow() as loan:
-            slot = loan.item
-            require_open(self._process, slot)  # another thread may have closed the session meanwhile
-            assert slot is not None
+            slot = require_open(self._process, loan.item)  # another thread may have closed the session meanwhile
             try:
                 self._make_ready(slot, work)
-                work.write(work.inputs.views(slot.input.memory.array))
+                work.write(work.inputs.views(slot.input.memory))
                 found = self._replay(slot, work) if work.key in self._graphs else None
             except BackendError as error:
                 raise self._failed(error) from error
@@ -125,7 +124,7 @@ class OnnxRuntimeCudaSession:
 
     def describe(self) -> dict[str, Any]:
         self._require_open()
-        return onnxruntime_cuda_facts(self._gpu) | {
+        return gpu_facts(self.backend, self._ort.__version__, self._gpu) | {
             "device_index": self._gpu.index,
             "threads": self.threads,
             "providers": self._session.get_providers(),
@@ -194,7 +193,7 @@ class OnnxRuntimeCudaSession:
     def _results(self, slot: Slot, work: Run) -> dict[str, np.ndarray]:
         slot.done.wait()
         slot.in_flight = False
-        views = work.outputs.views(slot.output.memory.array)
+        views = work.outputs.views(slot.output.memory)
         return {name: views[name][: work.rows].copy() for name in work.wanted}
 
     # The methods below run in the GPU's thread.
@@ -211,8 +210,7 @@ class OnnxRuntimeCudaSession:
             # warning for each session. The session's own log level does not affect this logger.
             ort.set_default_logger_severity(4)
             self._session = self._inference_session(ort)
-            require_on_device(self._session)
-            require_no_cudnn(self._session, self._path)
+            require_usable_placement(self._session, self._path)
             self._planner = RunPlanner(self._session, self._pad)
             self.cost = self._planner.cost
             for _ in range(RUNS_AT_ONCE):
@@ -234,7 +232,7 @@ class OnnxRuntimeCudaSession:
         provider = {
             "device_id": self._gpu.index,
             "use_tf32": 0,  # on by default; it rounds float32 operands to 10 bits
-            "user_compute_stream": str(int(self._stream.handle)),
+            "user_compute_stream": str(self._stream.pointer),
             "arena_extend_strategy": "kSameAsRequested",
         }
         try:
@@ -292,11 +290,10 @@ class OnnxRuntimeCudaSession:
             loan.give_back()
 
     def _wants_graph(self, work: Run) -> bool:
-        return self._captures and work.key not in self._graphs and work.key not in self._plain and self._has_room(work)
-
-    def _has_room(self, work: Run) -> bool:
-        """Whether another graph of this size class may be captured. Captured graphs are not replaced."""
-        return self._held[work.small] < (MOST_SMALL_GRAPHS if work.small else MOST_LARGE_GRAPHS)
+        """Whether a shape should be captured. Captured graphs are not replaced."""
+        most = MOST_SMALL_GRAPHS if work.small else MOST_LARGE_GRAPHS
+        known = work.key in self._graphs or work.key in self._plain
+        return self._captures and not known and self._held[work.small] < most
 
     def _capture(self, work: Run) -> None:
         """Capture a shape as a CUDA graph, without running it. It must have run before, which allocates its memory."""
@@ -306,12 +303,12 @@ class OnnxRuntimeCudaSession:
         try:
             binding, options = self._binding(work), self._options()
             with self._in_stream:
-                graph = self._stream.capture(lambda: self._session.run_with_iobinding(binding, options), relaxed=True)
-            self._bindings.append(binding)
-            self._graphs[work.key] = graph
+                self._graphs[work.key] = self._stream.capture(
+                    lambda: self._session.run_with_iobinding(binding, options), keeps=binding, relaxed=True
+                )
         except Exception as error:
             self._plain.add(work.key)
-            self._cuda(self._cuda.api.cudaGetLastError)
+            self._cuda.api.cudaGetLastError()  # resets it, or the next launch would report it
             logger.warning("%s: shape %s runs without a CUDA graph: %s", self.device, list(work.key), first_line(error))
 
     def _fits(self, work: Run) -> bool:
@@ -322,11 +319,10 @@ class OnnxRuntimeCudaSession:
         """Reserve memory for a run's inputs and outputs. If the blocks must be replaced, all graphs are dropped first,
         because they use the addresses of the old blocks. They are captured again later.
         """
-        if self._fits(work):
-            return
-        self._drop_graphs()
-        self._input_block.reserve(work.inputs.size)
-        self._output_block.reserve(work.outputs.size)
+        if not self._fits(work):
+            self._drop_graphs()
+            self._input_block.reserve(work.inputs.size)
+            self._output_block.reserve(work.outputs.size)
 
     def _drop_graphs(self) -> None:
         graphs, self._graphs = self._graphs, {}
@@ -336,7 +332,7 @@ class OnnxRuntimeCudaSession:
         finally:
             for graph in graphs.values():
                 graph.close()
-            self._bindings.clear()
+            graphs.clear()  # with their bindings, which an error's traceback would otherwise keep
 
     def _binding(self, work: Run) -> Any:
         binding = self._session.io_binding()
@@ -361,9 +357,8 @@ class OnnxRuntimeCudaSession:
         self._session = None
         for slot in self._slots:
             slot.close()
-        self._input_block.close()
-        self._output_block.close()
-        self._stream.close()
+        for resource in (self._input_block, self._output_block, self._stream):
+            resource.close()
 
     def _failed(self, error: Exception) -> BackendError:
         if _is_out_of_memory(error):
@@ -382,14 +377,5 @@ class OnnxRuntimeCudaSession:
         )
 
 
-def onnxruntime_cuda_facts(gpu: Gpu) -> dict[str, Any]:
-    """The facts that determine a graph's numerical results on this GPU. See `Backend.facts`."""
-    return gpu_facts(OnnxRuntimeCudaSession.backend, onnxruntime_version(), gpu)
-
-
 def _is_out_of_memory(error: Exception) -> bool:
-    words = str(error).lower()
-    return any(
-        phrase in words
-        for phrase in ("out of memory", "failed to allocate memory", "cudaerrormemoryallocation", "alloc_failed")
-    )
+    return any(words in str(error).lower() for words in _OUT_OF_MEMORY)

@@ -13,12 +13,13 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
-from jinaclip.backends.cuda.gpu import Gpu
+from jinaclip.backends.cuda.gpu import Gpu, version_of
 from jinaclip.backends.cuda.gpu_thread import gpu_thread
 from jinaclip.backends.cuda.libraries import load_libraries
 from jinaclip.errors import BackendError
 
 logger = logging.getLogger("jinaclip")
+_warn_once = cache(logger.warning)
 
 VARIABLE = "JINACLIP_CUDA_OPERATORS"
 LIBRARY = "libjinaclip_cuda.so"
@@ -36,28 +37,26 @@ def operators_library() -> Path | None:
         BackendError: the variable is set to a file that does not exist.
     """
     named = os.environ.get(VARIABLE)
-    if named == "":
-        return None
-    if named is not None:
-        if not Path(named).is_file():
-            raise BackendError(f"{VARIABLE} is {named!r}, which is not a file; expected a path of {LIBRARY}, or ''")
-        return Path(named).absolute()
-    installed = Path(str(files("jinaclip"))) / "native" / LIBRARY
-    return installed if installed.is_file() else None
+    if named is None:
+        installed = Path(str(files("jinaclip"))) / "native" / LIBRARY
+        return installed if installed.is_file() else None
+    if named and not Path(named).is_file():
+        raise BackendError(f"{VARIABLE} is {named!r}, which is not a file; expected a path of {LIBRARY}, or ''")
+    return Path(named).absolute() if named else None
 
 
-def operators_for(gpu: Gpu | None) -> Path | None:
+def operators_for(gpu: Gpu) -> Path | None:
     """Path of the library if this GPU can use it, else None. Logs once why an existing library cannot be used."""
-    library = None if gpu is None else operators_library()
-    if gpu is None or library is None or (problem := _problem(library, gpu)) is None:
+    library = operators_library()
+    if library is None or (problem := _problem(library, gpu)) is None:
         return library
-    _warn(f"{library.name} is not used on {gpu}: {problem}")
+    _warn_once(f"{library.name} is not used on {gpu}: {problem}")
     return None
 
 
 @cache
 def _problem(library: Path, gpu: Gpu) -> str | None:
-    if tuple(int(part) for part in gpu.capability.split(".")) < _LEAST_CAPABILITY:
+    if version_of(gpu.capability) < _LEAST_CAPABILITY:
         return f"its capability is {gpu.capability}, expected at least 8.0"
     return gpu_thread(gpu.index).call(_ask_library, library, gpu.index)
 
@@ -75,8 +74,3 @@ def _ask_library(library: Path, index: int) -> str | None:
     ask.restype = ctypes.c_char_p
     said = ask(index)
     return None if said is None else said.decode()
-
-
-@cache
-def _warn(text: str) -> None:
-    logger.warning(text)

@@ -42,17 +42,22 @@ def _placed(session: Any) -> Counter[tuple[str, str]]:
     return Counter((part.ep_name, node.op_type) for part in parts for node in part.get_nodes())
 
 
-def require_on_device(session: Any) -> None:
-    """Raises BackendError if operators other than shape arithmetic are placed on the CPU."""
+def require_usable_placement(session: Any, path: Path) -> None:
+    """Check the placement of a graph's operators.
+
+    Args:
+        session: the onnxruntime session, as for `host_operators`.
+        path: the .onnx file.
+
+    Raises:
+        BackendError: operators other than shape arithmetic are placed on the CPU.
+        BackendMissing: operators need cuDNN and it is not found.
+    """
     if found := host_operators(session):
         raise BackendError(
             f"onnxruntime would run part of this graph on the host ({_listed(found)}), copying activations there and "
             "back; upgrade onnxruntime-gpu, or use device='cpu'"
         )
-
-
-def require_no_cudnn(session: Any, path: Path) -> None:
-    """Raises BackendMissing if operators need cuDNN and it is not found."""
     placed = _placed(session)
     found = {op: count for (provider, op), count in placed.items() if provider == PROVIDER and op in NEEDS_CUDNN}
     if found and load(CUDNN) is None:

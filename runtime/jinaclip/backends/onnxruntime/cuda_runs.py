@@ -82,7 +82,7 @@ class RunPlanner:
     def checked(self, batch: np.ndarray) -> np.ndarray:
         """The batch as an array. Raises InputError if its shape or dtype does not match the graph's input."""
         batch, wanted, row = np.asarray(batch), self._inputs[self.input], self._input_row
-        if batch.ndim != (1 + len(row) if row else 2) or (row and batch.shape[1:] != row):
+        if (batch.shape[1:] != row) if row else (batch.ndim != 2):
             expected = ", ".join(map(str, row)) if row else "T"
             raise InputError(f"{self.input} has shape {list(batch.shape)}, expected [B, {expected}]")
         if batch.dtype != wanted and not (wanted.kind == batch.dtype.kind == "i"):
@@ -100,9 +100,8 @@ class RunPlanner:
             texts = packed_texts.Texts(batch, self._pad)
             shape = packed_texts.shape_of(texts.lengths, self._largest)
             self._largest = max(self._largest, shape[0])
-            shapes, unset = packed_texts.input_shapes(shape), packed_texts.TOKEN_OFFSET
             small = packed_texts.is_small(shape, GRAPH_TOKENS)
-            inputs, outputs = self._inputs_of(shapes, unset), self._outputs_of(shape[1])
+            inputs, outputs = self._inputs_of(packed_texts.input_shapes(shape)), self._outputs_of(shape[1])
             return Run(shape, small, inputs, outputs, len(batch), wanted, texts.write)
         bucket = bucket_for(len(batch), batch.shape[1] if batch.ndim == 2 else None, self._buckets)
         small = bucket is not None and bucket.rows * (bucket.tokens or 1) <= self._most
@@ -116,8 +115,9 @@ class RunPlanner:
         inputs, outputs = self._inputs_of({self.input: key}), self._outputs_of(key[0])
         return Run(key, small, inputs, outputs, len(batch), wanted, write)
 
-    def _inputs_of(self, shapes: Mapping[str, tuple[int, ...]], unset: str | None = None) -> Layout:
-        return Layout({name: (shape, self._inputs[name]) for name, shape in shapes.items()}, unset)
+    def _inputs_of(self, shapes: Mapping[str, tuple[int, ...]]) -> Layout:
+        arrays = {name: (shape, self._inputs[name]) for name, shape in shapes.items()}
+        return Layout(arrays, unset=packed_texts.TOKEN_OFFSET)
 
     def _outputs_of(self, rows: int) -> Layout:
         return Layout({name: ((rows, width), np.dtype(np.float32)) for name, width in self.outputs.items()})

@@ -134,12 +134,6 @@ def share_threads(threads: int | None = None) -> None:
     _shared_threads = wanted
 
 
-def onnxruntime_version() -> str:
-    """Version of the installed onnxruntime."""
-    version: str = import_onnxruntime().__version__
-    return version
-
-
 def import_onnxruntime() -> Any:
     """Import the onnxruntime module with telemetry disabled.
 

@@ -16,8 +16,8 @@ from typing import Any
 from jinaclip.backends.cost import CPU_COST, UNPADDED_CPU_COST, RunCost
 from jinaclip.backends.machine import cpu_features
 from jinaclip.backends.onnxruntime.cuda_operators import VERSION as OPERATORS_VERSION
-from jinaclip.backends.onnxruntime.library import onnxruntime_version
-from jinaclip.bundle.engines import SIDECAR_VERSION, damage, difference, engines_of
+from jinaclip.backends.onnxruntime.library import import_onnxruntime
+from jinaclip.bundle.engines import damage, difference, engine_facts, engines_of
 from jinaclip.bundle.manifest import Bundle
 
 GRAPH = "graph.onnx"
@@ -81,18 +81,11 @@ def required_facts(
     """The facts that a prepared graph's sidecar must have to be used on this machine. Graphs for CUDA do not depend on
     the machine, apart from the operators that they use.
     """
-    facts: dict[str, Any] = {
-        "format_version": SIDECAR_VERSION,
-        "backend": "onnxruntime",
-        "recipe": RECIPE[device],
-        "tower": tower,
-        "precision": precision,
-        "graph": bundle.graph_identity(tower, precision),
-    }
+    facts = engine_facts(bundle, tower, precision, "onnxruntime") | {"recipe": RECIPE[device]}
     if device != "cpu":
         return facts | {"device": device} | ({"operators": OPERATORS_VERSION} if operators else {})
     return facts | {
-        "onnxruntime": onnxruntime_version(),
+        "onnxruntime": import_onnxruntime().__version__,
         "system": f"{platform.system()} {platform.machine()}",
         "cpu_features": list(cpu_features()),
     }
@@ -104,13 +97,10 @@ def _cost(sidecar: Mapping[str, Any]) -> RunCost:
     return replace(UNPADDED_CPU_COST if unpadded else CPU_COST, tiled_above=tiled if isinstance(tiled, int) else None)
 
 
-def _misfit(sidecar: Mapping[str, Any], expected: Mapping[str, Any]) -> str | None:
+def _misfit(sidecar: Mapping[str, Any], expected: dict[str, Any]) -> str | None:
     found, here = sidecar.get("cpu_features"), expected.get("cpu_features")
-    others = {field: value for field, value in expected.items() if field != "cpu_features"}
-    reason = difference(sidecar, others)
-    if reason is None and found != here:
-        if not isinstance(found, list) or not isinstance(here, list):
-            return difference(sidecar, expected)
+    others = difference(sidecar, expected | {"cpu_features": found})
+    if others is None and found != here and isinstance(found, list) and isinstance(here, list):
         more, less = sorted(set(found) - set(here)), sorted(set(here) - set(found))
         return f"it was built for a CPU with {more} and without {less}, unlike this CPU"
-    return reason
+    return others or difference(sidecar, expected)

@@ -6,14 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from jinaclip.backends.base import Session, require_precision
+from jinaclip.backends.base import Session, gpu_facts, require_precision
 from jinaclip.backends.cuda.gpu import Gpu
 from jinaclip.backends.tensorrt.library import Library, load_library
-from jinaclip.backends.tensorrt.plans import PRECISION, find_plan, session_of
-from jinaclip.backends.tensorrt.session import tensorrt_facts
+from jinaclip.backends.tensorrt.plans import PRECISION, find_plan
+from jinaclip.backends.tensorrt.session import TensorRTSession
 from jinaclip.bundle.engines import engines_of
 from jinaclip.bundle.manifest import Bundle
-from jinaclip.errors import BackendError
 
 
 @dataclass(frozen=True)
@@ -34,27 +33,32 @@ class TensorRtBackend:
     device: ClassVar[str] = "cuda"
 
     @classmethod
-    def on(cls, name: str, gpu: Gpu) -> TensorRtBackend:
-        return cls(name, gpu, load_library(name))
-
-    @classmethod
     def fitting(
         cls, name: str, gpu: Gpu, bundle: Bundle, towers: Sequence[str], precision: Mapping[str, str]
-    ) -> TensorRtBackend | str | None:
-        if any(precision.get(tower, "auto") not in ("auto", PRECISION) for tower in towers):
-            return None
-        if not all(any(True for _ in engines_of(bundle, tower, PRECISION, name)) for tower in towers):
-            return None
-        try:
-            library = load_library(name)
-            for tower in towers:
-                find_plan(bundle, tower, library, gpu, hashes=False)
-        except BackendError as error:
-            return str(error)
+    ) -> TensorRtBackend | None:
+        """The backend for "auto"; None if the bundle has no engines for it.
+
+        Args:
+            name: "tensorrt" or "tensorrt-rtx".
+            gpu: the GPU.
+            bundle: the bundle.
+            towers: towers that will be opened.
+            precision: requested precision by tower. A tower that is "auto" or missing accepts any precision.
+
+        Raises:
+            BackendMissing, EngineMismatch: there are engines, but they cannot be used on this machine.
+        """
+        for tower in towers:
+            has_engine = next(engines_of(bundle, tower, PRECISION, name), None) is not None
+            if not has_engine or precision.get(tower, "auto") not in ("auto", PRECISION):
+                return None
+        library = load_library(name)
+        for tower in towers:
+            find_plan(bundle, tower, library, gpu, hashes=False)
         return cls(name, gpu, library, f"engines built for {gpu}")
 
     def facts(self) -> dict[str, Any]:
-        return tensorrt_facts(self.library, self.gpu)
+        return gpu_facts(self.name, self.library.version, self.gpu)
 
     def precisions(self, bundle: Bundle, tower: str) -> tuple[str, ...]:
         return tuple(precision for precision in bundle.tower(tower).graphs if precision == PRECISION)
@@ -62,7 +66,10 @@ class TensorRtBackend:
     def open(self, bundle: Bundle, tower: str, precision: str, *, threads: int | None = None) -> tuple[Session, str]:
         require_precision(self, bundle, tower, precision)
         plan = find_plan(bundle, tower, self.library, self.gpu)
-        return session_of(bundle, tower, plan, self.library, self.gpu), f"engine {plan.key}"
+        pad = bundle.special_ids["pad"] if tower == "text" else 0
+        kernels = plan.path.with_name(f"runtime-{self.gpu.sm}.cache")
+        session = TensorRTSession(plan, gpu=self.gpu, library=self.library, pad=pad, cache=kernels)
+        return session, f"engine {plan.key}"
 
     def graph(self, bundle: Bundle, tower: str, precision: str) -> str:
         plan = find_plan(bundle, tower, self.library, self.gpu, hashes=False)

@@ -137,13 +137,12 @@ class Engine:
 
     def save_kernels(self) -> None:
         """Save the kernels that TensorRT-RTX has compiled since the last save, if the file can be written."""
-        if self._kernels is None or self._runtime_cache is None:
-            return
-        content = bytes(memoryview(self._runtime_cache.serialize()))
-        if content and content != self._kernels_saved:
-            with suppress(OSError):
-                write_atomically(self._kernels, content)
-                self._kernels_saved = content
+        if self._kernels is not None and self._runtime_cache is not None:
+            content = bytes(memoryview(self._runtime_cache.serialize()))
+            if content not in (b"", self._kernels_saved):
+                with suppress(OSError):
+                    write_atomically(self._kernels, content)
+                    self._kernels_saved = content
 
     def close(self) -> None:
         """Free the engine."""

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import importlib
-import re
 import threading
 from dataclasses import dataclass
 from typing import Any
 
+from jinaclip.backends.cuda.gpu import version_of
 from jinaclip.errors import BackendMissing
 
-BACKENDS = ("tensorrt", "tensorrt-rtx")
-# Module, pip extra, first supported version, first unsupported version.
-_PACKAGES = {
-    "tensorrt": ("tensorrt", "tensorrt", (10, 12), (12, 0)),
-    "tensorrt-rtx": ("tensorrt_rtx", "tensorrt-rtx", (1, 7), (2, 0)),
-}
+# Module, first supported version and first unsupported version, by backend. The pip extra has the backend's name.
+_PACKAGES = {"tensorrt": ("tensorrt", (10, 12), (12, 0)), "tensorrt-rtx": ("tensorrt_rtx", (1, 7), (2, 0))}
+TENSORRT_BACKENDS = tuple(_PACKAGES)
 
 
 @dataclass(frozen=True)
@@ -23,7 +20,7 @@ class Library:
     """An imported package.
 
     Attributes:
-        backend: one of BACKENDS.
+        backend: one of TENSORRT_BACKENDS.
         module: `tensorrt` or `tensorrt_rtx`.
         version: full version, such as "11.4.0.106". Engines are valid for one version only.
     """
@@ -46,28 +43,22 @@ def load_library(backend: str) -> Library:
     Raises:
         BackendMissing: it is not installed, cannot be loaded, or has an unsupported version.
     """
-    name, extra, first, end = _PACKAGES[backend]
+    name, first, end = _PACKAGES[backend]
     try:
         module = importlib.import_module(name)
     except Exception as error:  # includes errors of its loader about missing libraries
         raise BackendMissing(
             f"backend {backend!r} needs the package {name}, which cannot be loaded ({type(error).__name__}: "
             f"{str(error).strip().splitlines()[0] if str(error).strip() else ''}); "
-            f"run: pip install 'jinaclip[{extra}]'"
+            f"run: pip install 'jinaclip[{backend}]'"
         ) from error
     version = str(module.__version__)
     if not first <= version_of(version) < end:
         raise BackendMissing(
             f"{name} {version} is installed, expected {'.'.join(map(str, first))} or newer, but older than {end[0]}; "
-            f"run: pip install 'jinaclip[{extra}]'"
+            f"run: pip install 'jinaclip[{backend}]'"
         )
     return Library(backend, module, version)
-
-
-def version_of(text: str) -> tuple[int, int]:
-    """Major and minor version: (11, 4) for "11.4.0.106"."""
-    major, minor, *_ = [*(int(number) for number in re.findall(r"\d+", text)), 0, 0]
-    return major, minor
 
 
 class Messages:
@@ -89,11 +80,6 @@ class Messages:
 
     def __exit__(self, *_: object) -> None:
         del self._logger.sinks[id(self)]
-
-    @property
-    def text(self) -> str:
-        """All messages, one per line."""
-        return "\n".join(line for _, line in self.lines)
 
     def errors(self) -> str:
         """The error messages, on one line."""

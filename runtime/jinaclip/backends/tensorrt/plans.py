@@ -16,8 +16,7 @@ from jinaclip.backends.cuda.gpu import Gpu
 from jinaclip.backends.shapes import Profile
 from jinaclip.backends.tensorrt.engine import Plan
 from jinaclip.backends.tensorrt.library import Library
-from jinaclip.backends.tensorrt.session import TensorRTSession
-from jinaclip.bundle.engines import SIDECAR_VERSION, damage, difference, engines_of
+from jinaclip.bundle.engines import damage, difference, engine_facts, engines_of
 from jinaclip.bundle.manifest import Bundle
 from jinaclip.errors import BackendMissing, EngineMismatch
 
@@ -27,14 +26,7 @@ PRECISION = "fp16"  # precision of all plans
 
 def required_facts(bundle: Bundle, tower: str, library: Library) -> dict[str, Any]:
     """The facts that a plan's sidecar must have to be used, apart from the GPU (see `gpu_difference`)."""
-    return {
-        "format_version": SIDECAR_VERSION,
-        "backend": library.backend,
-        "tower": tower,
-        "precision": PRECISION,
-        "graph": bundle.graph_identity(tower, PRECISION),
-        "version": library.version,
-    }
+    return engine_facts(bundle, tower, PRECISION, library.backend) | {"version": library.version}
 
 
 def find_plan(bundle: Bundle, tower: str, library: Library, gpu: Gpu, *, hashes: bool = True) -> Plan:
@@ -53,30 +45,22 @@ def find_plan(bundle: Bundle, tower: str, library: Library, gpu: Gpu, *, hashes:
     """
     expected = required_facts(bundle, tower, library)
     fitting: list[tuple[Path, dict[str, Any]]] = []
-    misfits = []
+    misfits: list[tuple[str, dict[str, Any]]] = []  # with their sidecars
     for directory, sidecar in engines_of(bundle, tower, PRECISION, library.backend):
-        reason = (
-            difference(sidecar, expected)
-            or gpu_difference(sidecar, gpu)
-            or damage(directory, sidecar, PLAN)
-            or _profiles_problem(sidecar)
-        )
+        reason = difference(sidecar, expected) or gpu_difference(sidecar, gpu)
+        reason = reason or damage(directory, sidecar, PLAN) or _profiles_problem(sidecar)
         if reason is None:
             fitting.append((directory, sidecar))
         else:
-            misfits.append(
-                f"{directory.name} cannot be used: {reason}; build it again on this machine: "
-                f"{_command(bundle, sidecar)}"
-            )
+            misfits.append((f"{directory.name} cannot be used: {reason}", sidecar))
     for directory, sidecar in sorted(fitting, key=lambda entry: str(entry[1].get("created")), reverse=True):
         reason = damage(directory, sidecar, PLAN, hashes=hashes)
         if reason is None:
             return Plan(directory.name, directory / PLAN, _profiles(sidecar))
-        misfits.append(
-            f"{directory.name} is damaged: {reason}; build it again on this machine: {_command(bundle, sidecar)}"
-        )
+        misfits.append((f"{directory.name} is damaged: {reason}", sidecar))
     if misfits:
-        raise EngineMismatch(misfits[0])
+        problem, sidecar = misfits[0]
+        raise EngineMismatch(f"{problem}; build it again on this machine: {_command(bundle, sidecar)}")
     wanted = {"backend": library.backend, "tower": tower}
     raise BackendMissing(
         f"{bundle.directory} has no {library.backend} engine for its {tower} tower; build one on this machine: "
@@ -92,25 +76,6 @@ def gpu_difference(sidecar: Mapping[str, Any], gpu: Gpu) -> str | None:
             return None
         return f"it was compiled for {', '.join(map(str, targets))}, this GPU is {gpu} ({gpu.sm})"
     return difference({"gpu": sidecar.get("gpu")}, {"gpu": gpu.facts()})
-
-
-def session_of(
-    bundle: Bundle, tower: str, plan: Plan, library: Library, gpu: Gpu, *, keeps_kernels: bool = True
-) -> TensorRTSession:
-    """Open a plan.
-
-    Args:
-        bundle: the bundle.
-        tower: name of the tower.
-        plan: the plan.
-        library: the library that built it.
-        gpu: the GPU.
-        keeps_kernels: store the kernels that TensorRT-RTX compiles for this GPU in the plan's directory, if it is
-            writable.
-    """
-    pad = bundle.special_ids["pad"] if tower == "text" else 0
-    cache = plan.path.with_name(f"runtime-{gpu.sm}.cache") if keeps_kernels else None
-    return TensorRTSession(plan, gpu=gpu, library=library, pad=pad, cache=cache)
 
 
 def _profiles(sidecar: Mapping[str, Any]) -> tuple[Profile, ...]:

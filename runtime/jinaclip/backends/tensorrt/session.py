@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -60,18 +60,19 @@ class TensorRTSession:
         self._closing = threading.RLock()
         keep_after_fork(self)
         cuda = Cuda(gpu.index)
-        self._engine: Engine | None = None
         self._workers: list[Worker] = []
-        try:
-            self._engine = Engine(plan, gpu=gpu, library=library, kernels=cache)
+        with ExitStack() as resources:  # frees them if the rest fails
+            engine = Engine(plan, gpu=gpu, library=library, kernels=cache)
+            resources.callback(engine.close)
             uncaptured: set[Bucket] = set()
             for _ in range(workers):
-                self._workers.append(Worker(cuda, self._engine, pad=pad, uncaptured=uncaptured))
+                worker = Worker(cuda, engine, pad=pad, uncaptured=uncaptured)
+                resources.callback(worker.close)
+                self._workers.append(worker)
             if cache is not None and self.backend == "tensorrt-rtx":
-                self._compile_kernels(self._engine)
-        except BaseException:
-            self._free()
-            raise
+                self._compile_kernels(engine)
+            self._resources = resources.pop_all()
+        self._engine: Engine | None = engine
         self._pool = Pool(self._workers)
 
     def run(
@@ -80,9 +81,7 @@ class TensorRTSession:
         """Run a batch; see `Session.run`. A batch larger than the profiles runs in parts. The outputs of an empty batch
         are empty.
         """
-        engine = self._engine
-        require_open(self._process, engine)
-        assert engine is not None
+        engine = require_open(self._process, self._engine)
         source = engine.source
         (name, batch), *others = inputs.items()
         if others or name != source.name:
@@ -100,9 +99,7 @@ class TensorRTSession:
         parts = [{tensor.name: np.empty((0, *tensor.row), tensor.dtype) for tensor in engine.outputs}]
         for start in range(0, len(batch), most):
             with self._pool.borrow() as loan:
-                worker = loan.item
-                require_open(self._process, worker)  # another thread may have closed the session meanwhile
-                assert worker is not None
+                worker = require_open(self._process, loan.item)  # another thread may have closed the session meanwhile
                 parts.append(worker.run(np.ascontiguousarray(batch[start : start + most])))
         found = {tensor.name: np.concatenate([part[tensor.name] for part in parts]) for tensor in engine.outputs}
         finite = found.pop(FINITE, None)
@@ -115,7 +112,7 @@ class TensorRTSession:
         return {name: found[name] for name in outputs or found}
 
     def describe(self) -> dict[str, Any]:
-        return tensorrt_facts(self._library, self._gpu) | {
+        return gpu_facts(self.backend, self._library.version, self._gpu) | {
             "device_index": self._gpu.index,
             "threads": self.threads,
             "prepared": self.key,
@@ -132,10 +129,9 @@ class TensorRTSession:
             if engine is None:
                 return
             self._pool.close()
-            try:
+            self._engine = None
+            with self._resources:  # they are freed when the block ends
                 engine.save_kernels()
-            finally:
-                self._free()
 
     def __del__(self) -> None:
         with suppress(Exception):  # __init__ may have failed
@@ -151,16 +147,3 @@ class TensorRTSession:
             for bucket in common_buckets(self.profiles):
                 worker.run(np.zeros(engine.source.shape(bucket), engine.source.dtype))
         engine.save_kernels()
-
-    def _free(self) -> None:
-        for worker in self._workers:
-            worker.close()
-        self._workers = []
-        if self._engine is not None:
-            self._engine.close()
-        self._engine = None
-
-
-def tensorrt_facts(library: Library, gpu: Gpu) -> dict[str, Any]:
-    """The facts that determine an engine's numerical results. See `Backend.facts`."""
-    return gpu_facts(library.backend, library.version, gpu)

@@ -9,31 +9,23 @@ never run at the same time.
 from __future__ import annotations
 
 import logging
-from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any
+from contextlib import ExitStack, suppress
+from typing import Any, TypeVar
 
 import numpy as np
 
-from jinaclip.backends.cuda.api import Cuda, DeviceMemory, Graph, PinnedArray, Stream
+from jinaclip.backends.cuda.api import Cuda, DeviceMemory, Graph, PinnedArray, Resource, Stream
 from jinaclip.backends.shapes import Bucket, bucket_for, pad_into
 from jinaclip.backends.tensorrt.engine import Engine
 from jinaclip.backends.tensorrt.library import Messages
 from jinaclip.errors import BackendError
 
 logger = logging.getLogger("jinaclip")
+R = TypeVar("R", bound=Resource)
 
 # Largest bucket with a CUDA graph. In larger runs the kernels take longer than their launches (docs/decisions/021).
 GRAPH_TOKENS, GRAPH_IMAGES = 2048, 4
 MOST_GRAPHS = 128  # per worker; enough for all small buckets of jinaclip's profile sets. Graphs are not replaced.
-
-
-@dataclass(frozen=True)
-class _Captured:
-    """A bucket's graph, and the context that it was captured with. The context must outlive the graph."""
-
-    context: Any
-    graph: Graph
 
 
 class Worker:
@@ -54,10 +46,12 @@ class Worker:
 
     def __init__(self, cuda: Cuda, engine: Engine, *, pad: int, uncaptured: set[Bucket]) -> None:
         self._cuda, self._engine, self._pad, self._uncaptured = cuda, engine, pad, uncaptured
-        self.graphs: dict[Bucket, _Captured] = {}
+        self.graphs: dict[Bucket, Graph] = {}  # each keeps its context
         self._contexts: list[Any] = []  # by profile
-        self._held: list[Any] = []  # to be closed
-        self._stream: Stream = self._hold(Stream(cuda))
+        self._resources = ExitStack()  # closes them in reverse order
+        self._host: dict[str, PinnedArray] = {}  # by tensor, as is the memory of the device
+        self._device: dict[str, DeviceMemory] = {}
+        self._stream = self._hold(Stream(cuda))
         try:
             self._allocate()
         except BaseException:
@@ -70,11 +64,11 @@ class Worker:
         source = self._engine.source
         bucket = bucket_for(len(batch), batch.shape[1] if source.has_tokens else None, self._engine.profiles)
         assert bucket is not None
-        pad_into(self._input_host.view(source.shape(bucket), source.dtype), batch, self._pad)
-        captured = self.graphs.get(bucket)
+        pad_into(self._host[source.name].view(source.shape(bucket), source.dtype), batch, self._pad)
+        graph = self.graphs.get(bucket)
         try:
-            if captured is not None:
-                captured.graph.launch(self._stream)
+            if graph is not None:
+                graph.launch(self._stream)
             else:
                 context = self._contexts[bucket.profile]
                 self._set_shape(context, bucket)
@@ -82,10 +76,10 @@ class Worker:
         finally:
             self._stream.wait()  # also after an error, because the next run writes to the memory that this one reads
         outputs = {
-            tensor.name: self._output_host[tensor.name].view(tensor.shape(bucket), tensor.dtype)[: len(batch)].copy()
+            tensor.name: self._host[tensor.name].view(tensor.shape(bucket), tensor.dtype)[: len(batch)].copy()
             for tensor in self._engine.outputs
         }
-        if captured is None and self._may_capture(bucket):
+        if graph is None and self._may_capture(bucket):
             self._capture(bucket)
         return outputs
 
@@ -94,38 +88,29 @@ class Worker:
         with suppress(BackendError):
             self._cuda.enter()
             self._stream.wait()
-        for captured in self.graphs.values():
-            captured.graph.close()
+        for graph in self.graphs.values():
+            graph.close()
         self.graphs.clear()
         self._contexts.clear()
-        for thing in reversed(self._held):
-            thing.close()
-        self._held.clear()
+        self._resources.close()
 
     def _allocate(self) -> None:
         cuda, engine = self._cuda, self._engine
-        size = max(engine.source.bytes(bucket) for bucket in self._largest())
-        self._input, self._input_host = self._hold(DeviceMemory(cuda, size)), self._hold(PinnedArray(cuda, size))
-        self._output, self._output_host = {}, {}
-        for tensor in engine.outputs:
-            size = max(tensor.bytes(bucket) for bucket in self._largest())
-            self._output[tensor.name] = self._hold(DeviceMemory(cuda, size))
-            self._output_host[tensor.name] = self._hold(PinnedArray(cuda, size))
+        largest = [
+            Bucket(index, profile.batch[2], profile.tokens and profile.tokens[2])
+            for index, profile in enumerate(engine.profiles)
+        ]
+        for tensor in (engine.source, *engine.outputs):
+            size = max(tensor.bytes(bucket) for bucket in largest)
+            self._device[tensor.name] = self._hold(DeviceMemory(cuda, size))
+            self._host[tensor.name] = self._hold(PinnedArray(cuda, size))
         self._activations = self._hold(DeviceMemory(cuda, engine.context_bytes))
         self._contexts += [self._context(index) for index in range(len(engine.profiles))]
 
-    def _largest(self) -> list[Bucket]:
-        """The largest bucket of every profile."""
-        return [
-            Bucket(index, profile.batch[2], profile.tokens and profile.tokens[2])
-            for index, profile in enumerate(self._engine.profiles)
-        ]
-
     def _context(self, profile: int) -> Any:
         """Create a context for one profile that uses this worker's memory."""
-        context = self._engine.context(profile, self._activations.pointer, int(self._stream.handle))
-        addresses = {self._engine.source.name: self._input} | self._output
-        for name, memory in addresses.items():
+        context = self._engine.context(profile, self._activations.pointer, self._stream.pointer)
+        for name, memory in self._device.items():
             if not context.set_tensor_address(name, memory.pointer):
                 raise BackendError(f"the engine does not accept an address for its tensor {name}")
         self._stream.wait()
@@ -138,12 +123,13 @@ class Worker:
 
     def _enqueue(self, context: Any, bucket: Bucket) -> None:
         """Copy the inputs, run, and copy the outputs, without waiting."""
-        self._stream.upload(self._input, self._input_host, self._engine.source.bytes(bucket))
+        source = self._engine.source
+        self._stream.upload(self._device[source.name], self._host[source.name], source.bytes(bucket))
         with Messages(self._engine.library) as messages:
-            if not context.execute_async_v3(int(self._stream.handle)):
+            if not context.execute_async_v3(self._stream.pointer):
                 raise BackendError(f"the engine failed to run: {messages.errors()}")
         for tensor in self._engine.outputs:
-            self._stream.download(self._output_host[tensor.name], self._output[tensor.name], tensor.bytes(bucket))
+            self._stream.download(self._host[tensor.name], self._device[tensor.name], tensor.bytes(bucket))
 
     def _may_capture(self, bucket: Bucket) -> bool:
         is_small = bucket.rows <= GRAPH_IMAGES if bucket.tokens is None else bucket.rows * bucket.tokens <= GRAPH_TOKENS
@@ -157,8 +143,7 @@ class Worker:
             self._set_shape(context, bucket)
             self._enqueue(context, bucket)  # a context's first run initialises it and must not be captured
             self._stream.wait()
-            graph = self._stream.capture(lambda: self._enqueue(context, bucket))
-            self.graphs[bucket] = _Captured(context, graph)
+            self.graphs[bucket] = self._stream.capture(lambda: self._enqueue(context, bucket), keeps=context)
         except Exception as error:  # the bindings also raise their own exceptions
             if bucket not in self._uncaptured:
                 self._uncaptured.add(bucket)
@@ -171,6 +156,6 @@ class Worker:
             with suppress(BackendError):  # the context may be freed once it is not running
                 self._stream.wait()
 
-    def _hold(self, thing: Any) -> Any:
-        self._held.append(thing)
-        return thing
+    def _hold(self, resource: R) -> R:
+        self._resources.callback(resource.close)
+        return resource
