@@ -10,7 +10,7 @@ import ctypes
 import os
 import weakref
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
 
@@ -57,7 +57,7 @@ class Session(Protocol):
 
 class Backend(Protocol):
     """A library on a device, which runs the graphs of a bundle. To add a backend, write a class in a file of its own
-    and select it in `choose_backend` (selection.py).
+    and register it in selection.py.
     """
 
     @property
@@ -104,6 +104,36 @@ class Backend(Protocol):
 
     def graph(self, bundle: Bundle, tower: str, precision: str) -> str:
         """Identity of the graph that `open` would use: that of the bundle's graph and of the engine made from it."""
+
+
+class GpuBackend(Backend, Protocol):
+    """A backend for GPUs, with the constructors that selection.py uses."""
+
+    @classmethod
+    def on(cls, name: str, gpu: Gpu) -> Self:
+        """Construct the backend that was requested by name.
+
+        Raises:
+            BackendMissing: it cannot be used on this machine; the message says what is missing.
+        """
+
+    @classmethod
+    def fitting(
+        cls, name: str, gpu: Gpu, bundle: Bundle, towers: Sequence[str], precision: Mapping[str, str]
+    ) -> Self | str | None:
+        """Construct the backend for "auto", if it can run these towers.
+
+        Args:
+            name: name of the backend.
+            gpu: the GPU.
+            bundle: the bundle.
+            towers: towers that will be opened.
+            precision: requested precision by tower. A tower that is "auto" or missing accepts any precision.
+
+        Returns:
+            The backend, or a message that says why it cannot run the towers, or None if the bundle has no engines
+            for it.
+        """
 
 
 def gpu_facts(backend: str, version: str, gpu: Gpu) -> dict[str, Any]:

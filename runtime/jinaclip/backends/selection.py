@@ -10,23 +10,26 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from jinaclip.backends.base import Backend
+from jinaclip.backends.base import Backend, GpuBackend
 from jinaclip.backends.cuda.gpu import device_index, driver_problem, gpu
 from jinaclip.backends.onnxruntime.backend import OnnxRuntimeCpu, OnnxRuntimeCuda
-from jinaclip.backends.onnxruntime.cuda_provider import cuda_problem, has_cuda_provider
+from jinaclip.backends.onnxruntime.cuda_provider import has_cuda_provider
 from jinaclip.backends.tensorrt.backend import TensorRtBackend
-from jinaclip.backends.tensorrt.library import TENSORRT_BACKENDS, load_library
 from jinaclip.bundle.certificates import FORMAT_VERSION, note_name
 from jinaclip.bundle.manifest import PRECISION_CLASS, TOWERS, Bundle
 from jinaclip.errors import BackendError, BackendMissing, InputError
 
 logger = logging.getLogger("jinaclip")
 
-# Backends for GPUs, in the order in which "auto" tries them.
-GPU_BACKENDS = (*TENSORRT_BACKENDS, OnnxRuntimeCuda.name)
+# GPU backends, in the order in which "auto" tries them.
+GPU_BACKENDS: dict[str, type[GpuBackend]] = {
+    "tensorrt": TensorRtBackend,
+    "tensorrt-rtx": TensorRtBackend,
+    "onnxruntime": OnnxRuntimeCuda,
+}
 BACKENDS = ("auto", *sorted(GPU_BACKENDS))
 PRECISIONS = ("auto", *PRECISION_CLASS)
 # Precisions that "auto" tries before fp32, fastest first, by device. fp16 is not faster on CPUs; int8 does not run on
@@ -55,10 +58,10 @@ def choose_backend(
     if backend not in BACKENDS:
         raise InputError(f"backend is {backend!r}, expected one of {', '.join(BACKENDS)}")
     index = 0 if device in ("auto", "cpu") else device_index(device)
-    if backend in TENSORRT_BACKENDS:
+    if backend not in ("auto", OnnxRuntimeCpu.name):  # runs on GPUs only
         if device == "cpu":
             raise BackendMissing(f"{backend} runs on NVIDIA GPUs, not on device 'cpu'; use backend 'onnxruntime'")
-        return TensorRtBackend(backend, gpu(index), load_library(backend))
+        return GPU_BACKENDS[backend].on(backend, gpu(index))
     if device == "cpu":
         return OnnxRuntimeCpu()
     if device == "auto" and "int8" in [precision.get(tower) for tower in towers]:
@@ -68,19 +71,17 @@ def choose_backend(
         return on_cpu(problem) if has_cuda_provider() else OnnxRuntimeCpu(problem)
     found = gpu(index)
     problems: list[str] = []
-    for name in TENSORRT_BACKENDS if backend == "auto" else ():
-        try:
-            if fitting := TensorRtBackend.fitting(name, found, bundle, towers, precision):
-                return fitting
-        except BackendError as error:
-            problems.append(str(error))
-    problem = cuda_problem(found)
-    if problem is None:
-        reason = f"found {found}" if device == "auto" else "requested"
-        return OnnxRuntimeCuda(found, "; ".join([reason, *problems]))
-    problems.insert(0, problem)  # first, because ONNX Runtime can run every bundle
+    for name in GPU_BACKENDS if backend == "auto" else (backend,):
+        fitting = GPU_BACKENDS[name].fitting(name, found, bundle, towers, precision)
+        if isinstance(fitting, OnnxRuntimeCuda):
+            reason = "requested" if device != "auto" else fitting.reason
+            return replace(fitting, reason="; ".join([reason, *problems]))
+        if fitting is not None and not isinstance(fitting, str):
+            return fitting
+        problems += [fitting] if fitting else []
+    problems = problems[-1:] + problems[:-1]  # ONNX Runtime's first, because it can run every bundle
     if device != "auto":
-        raise BackendMissing(f"device {device!r}: {'; '.join(problems)}")
+        raise BackendMissing("; ".join([f"device {device!r}: {problems[0]}", *problems[1:]]))
     return on_cpu("; ".join(problems))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -10,9 +11,11 @@ from jinaclip.backends.cuda.gpu import Gpu
 from jinaclip.backends.onnxruntime.cpu import OnnxRuntimeSession, onnxruntime_facts
 from jinaclip.backends.onnxruntime.cuda import OnnxRuntimeCudaSession
 from jinaclip.backends.onnxruntime.cuda_operators import operators_for
+from jinaclip.backends.onnxruntime.cuda_provider import cuda_problem
 from jinaclip.backends.onnxruntime.library import import_onnxruntime
 from jinaclip.backends.onnxruntime.prepared_graphs import Prepared, find_prepared
 from jinaclip.bundle.manifest import Bundle
+from jinaclip.errors import BackendMissing
 
 NAME = "onnxruntime"
 
@@ -52,6 +55,18 @@ class OnnxRuntimeCuda:
     reason: str = "requested"
     name: ClassVar[str] = NAME
     device: ClassVar[str] = "cuda"
+
+    @classmethod
+    def on(cls, name: str, gpu: Gpu) -> OnnxRuntimeCuda:
+        if problem := cuda_problem(gpu):
+            raise BackendMissing(problem)
+        return cls(gpu)
+
+    @classmethod
+    def fitting(
+        cls, name: str, gpu: Gpu, bundle: Bundle, towers: Sequence[str], precision: Mapping[str, str]
+    ) -> OnnxRuntimeCuda | str | None:
+        return cuda_problem(gpu) or cls(gpu, f"found {gpu}")
 
     def facts(self) -> dict[str, Any]:
         return gpu_facts(self.name, import_onnxruntime().__version__, self.gpu)

@@ -13,6 +13,7 @@ from jinaclip.backends.tensorrt.plans import PRECISION, find_plan
 from jinaclip.backends.tensorrt.session import TensorRTSession
 from jinaclip.bundle.engines import engines_of
 from jinaclip.bundle.manifest import Bundle
+from jinaclip.errors import BackendError
 
 
 @dataclass(frozen=True)
@@ -33,28 +34,23 @@ class TensorRtBackend:
     device: ClassVar[str] = "cuda"
 
     @classmethod
+    def on(cls, name: str, gpu: Gpu) -> TensorRtBackend:
+        return cls(name, gpu, load_library(name))
+
+    @classmethod
     def fitting(
         cls, name: str, gpu: Gpu, bundle: Bundle, towers: Sequence[str], precision: Mapping[str, str]
-    ) -> TensorRtBackend | None:
-        """The backend for "auto"; None if the bundle has no engines for it.
-
-        Args:
-            name: "tensorrt" or "tensorrt-rtx".
-            gpu: the GPU.
-            bundle: the bundle.
-            towers: towers that will be opened.
-            precision: requested precision by tower. A tower that is "auto" or missing accepts any precision.
-
-        Raises:
-            BackendMissing, EngineMismatch: there are engines, but they cannot be used on this machine.
-        """
-        for tower in towers:
-            has_engine = next(engines_of(bundle, tower, PRECISION, name), None) is not None
-            if not has_engine or precision.get(tower, "auto") not in ("auto", PRECISION):
-                return None
-        library = load_library(name)
-        for tower in towers:
-            find_plan(bundle, tower, library, gpu, hashes=False)
+    ) -> TensorRtBackend | str | None:
+        if any(precision.get(tower, "auto") not in ("auto", PRECISION) for tower in towers):
+            return None
+        if not all(any(True for _ in engines_of(bundle, tower, PRECISION, name)) for tower in towers):
+            return None
+        try:
+            library = load_library(name)
+            for tower in towers:
+                find_plan(bundle, tower, library, gpu, hashes=False)
+        except BackendError as error:
+            return str(error)
         return cls(name, gpu, library, f"engines built for {gpu}")
 
     def facts(self) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from jinaclip.errors import BackendMissing
 
 # Module, first supported version and first unsupported version, by backend. The pip extra has the backend's name.
 _PACKAGES = {"tensorrt": ("tensorrt", (10, 12), (12, 0)), "tensorrt-rtx": ("tensorrt_rtx", (1, 7), (2, 0))}
-TENSORRT_BACKENDS = tuple(_PACKAGES)
 
 
 @dataclass(frozen=True)
@@ -20,7 +19,7 @@ class Library:
     """An imported package.
 
     Attributes:
-        backend: one of TENSORRT_BACKENDS.
+        backend: "tensorrt" or "tensorrt-rtx".
         module: `tensorrt` or `tensorrt_rtx`.
         version: full version, such as "11.4.0.106". Engines are valid for one version only.
     """
