@@ -65,21 +65,18 @@ class Server:
             wanted = embedding_request(body, self.rules, field)
             await self._embed(wanted, wanted.input, partial=bool(wanted.partial))
             found = answer(self.rules.model_names[0], wanted.input, embedding_data(wanted))
-            return self._answered(wanted, market.answer(found) if market else found)
+            return self._handling.json(market.answer(found) if market else found, headers=wanted.headers)
 
     async def _rank(self, request: Request) -> Response:
         async with self._working(request) as body:
             wanted = rank_request(body, self.rules)
             items = [*wanted.texts, *wanted.images]
             await self._embed(wanted, items)
-            data = rank_data(wanted, self.service.model.logit_scale)
-            return self._answered(wanted, answer(self.rules.model_names[0], items, data))
+            found = answer(self.rules.model_names[0], items, rank_data(wanted, self.service.model.logit_scale))
+            return self._handling.json(found, headers=wanted.headers)
 
     async def _embed(self, wanted: AnyRequest, items: list[Item], *, partial: bool = False) -> None:
         await self.service.embed(items, task=wanted.task, truncate=bool(wanted.truncate), partial=partial)
-
-    def _answered(self, wanted: AnyRequest, answer: dict[str, Any]) -> Response:
-        return self._handling.json(answer, headers={"X-Jinaclip-Warning": wanted.warning} if wanted.warning else None)
 
     @asynccontextmanager
     async def _working(self, request: Request) -> AsyncIterator[Any]:

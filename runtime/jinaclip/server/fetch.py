@@ -114,11 +114,11 @@ class Fetcher:
         await self._pool.aclose()
 
 
-class _PublicNetwork(httpcore.AsyncNetworkBackend):
+class _PublicNetwork(httpcore.AnyIOBackend):
     """Connects only to public IP addresses and to those in `allow`."""
 
     def __init__(self, allow: Sequence[Network]) -> None:
-        self._allow, self._network = allow, httpcore.AnyIOBackend()
+        self._allow = allow
 
     async def connect_tcp(
         self, host: str, port: int, timeout: float | None = None, local_address: str | None = None,
@@ -129,20 +129,17 @@ class _PublicNetwork(httpcore.AsyncNetworkBackend):
             found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError):
             raise _failed("the host name cannot be resolved") from None
-        addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
+        addresses = dict.fromkeys(str(entry[4][0]) for entry in found)
         permitted = [address for address in addresses if is_public(address, self._allow)]
         if not permitted:
             raise Problem(403, "address_not_allowed", "cannot be fetched: the host's IP address is not public; the "
                           "operator can allow more networks with --fetch-allow")  # fmt: skip
         for address in permitted[:-1]:
             try:
-                return await self._network.connect_tcp(address, port, timeout, local_address, socket_options)
+                return await super().connect_tcp(address, port, timeout, local_address, socket_options)
             except (httpcore.ConnectError, httpcore.ConnectTimeout):
                 continue
-        return await self._network.connect_tcp(permitted[-1], port, timeout, local_address, socket_options)
-
-    async def sleep(self, seconds: float) -> None:
-        await self._network.sleep(seconds)
+        return await super().connect_tcp(permitted[-1], port, timeout, local_address, socket_options)
 
 
 def _parsed(text: str, base: httpx.URL | None = None) -> httpx.URL:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -41,7 +42,7 @@ class Counts:
     dropped: int = 0
     failed: int = 0
     failing: int = 0
-    batches: dict[int, int] = field(default_factory=dict)
+    batches: Counter[int] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True)
@@ -75,12 +76,8 @@ class Batcher(Generic[T]):
         self._queued: list[_Entry[T]] = []
         self._changed = threading.Condition()
         self._open, self._running = True, 0
-        self._threads = [
-            threading.Thread(target=self._work, name=f"jinaclip-{name}-{number}", daemon=True)
-            for number in range(workers)
-        ]
-        for thread in self._threads:
-            thread.start()
+        for number in range(workers):
+            threading.Thread(target=self._work, name=f"jinaclip-{name}-{number}", daemon=True).start()
 
     def submit(self, items: Sequence[T]) -> list[Future[Vector]]:
         """Add items to the queue. The queue itself has no size limit; the caller limits it with a `Limiter`.
@@ -132,8 +129,6 @@ class Batcher(Generic[T]):
         for entry in unfinished:
             if entry.future.set_running_or_notify_cancel():
                 entry.future.set_exception(BackendError("the server shut down before this item was run"))
-        for thread in self._threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
         return len(unfinished)
 
     def _work(self) -> None:
@@ -143,7 +138,6 @@ class Batcher(Generic[T]):
                     self._changed.wait()
                     self._gather()  # another worker may empty the queue meanwhile
                 if not self._queued:
-                    self._changed.notify_all()
                     return
                 batch = self._take()
                 alone = not self._running and not self._queued
@@ -189,7 +183,7 @@ class Batcher(Generic[T]):
             return
         self.counts.failing = 0
         self.counts.run += len(batch)
-        self.counts.batches[len(batch)] = self.counts.batches.get(len(batch), 0) + 1
+        self.counts.batches[len(batch)] += 1
         if self._observe is not None:
             self._observe([start - entry.since for entry in batch], time.monotonic() - start)
         for entry, vector in zip(batch, vectors, strict=True):

@@ -29,15 +29,13 @@ TESTED_AGAIN_S = 10.0  # the shortest time between two self-tests of a tower who
 
 @dataclass
 class _SelfTest:
-    """The last self-test of a tower.
+    """The last self-test of a tower. What it measured is in the tower's encoder.
 
     Attributes:
-        result: what the test measured when it last passed.
         time: when it was last run, in seconds since the epoch.
         error: why it failed, or None.
     """
 
-    result: dict[str, Any]
     time: float
     error: str | None = None
 
@@ -64,31 +62,28 @@ class Service:
         self, model: ClipModel, limits: Limits | None = None, metrics: Metrics | None = None, *,
         fetcher: Fetcher | None = None, parallel_model: ClipModel | None = None, workers: int = 1,
     ) -> None:  # fmt: skip
-        self.model, self._parallel_model, self._workers = model, parallel_model, workers
+        self.model, self._parallel_model, self._workers = model, parallel_model or model, workers
         self._long_text = threading.Lock()  # one long text at a time: it uses much memory and all cores
         self._limits, self._metrics = limits or Limits(), metrics or Metrics()
         self.max_tokens = min(self._limits.tokens or model.max_tokens, model.max_tokens)
         self.batchers: dict[str, Batcher[Any]] = {}
         self.limiters: dict[str, Limiter] = {}
-        info = model.info()["towers"]
-        self._self_tests = {tower: _SelfTest(facts["self_test"], time.time()) for tower, facts in info.items()}
+        self._self_tests = {tower: _SelfTest(time.time()) for tower in model.encoders}
         if "text" in model.encoders:
             cost = model.text_encoder.session.cost
             # The work is divided among the workers, but a batch stays large enough that its fixed cost is at most 1/8.
             share = replace(cost, tokens=max(cost.tokens // workers, 8 * cost.opening_tokens))
             choose = functools.partial(choose_texts, tower=model.bundle.tower("text"), cost=share)
-            self._open_queue("text", self._run_texts, choose, self._limits.queue_texts)
+            self._open_queue("text", choose, self._limits.queue_texts)
         if "image" in model.encoders:
             choose = functools.partial(choose_images, cost=model.image_encoder.session.cost)
-            self._open_queue("image", self._run_images, choose, self._limits.queue_images)
+            self._open_queue("image", choose, self._limits.queue_images)
         self._metrics.watch(self.batchers, self.limiters)
         self._preparation = Preparation(model, self.max_tokens, self._limits, self._metrics, fetcher)
 
-    def _open_queue(
-        self, tower: str, run: Callable[..., np.ndarray], choose: Callable[..., Sequence[int]], limit: int
-    ) -> None:
+    def _open_queue(self, tower: str, choose: Callable[..., Sequence[int]], limit: int) -> None:
         workers = max(self._workers, self.model.encoders[tower].session.concurrency)
-        observe = functools.partial(self._observe, tower)
+        run, observe = functools.partial(self._run_batch, tower), functools.partial(self._observe, tower)
         self.limiters[tower] = Limiter(f"{tower}s", limit)
         self.batchers[tower] = Batcher(
             tower, run, choose, workers=workers, gather_s=self._limits.gather_s, observe=observe
@@ -163,57 +158,46 @@ class Service:
         Returns:
             True if every tower works, and for each tower its status, backend and last self-test.
         """
-        info = self.model.info()["towers"]
-        towers = {}
-        for tower, batcher in self.batchers.items():
-            test = self._self_tests[tower]
-            if (batcher.counts.failing or test.error) and time.time() - test.time > TESTED_AGAIN_S:
+        for tower, test in self._self_tests.items():
+            if (self.batchers[tower].counts.failing or test.error) and time.time() - test.time > TESTED_AGAIN_S:
                 self._test(tower, test)
-            names = ("backend", "device", "providers", "precision")
+        towers = {}
+        for tower, facts in self.model.info()["towers"].items():
+            test = self._self_tests[tower]
             towers[tower] = {
                 "status": "failing" if test.error else "ok",
-                **{name: info[tower][name] for name in names if name in info[tower]},
-                "self_test": {**test.result, "age_seconds": round(time.time() - test.time, 1)},
+                **{name: facts[name] for name in ("backend", "device", "providers", "precision") if name in facts},
+                "self_test": {**facts["self_test"], "age_seconds": round(time.time() - test.time, 1)},
                 **({"error": test.error} if test.error else {}),
             }
         return not any(test.error for test in self._self_tests.values()), towers
 
-    def close(self, grace_s: float) -> int:
-        """Finish accepted items and stop.
-
-        Args:
-            grace_s: the longest time to wait, in seconds.
+    def close(self) -> int:
+        """Stop without waiting for the items that are queued.
 
         Returns:
-            The number of items that were not finished in time.
+            Their number.
         """
-        deadline = time.monotonic() + grace_s
-        unfinished = sum(batcher.close(max(0.0, deadline - time.monotonic())) for batcher in self.batchers.values())
+        unfinished = sum(batcher.close() for batcher in self.batchers.values())
         self._preparation.close()
         return unfinished
 
     def _test(self, tower: str, test: _SelfTest) -> None:
         test.time = time.time()
         try:
-            test.result = self.model.encoders[tower].check()
-            if self._parallel_model is not None:
-                self._parallel_model.encoders[tower].check()
+            for model in {self.model, self._parallel_model}:
+                model.encoders[tower].check()
         except JinaClipError as error:
             test.error = str(error)
         else:
             test.error, self.batchers[tower].counts.failing = None, 0
 
-    def _run_texts(self, rows: Sequence[list[int]], alone: bool) -> np.ndarray:
-        if len(rows[0]) > self.model.text_encoder.session.cost.tokens:  # such a text is a batch of its own
-            with self._long_text:
-                return self.model.text_encoder.run(rows)
-        return self._model_for_batch(alone).text_encoder.run(rows)
-
-    def _run_images(self, pixels: Sequence[np.ndarray], alone: bool) -> np.ndarray:
-        return self._model_for_batch(alone).image_encoder.run(pixels)
-
-    def _model_for_batch(self, alone: bool) -> ClipModel:
-        return self.model if alone or self._parallel_model is None else self._parallel_model
+    def _run_batch(self, tower: str, inputs: Sequence[Any], alone: bool) -> np.ndarray:
+        if tower == "text" and len(inputs[0]) > self.model.text_encoder.session.cost.tokens:
+            with self._long_text:  # such a text is a batch of its own
+                return self.model.text_encoder.run(inputs)
+        model = self.model if alone else self._parallel_model
+        return model.encoders[tower].run(inputs)
 
     def _observe(self, tower: str, waited: Sequence[float], seconds: float) -> None:
         for wait in waited:

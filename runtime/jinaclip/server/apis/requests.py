@@ -73,12 +73,12 @@ class Request(BaseModel):
     truncate: bool | None = Field(False, description="true or false: truncate texts that are too long")
     user: str | None = Field(None, description="a string, which is ignored")
 
-    _warning: str | None = PrivateAttr(None)
+    _headers: dict[str, str] = PrivateAttr(default_factory=dict)
 
     @property
-    def warning(self) -> str | None:
-        """A message about an ignored option, or None."""
-        return self._warning
+    def headers(self) -> dict[str, str]:
+        """Headers of the response: a warning about an ignored option."""
+        return self._headers
 
     @model_validator(mode="after")
     def _apply_rules(self, info: ValidationInfo[Rules]) -> Self:
@@ -95,7 +95,8 @@ class Request(BaseModel):
                 advice = "Remove task, or start the server with --unknown-task ignore."
                 raise invalid("task", f"{what}. {advice}", code="unknown_task")
             self.task = None
-            self._warning = f"The requested task is not supported and was ignored. Supported tasks: {known}"
+            warning = f"The requested task is not supported and was ignored. Supported tasks: {known}"
+            self._headers = {"X-Jinaclip-Warning": warning}
         if self.dimensions is None:
             self.dimensions = max(rules.dims)
         if type(self.dimensions) not in (int, str) or str(self.dimensions) not in map(str, rules.dims):
