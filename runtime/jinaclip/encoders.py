@@ -94,9 +94,11 @@ class TextEncoder:
         instruction = instruction_of(task, self.bundle.tasks, self.bundle.default_task)
         if max_length is None:
             return self.tokenizer.encode(texts, instruction=instruction)
-        least = len(self.tokenizer.encode([instruction])[0]) + 1
-        limit = _check_max_length(max_length, least, self.bundle.max_tokens)
-        return self.tokenizer.truncated(self.tokenizer.encode(texts, instruction=instruction), limit)
+        least, most = len(self.tokenizer.encode([instruction])[0]) + 1, self.bundle.max_tokens
+        if type(max_length) is not int or not least <= max_length <= max(most, 8192):  # the default of `encode_text`
+            expected = f"a whole number from {least} (<s>, </s> and the task's instruction count) to {most}"
+            raise InputError(f"max_length is {max_length!r}, expected {expected}")
+        return self.tokenizer.truncated(self.tokenizer.encode(texts, instruction=instruction), min(max_length, most))
 
     def run(self, rows: Sequence[list[int]]) -> np.ndarray:
         """Run texts as one batch.
@@ -362,11 +364,3 @@ def _result(future: Future[np.ndarray]) -> np.ndarray | InputError:
         return future.result()
     except InputError as error:
         return error
-
-
-def _check_max_length(max_length: int, least: int, most: int) -> int:
-    """The limit in tokens. 8192, the default of `encode_text`, is lowered to what the model accepts."""
-    if type(max_length) is not int or not least <= max_length <= max(most, 8192):
-        expected = f"a whole number from {least} (<s>, </s> and the task's instruction count) to {most}"
-        raise InputError(f"max_length is {max_length!r}, expected {expected}")
-    return min(max_length, most)
