@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
-from prometheus_client import CONTENT_TYPE_LATEST
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -40,7 +40,6 @@ class Server:
         self.service, self.rules, self.draining, self.in_flight = service, rules, False, 0
         self._metrics = metrics
         self._description = description(rules, service.max_tokens, keyed=bool(settings.keys))
-        self._page = page(self._description)
         self._handling = handled = Handling(metrics, settings, service.model.provenance)
         public = partial(handled, public=True)
         routes = [Route("/health", public(self._health)), Route("/ready", public(self._ready))]
@@ -123,13 +122,13 @@ class Server:
         return self._handling.json({"status": "ok"})
 
     async def _exposed(self, request: Request) -> Response:
-        return Response(self._metrics.exposed(), media_type=CONTENT_TYPE_LATEST)
+        return Response(generate_latest(self._metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     async def _openapi(self, request: Request) -> Response:
         return self._handling.json(self._description)
 
     async def _docs(self, request: Request) -> Response:
-        return HTMLResponse(self._page)
+        return HTMLResponse(page(self._description))
 
 
 @asynccontextmanager

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -20,6 +21,7 @@ class Metrics:
     """The counters and histograms of a server.
 
     Attributes:
+        registry: of these and of the other metrics that /metrics shows.
         requests: answered requests, by path and status.
         seconds: request latency in seconds, by path.
         items: answered items, by tower.
@@ -28,27 +30,16 @@ class Metrics:
     """
 
     def __init__(self) -> None:
-        self._registry = CollectorRegistry()
-        self.requests = Counter("jinaclip_requests", "answered requests", ("path", "status"), registry=self._registry)
-        self.seconds = Histogram(
-            "jinaclip_request_seconds", "request latency", ("path",), buckets=SECONDS, registry=self._registry
-        )
-        self.items = Counter("jinaclip_items", "answered texts and images", ("tower",), registry=self._registry)
-        self.stages = Histogram(
-            "jinaclip_stage_seconds", "time in a stage", ("tower", "stage"), buckets=SECONDS, registry=self._registry
-        )
-
-    def watch(self, batchers: Mapping[str, Batcher[Any]], limiters: Mapping[str, Limiter]) -> None:
-        """Export the state of queues and admission limits too, by tower."""
-        self._registry.register(_Queues(batchers, limiters))
-
-    def exposed(self) -> bytes:
-        """All metrics in the Prometheus text format."""
-        return generate_latest(self._registry)
+        self.registry = CollectorRegistry()
+        histogram = partial(Histogram, buckets=SECONDS, registry=self.registry)
+        self.requests = Counter("jinaclip_requests", "answered requests", ("path", "status"), registry=self.registry)
+        self.seconds = histogram("jinaclip_request_seconds", "request latency", ("path",))
+        self.items = Counter("jinaclip_items", "answered texts and images", ("tower",), registry=self.registry)
+        self.stages = histogram("jinaclip_stage_seconds", "time in a stage", ("tower", "stage"))
 
 
-class _Queues(Collector):
-    """Collects the metrics of the queues when /metrics is requested."""
+class Queues(Collector):
+    """Collects the state of queues and admission limits, by tower, when /metrics is requested."""
 
     def __init__(self, batchers: Mapping[str, Batcher[Any]], limiters: Mapping[str, Limiter]) -> None:
         self._batchers, self._limiters = batchers, limiters

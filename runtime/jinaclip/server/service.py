@@ -6,10 +6,10 @@ import asyncio
 import functools
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,24 +20,11 @@ from jinaclip.server.admission import Limiter
 from jinaclip.server.apis.items import Item, valid_items
 from jinaclip.server.errors import Problem, invalid
 from jinaclip.server.fetch import Fetcher
-from jinaclip.server.metrics import Metrics
+from jinaclip.server.metrics import Metrics, Queues
 from jinaclip.server.preparation import Limits, Preparation
 from jinaclip.server.queue import Batcher, choose_images, choose_texts
 
 TESTED_AGAIN_S = 10.0  # the shortest time between two self-tests of a tower whose runs fail
-
-
-@dataclass
-class _SelfTest:
-    """The last self-test of a tower. What it measured is in the tower's encoder.
-
-    Attributes:
-        time: when it was last run, in seconds since the epoch.
-        error: why it failed, or None.
-    """
-
-    time: float
-    error: str | None = None
 
 
 class Service:
@@ -68,7 +55,8 @@ class Service:
         self.max_tokens = min(self._limits.tokens or model.max_tokens, model.max_tokens)
         self.batchers: dict[str, Batcher[Any]] = {}
         self.limiters: dict[str, Limiter] = {}
-        self._self_tests = {tower: _SelfTest(time.time()) for tower in model.encoders}
+        self._tested_at = dict.fromkeys(model.encoders, time.time())  # the last self-test of each tower
+        self._failures: dict[str, str] = {}  # of the towers that did not pass it
         if "text" in model.encoders:
             cost = model.text_encoder.session.cost
             # The work is divided among the workers, but a batch stays large enough that its fixed cost is at most 1/8.
@@ -78,7 +66,7 @@ class Service:
         if "image" in model.encoders:
             choose = functools.partial(choose_images, cost=model.image_encoder.session.cost)
             self._open_queue("image", choose, self._limits.queue_images)
-        self._metrics.watch(self.batchers, self.limiters)
+        self._metrics.registry.register(Queues(self.batchers, self.limiters))
         self._preparation = Preparation(model, self.max_tokens, self._limits, self._metrics, fetcher)
 
     def _open_queue(self, tower: str, choose: Callable[..., Sequence[int]], limit: int) -> None:
@@ -99,8 +87,9 @@ class Service:
             partial: True to set the problem of each invalid item instead of raising it, unless all items are invalid.
 
         Raises:
-            Overloaded: the queue limit would be exceeded.
-            Problem: an item is invalid; the message contains its field and index.
+            Overloaded: the queue limit would be exceeded; retry later.
+            Problem: an item is invalid; the message contains its field and index. Or the request has more items than
+                the queue limit.
         """
         for item in items:
             if item.problem is None and item.tower not in self.batchers:
@@ -108,7 +97,13 @@ class Service:
                 what = f"is {kind}, but this server has no {item.tower} tower"
                 item.fail(invalid("input", what, code=f"no_{item.tower}_tower"))
         valid = valid_items(items, partial=partial)
-        with self._reserved(valid):
+        with ExitStack() as reserved:  # capacity of the queues, before any of the items is fetched or decoded
+            for tower, limiter in self.limiters.items():
+                count = sum(item.tower == tower for item in valid)
+                if count > limiter.limit:
+                    what = f"{count} {limiter.resource} exceed this server's limit of {limiter.limit}"
+                    raise invalid("input", f"{what}; send fewer per request", code="too_many_items")
+                reserved.enter_context(limiter.reserved(count))
             await self._preparation.prepare(valid, task=task, truncate=truncate)
             valid = valid_items(items, partial=partial)
             await self._run(valid)
@@ -117,23 +112,6 @@ class Service:
                 what = "has an embedding with NaN or infinite values"
                 raise Problem(500, "not_finite", what).at(item.field, item.index)
             self._metrics.items.labels(item.tower).inc()
-
-    @contextmanager
-    def _reserved(self, items: Sequence[Item]) -> Iterator[None]:
-        """Reserve queue capacity for items during the block, before any of them is fetched or decoded.
-
-        Raises:
-            Overloaded: the capacity is in use; retry later.
-            Problem: the request has more items than the total capacity.
-        """
-        with ExitStack() as stack:
-            for tower, limiter in self.limiters.items():
-                count = sum(item.tower == tower for item in items)
-                if count > limiter.limit:
-                    what = f"{count} {limiter.resource} exceed this server's limit of {limiter.limit}"
-                    raise invalid("input", f"{what}; send fewer per request", code="too_many_items")
-                stack.enter_context(limiter.reserved(count))
-            yield
 
     async def _run(self, items: Sequence[Item]) -> None:
         """Run prepared items in batches. If the caller is cancelled, its queued items are dropped."""
@@ -158,19 +136,19 @@ class Service:
         Returns:
             True if every tower works, and for each tower its status, backend and last self-test.
         """
-        for tower, test in self._self_tests.items():
-            if (self.batchers[tower].counts.failing or test.error) and time.time() - test.time > TESTED_AGAIN_S:
-                self._test(tower, test)
+        for tower, tested_at in self._tested_at.items():
+            failing = self.batchers[tower].counts.failing or tower in self._failures
+            if failing and time.time() - tested_at > TESTED_AGAIN_S:
+                self._test(tower)
         towers = {}
         for tower, facts in self.model.info()["towers"].items():
-            test = self._self_tests[tower]
             towers[tower] = {
-                "status": "failing" if test.error else "ok",
+                "status": "failing" if tower in self._failures else "ok",
                 **{name: facts[name] for name in ("backend", "device", "providers", "precision") if name in facts},
-                "self_test": {**facts["self_test"], "age_seconds": round(time.time() - test.time, 1)},
-                **({"error": test.error} if test.error else {}),
+                "self_test": {**facts["self_test"], "age_seconds": round(time.time() - self._tested_at[tower], 1)},
+                **({"error": self._failures[tower]} if tower in self._failures else {}),
             }
-        return not any(test.error for test in self._self_tests.values()), towers
+        return not self._failures, towers
 
     def close(self) -> int:
         """Stop without waiting for the items that are queued.
@@ -182,15 +160,16 @@ class Service:
         self._preparation.close()
         return unfinished
 
-    def _test(self, tower: str, test: _SelfTest) -> None:
-        test.time = time.time()
+    def _test(self, tower: str) -> None:
+        self._tested_at[tower] = time.time()
         try:
             for model in {self.model, self._parallel_model}:
                 model.encoders[tower].check()
         except JinaClipError as error:
-            test.error = str(error)
+            self._failures[tower] = str(error)
         else:
-            test.error, self.batchers[tower].counts.failing = None, 0
+            self._failures.pop(tower, None)
+            self.batchers[tower].counts.failing = 0
 
     def _run_batch(self, tower: str, inputs: Sequence[Any], alone: bool) -> np.ndarray:
         if tower == "text" and len(inputs[0]) > self.model.text_encoder.session.cost.tokens:
