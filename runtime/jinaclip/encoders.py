@@ -23,6 +23,7 @@ from jinaclip.preprocessing.image_sources import ImageInput
 from jinaclip.preprocessing.text import instruction_of
 
 INTERRUPTIBLE_TOKENS = 256  # batches of this many tokens or more can be interrupted with Ctrl-C
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -181,8 +182,8 @@ class TextEncoder:
         """
         lengths, cost = [len(row) for row in rows], self.session.cost
         batches = pack_texts(lengths, self.bundle.tower("text"), batch_size=batch_size, cost=cost)
-        runs = (partial(self.run, [rows[i] for i in batch]) for batch in batches)
-        yield from zip(batches, _in_flight(runs, self.session.concurrency), strict=True)
+        inputs = ([rows[i] for i in batch] for batch in batches)
+        yield from zip(batches, _in_flight(self.run, inputs, self.session.concurrency), strict=True)
 
 
 class ImageEncoder:
@@ -305,13 +306,11 @@ class ImageEncoder:
         """
         mode = self.bundle.preprocessing.mode_of(resize_mode)  # an error of the call, not of its first image
         read = partial(self.prepare, resize_mode=mode, exif_transpose=exif_transpose, allow_urls=allow_urls)
-        reads = (partial(read, image) for image in images)
         size, threads = batch_size or self.session.cost.images, self.session.threads
         pool = ThreadPoolExecutor(threads, "jinaclip-image")
-        with closing(_submitted(pool, reads, ahead=threads + size * (self.session.concurrency - 1))) as pixels:
+        with closing(_submitted(pool, read, images, ahead=threads + size * (self.session.concurrency - 1))) as pixels:
             batches = iter(lambda: [_result(future) for future in islice(pixels, size)], [])
-            runs = (partial(self._run_good, batch) for batch in batches)
-            for vectors in _in_flight(runs, self.session.concurrency):
+            for vectors in _in_flight(self._run_good, batches, self.session.concurrency):
                 yield from vectors
 
     def _run_good(self, pixels: Sequence[np.ndarray | InputError]) -> list[np.ndarray | InputError]:
@@ -325,33 +324,33 @@ Encoder = TextEncoder | ImageEncoder
 ENCODERS: dict[str, type[TextEncoder] | type[ImageEncoder]] = {"text": TextEncoder, "image": ImageEncoder}
 
 
-def _in_flight(runs: Iterable[Callable[[], T]], concurrency: int) -> Iterator[T]:
-    """Results of the runs, in order. `concurrency` runs execute at the same time; a value of 1 uses this thread."""
-    runs = iter(runs)
-    first = list(islice(runs, min(concurrency, 2)))
+def _in_flight(run: Callable[[S], T], batches: Iterable[S], concurrency: int) -> Iterator[T]:
+    """Run batches; yield the results, in order. `concurrency` of them run at the same time; 1 uses this thread."""
+    batches = iter(batches)
+    first = list(islice(batches, min(concurrency, 2)))
     if len(first) < 2:  # one run at a time, or a single run: no other thread is needed
-        for run in chain(first, runs):
-            yield run()
+        yield from map(run, chain(first, batches))
         return
     pool = ThreadPoolExecutor(concurrency, "jinaclip-run")
-    for future in _submitted(pool, chain(first, runs), concurrency):
+    for future in _submitted(pool, run, chain(first, batches), concurrency):
         yield future.result()
 
 
 def _submitted(
-    pool: ThreadPoolExecutor, calls: Iterable[Callable[[], T]], ahead: int
+    pool: ThreadPoolExecutor, call: Callable[[S], T], arguments: Iterable[S], ahead: int
 ) -> Generator[Future[T], None, None]:
-    """Submit calls and yield their futures, in order.
+    """Submit a call for each argument and yield the futures, in order.
 
     Args:
         pool: runs the calls. It is shut down at the end.
-        calls: the calls.
+        call: the function to call.
+        arguments: its argument in each call.
         ahead: number of calls that are submitted after the one whose future is yielded.
     """
     futures: deque[Future[T]] = deque()
     try:
-        for call in calls:
-            futures.append(pool.submit(call))
+        for argument in arguments:
+            futures.append(pool.submit(call, argument))
             if len(futures) > ahead:
                 yield futures.popleft()
         yield from futures

@@ -236,8 +236,7 @@ class Bundle:
 
     def read_note(self, name: str) -> dict[str, Any] | None:
         """Read a JSON file of `cache_dir` or, if it is not there, of the bundle. None if neither has it."""
-        note = read_json(self.note_directory / name)
-        return read_json(self.directory / name) if note is None else note
+        return read_json(self.note_directory / name) or read_json(self.directory / name)
 
     def write_note(self, name: str, value: Mapping[str, Any]) -> bool:
         """Write a JSON file to `cache_dir`, or to the bundle without one, atomically. False if that is not possible."""
