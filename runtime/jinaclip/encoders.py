@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from functools import partial
 from itertools import chain, islice
 from typing import TypeVar
 
@@ -305,11 +304,17 @@ class ImageEncoder:
             ['coffee.jpg']
         """
         mode = self.bundle.preprocessing.mode_of(resize_mode)  # an error of the call, not of its first image
-        read = partial(self.prepare, resize_mode=mode, exif_transpose=exif_transpose, allow_urls=allow_urls)
+
+        def read(image: ImageInput) -> np.ndarray | InputError:
+            try:
+                return self.prepare(image, resize_mode=mode, exif_transpose=exif_transpose, allow_urls=allow_urls)
+            except InputError as error:
+                return error
+
         size, threads = batch_size or self.session.cost.images, self.session.threads
         pool = ThreadPoolExecutor(threads, "jinaclip-image")
         with closing(_submitted(pool, read, images, ahead=threads + size * (self.session.concurrency - 1))) as pixels:
-            batches = iter(lambda: [_result(future) for future in islice(pixels, size)], [])
+            batches = iter(lambda: [future.result() for future in islice(pixels, size)], [])
             for vectors in _in_flight(self._run_good, batches, self.session.concurrency):
                 yield from vectors
 
@@ -356,10 +361,3 @@ def _submitted(
         yield from futures
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _result(future: Future[np.ndarray]) -> np.ndarray | InputError:
-    try:
-        return future.result()
-    except InputError as error:
-        return error

@@ -31,7 +31,7 @@ MAX_WORKERS = 4  # the default limit: every run reads all weights, so more worke
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_model_arguments(parser, bundle_may_lack=True)
+    add_model_arguments(parser, nargs="?")
     add = parser.add_argument_group("model").add_argument
     add("--towers", type=words_of(TOWERS), metavar="T,…", help="text, image or both")
     add("--model-name", action="append", default=[], metavar="NAME", help="another model name for clients; repeatable")
@@ -133,7 +133,6 @@ def _server(args: argparse.Namespace, model: ClipModel, market: Marketplace | No
     from jinaclip.server.apis.requests import Rules
     from jinaclip.server.app import Server
     from jinaclip.server.fetch import Fetcher
-    from jinaclip.server.metrics import Metrics
     from jinaclip.server.middleware import ServerSettings
     from jinaclip.server.preparation import Limits
     from jinaclip.server.service import Service
@@ -152,9 +151,8 @@ def _server(args: argparse.Namespace, model: ClipModel, market: Marketplace | No
     if workers > 1:
         threads = next(iter(model.encoders.values())).session.threads
         parallel = stack.enter_context(model.reopened(threads=max(1, threads // workers)))
-    metrics = Metrics()
-    service = Service(model, limits, metrics, fetcher=fetcher, parallel_model=parallel, workers=workers)
-    return Server(service, rules, metrics, settings)
+    service = Service(model, limits, fetcher=fetcher, parallel_model=parallel, workers=workers)
+    return Server(service, rules, settings)
 
 
 def _workers(model: ClipModel, requested: int | None) -> int:

@@ -21,7 +21,6 @@ from jinaclip.server.apis.marketplaces import Marketplace
 from jinaclip.server.apis.requests import Request as AnyRequest
 from jinaclip.server.apis.requests import Rules, embedding_request, rank_request
 from jinaclip.server.errors import Problem
-from jinaclip.server.metrics import Metrics
 from jinaclip.server.middleware import Handling, ServerSettings
 from jinaclip.server.openapi import description, page
 from jinaclip.server.service import Service
@@ -36,11 +35,10 @@ class Server:
         in_flight: the number of embedding and rank requests that are not answered yet.
     """
 
-    def __init__(self, service: Service, rules: Rules, metrics: Metrics, settings: ServerSettings) -> None:
+    def __init__(self, service: Service, rules: Rules, settings: ServerSettings) -> None:
         self.service, self.rules, self.draining, self.in_flight = service, rules, False, 0
-        self._metrics = metrics
         self._description = description(rules, service.max_tokens, keyed=bool(settings.keys))
-        self._handling = handled = Handling(metrics, settings, service.model.provenance)
+        self._handling = handled = Handling(service.metrics, settings, service.model.provenance)
         public = partial(handled, public=True)
         routes = [Route("/health", public(self._health)), Route("/ready", public(self._ready))]
         if settings.marketplace is None or settings.keys:
@@ -53,9 +51,8 @@ class Server:
                 Route("/docs", handled(self._docs)),
             ]
         if (market := settings.marketplace) is not None:  # the platform authenticates callers
-            predict = public(partial(self._embeddings, market=market))
             routes.insert(0, Route(market.health, public(self._health)))
-            routes.insert(0, Route(market.predict, predict, methods=["POST"]))
+            routes.insert(0, Route(market.predict, public(partial(self._embeddings, market=market)), methods=["POST"]))
         self.app = Starlette(routes=routes, exception_handlers={HTTPException: handled.no_route})
 
     async def _embeddings(self, request: Request, market: Marketplace | None = None) -> Response:
@@ -122,7 +119,7 @@ class Server:
         return self._handling.json({"status": "ok"})
 
     async def _exposed(self, request: Request) -> Response:
-        return Response(generate_latest(self._metrics.registry), media_type=CONTENT_TYPE_LATEST)
+        return Response(generate_latest(self.service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     async def _openapi(self, request: Request) -> Response:
         return self._handling.json(self._description)

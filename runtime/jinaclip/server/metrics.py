@@ -17,11 +17,14 @@ SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 1
 STAGES = ("fetch", "decode", "tokenise", "wait", "run")
 
 
-class Metrics:
-    """The counters and histograms of a server.
+class Metrics(Collector):
+    """The counters and histograms of a server, and the state of its queues and admission limits.
+
+    Args:
+        batchers, limiters: the queue and the admission limit of each tower.
 
     Attributes:
-        registry: of these and of the other metrics that /metrics shows.
+        registry: all metrics.
         requests: answered requests, by path and status.
         seconds: request latency in seconds, by path.
         items: answered items, by tower.
@@ -29,22 +32,18 @@ class Metrics:
             for the texts that one thread tokenises together; the other stages are counted per item.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, batchers: Mapping[str, Batcher[Any]], limiters: Mapping[str, Limiter]) -> None:
+        self._batchers, self._limiters = batchers, limiters
         self.registry = CollectorRegistry()
+        self.registry.register(self)
         histogram = partial(Histogram, buckets=SECONDS, registry=self.registry)
         self.requests = Counter("jinaclip_requests", "answered requests", ("path", "status"), registry=self.registry)
         self.seconds = histogram("jinaclip_request_seconds", "request latency", ("path",))
         self.items = Counter("jinaclip_items", "answered texts and images", ("tower",), registry=self.registry)
         self.stages = histogram("jinaclip_stage_seconds", "time in a stage", ("tower", "stage"))
 
-
-class Queues(Collector):
-    """Collects the state of queues and admission limits, by tower, when /metrics is requested."""
-
-    def __init__(self, batchers: Mapping[str, Batcher[Any]], limiters: Mapping[str, Limiter]) -> None:
-        self._batchers, self._limiters = batchers, limiters
-
     def collect(self) -> Iterator[Metric]:
+        """The state of the queues and limits. Called by the registry when /metrics is requested."""
         waiting = GaugeMetricFamily("jinaclip_queue_items", "queued items", labels=["tower"])
         oldest = GaugeMetricFamily("jinaclip_queue_oldest_seconds", "age of the oldest queued item", labels=["tower"])
         in_use = GaugeMetricFamily("jinaclip_accepted_items", "items accepted and not yet answered", labels=["tower"])

@@ -69,7 +69,7 @@ class Batcher(Generic[T]):
     def __init__(
         self, name: str, run: Callable[[Sequence[T], bool], np.ndarray],
         choose: Callable[[Sequence[T]], Sequence[int]], *, workers: int = 1, gather_s: float = 0.0,
-        observe: Callable[[Sequence[float], float], None] | None = None,
+        observe: Callable[[Sequence[float], float], None] = lambda waited, seconds: None,
     ) -> None:  # fmt: skip
         self.name, self.counts = name, Counts()
         self._run, self._choose, self._gather_s, self._observe = run, choose, gather_s, observe
@@ -184,8 +184,7 @@ class Batcher(Generic[T]):
         self.counts.failing = 0
         self.counts.run += len(batch)
         self.counts.batches[len(batch)] += 1
-        if self._observe is not None:
-            self._observe([start - entry.since for entry in batch], time.monotonic() - start)
+        self._observe([start - entry.since for entry in batch], time.monotonic() - start)
         for entry, vector in zip(batch, vectors, strict=True):
             entry.future.set_result(vector)
 

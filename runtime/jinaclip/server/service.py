@@ -20,7 +20,7 @@ from jinaclip.server.admission import Limiter
 from jinaclip.server.apis.items import Item, valid_items
 from jinaclip.server.errors import Problem, invalid
 from jinaclip.server.fetch import Fetcher
-from jinaclip.server.metrics import Metrics, Queues
+from jinaclip.server.metrics import Metrics
 from jinaclip.server.preparation import Limits, Preparation
 from jinaclip.server.queue import Batcher, choose_images, choose_texts
 
@@ -33,7 +33,6 @@ class Service:
     Args:
         model: the open model. The caller closes it.
         limits: limits on requests and queues; None for the defaults.
-        metrics: the counters to update; None for unexported ones.
         fetcher: downloads images from URLs; None to reject URLs.
         parallel_model: the same model opened with fewer threads, used for batches that run at the same time under
             load; None to run batches one after the other.
@@ -43,18 +42,20 @@ class Service:
         max_tokens: the most tokens in a text.
         batchers: the queue of each tower.
         limiters: the admission limit of each tower, in items that are accepted and not answered yet.
+        metrics: the counters that the service and the server update.
     """
 
     def __init__(
-        self, model: ClipModel, limits: Limits | None = None, metrics: Metrics | None = None, *,
+        self, model: ClipModel, limits: Limits | None = None, *,
         fetcher: Fetcher | None = None, parallel_model: ClipModel | None = None, workers: int = 1,
     ) -> None:  # fmt: skip
         self.model, self._parallel_model, self._workers = model, parallel_model or model, workers
         self._long_text = threading.Lock()  # one long text at a time: it uses much memory and all cores
-        self._limits, self._metrics = limits or Limits(), metrics or Metrics()
+        self._limits = limits or Limits()
         self.max_tokens = min(self._limits.tokens or model.max_tokens, model.max_tokens)
         self.batchers: dict[str, Batcher[Any]] = {}
         self.limiters: dict[str, Limiter] = {}
+        self.metrics = Metrics(self.batchers, self.limiters)
         self._tested_at = dict.fromkeys(model.encoders, time.time())  # the last self-test of each tower
         self._failures: dict[str, str] = {}  # of the towers that did not pass it
         if "text" in model.encoders:
@@ -66,8 +67,7 @@ class Service:
         if "image" in model.encoders:
             choose = functools.partial(choose_images, cost=model.image_encoder.session.cost)
             self._open_queue("image", choose, self._limits.queue_images)
-        self._metrics.registry.register(Queues(self.batchers, self.limiters))
-        self._preparation = Preparation(model, self.max_tokens, self._limits, self._metrics, fetcher)
+        self._preparation = Preparation(model, self.max_tokens, self._limits, self.metrics, fetcher)
 
     def _open_queue(self, tower: str, choose: Callable[..., Sequence[int]], limit: int) -> None:
         workers = max(self._workers, self.model.encoders[tower].session.concurrency)
@@ -111,7 +111,7 @@ class Service:
             if not np.isfinite(item.vector).all():  # JSON would contain null, which some clients store
                 what = "has an embedding with NaN or infinite values"
                 raise Problem(500, "not_finite", what).at(item.field, item.index)
-            self._metrics.items.labels(item.tower).inc()
+            self.metrics.items.labels(item.tower).inc()
 
     async def _run(self, items: Sequence[Item]) -> None:
         """Run prepared items in batches. If the caller is cancelled, its queued items are dropped."""
@@ -180,5 +180,5 @@ class Service:
 
     def _observe(self, tower: str, waited: Sequence[float], seconds: float) -> None:
         for wait in waited:
-            self._metrics.stages.labels(tower, "wait").observe(wait)
-        self._metrics.stages.labels(tower, "run").observe(seconds)
+            self.metrics.stages.labels(tower, "wait").observe(wait)
+        self.metrics.stages.labels(tower, "run").observe(seconds)
