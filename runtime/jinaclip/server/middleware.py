@@ -11,7 +11,7 @@ import logging
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -112,14 +112,16 @@ class Handling:
         kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
         if kind != "application/json":
             raise Problem(415, "unsupported_media_type", f"The request body is {kind:.80}, expected application/json.")
+        reserved = 0  # one number: a client may send a body in very many chunks
         content = bytearray()
-        with ExitStack() as reserved:
+        try:
             try:
                 async with asyncio.timeout(self._settings.body_timeout_s):
                     self._check_size(int(request.headers.get("content-length", 0)))
                     async for chunk in request.stream():
                         self._check_size(len(content) + len(chunk))
-                        reserved.enter_context(self._bodies.reserved(len(chunk)))
+                        self._bodies.acquire(len(chunk))
+                        reserved += len(chunk)
                         content += chunk
             except TimeoutError:
                 message = f"The request body was not received in {self._settings.body_timeout_s:g} s."
@@ -130,6 +132,8 @@ class Handling:
                 raise Problem(400, "invalid_json", f"The request body is not valid JSON: {error}") from None
             del content
             yield decoded
+        finally:
+            self._bodies.release(reserved)
 
     def json(self, value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
         """A JSON response; `value` may contain NumPy arrays."""
