@@ -88,8 +88,7 @@ class Batcher(Generic[T]):
         Raises:
             Overloaded: the queue is closed.
         """
-        now = time.monotonic()
-        entries = [_Entry(item, Future[Vector](), now) for item in items]
+        entries = [_Entry(item, Future[Vector](), time.monotonic()) for item in items]
         with self._changed:
             if not self._open:
                 raise Overloaded(f"the {self.name} queue is closed because the server is shutting down")
