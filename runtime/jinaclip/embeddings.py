@@ -1,10 +1,10 @@
 """Post-processing of raw vectors: truncation followed by normalisation, in the publisher's order (Matryoshka
-embeddings, arXiv 2205.13147), and conversion of cosine similarities to probabilities.
+embeddings, arXiv 2205.13147), and ranking by probabilities.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -54,23 +54,31 @@ def truncate(raw: np.ndarray, dim: int, *, normalize: bool = True) -> np.ndarray
         )
     if not normalize:
         return cut
-    norms: np.ndarray = np.linalg.norm(cut.astype(np.float64), axis=1, keepdims=True)
-    unit: np.ndarray = (cut / np.maximum(norms, 1e-12)).astype(np.float32)
-    return unit
+    norms = np.linalg.norm(cut.astype(np.float64), axis=1, keepdims=True)
+    return np.asarray(cut / np.maximum(norms, 1e-12), np.float32)
 
 
-def probabilities(cosines: np.ndarray, logit_scale: float, *, over: str) -> np.ndarray:
-    """Softmax of the model's logits, which are cosine × exp(logit_scale).
+Ranking = list[tuple[int, float, float]]  # index of a candidate, probability, cosine
+
+
+def rankings(cosines: np.ndarray, logit_scale: float, *, over: str, top: int | None = None) -> Iterator[Ranking]:
+    """Rank texts for images, or images for texts, by probability.
+
+    A probability is the softmax of the model's logits, which are cosine × exp(logit_scale).
 
     Args:
         cosines: cosine similarities [texts, images].
         logit_scale: the checkpoint's logit scale.
-        over: "texts" makes the probabilities of each image sum to 1, "images" those of each text.
+        over: "texts" ranks the texts for each image, "images" ranks the images for each text. The probabilities of
+            what is ranked sum to 1.
+        top: the number of candidates to keep. None keeps all.
 
-    Returns:
-        float64 [texts, images].
+    Yields:
+        For each query, the index, probability and cosine of its candidates, best first.
     """
-    logits = cosines.astype(np.float64) * np.exp(logit_scale)
-    axis = 0 if over == "texts" else 1
-    odds = np.exp(logits - logits.max(axis=axis, keepdims=True))
-    return np.asarray(odds / odds.sum(axis=axis, keepdims=True))
+    for query in cosines.T if over == "texts" else cosines:
+        logits = query.astype(np.float64) * np.exp(logit_scale)
+        odds = np.exp(logits - logits.max())
+        odds /= odds.sum()
+        best = np.argsort(-odds, kind="stable")[:top]
+        yield [(int(i), float(odds[i]), float(query[i])) for i in best]

@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from functools import partial
 from itertools import chain, islice
 from typing import TypeVar
 
@@ -23,6 +22,7 @@ from jinaclip.preprocessing.image_sources import ImageInput
 from jinaclip.preprocessing.text import instruction_of
 
 INTERRUPTIBLE_TOKENS = 256  # batches of this many tokens or more can be interrupted with Ctrl-C
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -94,9 +94,11 @@ class TextEncoder:
         instruction = instruction_of(task, self.bundle.tasks, self.bundle.default_task)
         if max_length is None:
             return self.tokenizer.encode(texts, instruction=instruction)
-        least = len(self.tokenizer.encode([instruction])[0]) + 1
-        limit = _check_max_length(max_length, least, self.bundle.max_tokens)
-        return self.tokenizer.truncated(self.tokenizer.encode(texts, instruction=instruction), limit)
+        least, most = len(self.tokenizer.encode([instruction])[0]) + 1, self.bundle.max_tokens
+        if type(max_length) is not int or not least <= max_length <= max(most, 8192):  # the default of `encode_text`
+            expected = f"a whole number from {least} (<s>, </s> and the task's instruction count) to {most}"
+            raise InputError(f"max_length is {max_length!r}, expected {expected}")
+        return self.tokenizer.truncated(self.tokenizer.encode(texts, instruction=instruction), min(max_length, most))
 
     def run(self, rows: Sequence[list[int]]) -> np.ndarray:
         """Run texts as one batch.
@@ -179,8 +181,8 @@ class TextEncoder:
         """
         lengths, cost = [len(row) for row in rows], self.session.cost
         batches = pack_texts(lengths, self.bundle.tower("text"), batch_size=batch_size, cost=cost)
-        runs = (partial(self.run, [rows[i] for i in batch]) for batch in batches)
-        yield from zip(batches, _in_flight(runs, self.session.concurrency), strict=True)
+        inputs = ([rows[i] for i in batch] for batch in batches)
+        yield from zip(batches, _in_flight(self.run, inputs, self.session.concurrency), strict=True)
 
 
 class ImageEncoder:
@@ -302,14 +304,18 @@ class ImageEncoder:
             ['coffee.jpg']
         """
         mode = self.bundle.preprocessing.mode_of(resize_mode)  # an error of the call, not of its first image
-        read = partial(self.prepare, resize_mode=mode, exif_transpose=exif_transpose, allow_urls=allow_urls)
-        reads = (partial(read, image) for image in images)
+
+        def read(image: ImageInput) -> np.ndarray | InputError:
+            try:
+                return self.prepare(image, resize_mode=mode, exif_transpose=exif_transpose, allow_urls=allow_urls)
+            except InputError as error:
+                return error
+
         size, threads = batch_size or self.session.cost.images, self.session.threads
         pool = ThreadPoolExecutor(threads, "jinaclip-image")
-        with closing(_submitted(pool, reads, ahead=threads + size * (self.session.concurrency - 1))) as pixels:
-            batches = iter(lambda: [_result(future) for future in islice(pixels, size)], [])
-            runs = (partial(self._run_good, batch) for batch in batches)
-            for vectors in _in_flight(runs, self.session.concurrency):
+        with closing(_submitted(pool, read, images, ahead=threads + size * (self.session.concurrency - 1))) as pixels:
+            batches = iter(lambda: [future.result() for future in islice(pixels, size)], [])
+            for vectors in _in_flight(self._run_good, batches, self.session.concurrency):
                 yield from vectors
 
     def _run_good(self, pixels: Sequence[np.ndarray | InputError]) -> list[np.ndarray | InputError]:
@@ -323,50 +329,35 @@ Encoder = TextEncoder | ImageEncoder
 ENCODERS: dict[str, type[TextEncoder] | type[ImageEncoder]] = {"text": TextEncoder, "image": ImageEncoder}
 
 
-def _in_flight(runs: Iterable[Callable[[], T]], concurrency: int) -> Iterator[T]:
-    """Results of the runs, in order. `concurrency` runs execute at the same time; a value of 1 uses this thread."""
-    runs = iter(runs)
-    first = list(islice(runs, min(concurrency, 2)))
+def _in_flight(run: Callable[[S], T], batches: Iterable[S], concurrency: int) -> Iterator[T]:
+    """Run batches; yield the results, in order. `concurrency` of them run at the same time; 1 uses this thread."""
+    batches = iter(batches)
+    first = list(islice(batches, min(concurrency, 2)))
     if len(first) < 2:  # one run at a time, or a single run: no other thread is needed
-        for run in chain(first, runs):
-            yield run()
+        yield from map(run, chain(first, batches))
         return
     pool = ThreadPoolExecutor(concurrency, "jinaclip-run")
-    for future in _submitted(pool, chain(first, runs), concurrency):
+    for future in _submitted(pool, run, chain(first, batches), concurrency):
         yield future.result()
 
 
 def _submitted(
-    pool: ThreadPoolExecutor, calls: Iterable[Callable[[], T]], ahead: int
+    pool: ThreadPoolExecutor, call: Callable[[S], T], arguments: Iterable[S], ahead: int
 ) -> Generator[Future[T], None, None]:
-    """Submit calls and yield their futures, in order.
+    """Submit a call for each argument and yield the futures, in order.
 
     Args:
         pool: runs the calls. It is shut down at the end.
-        calls: the calls.
+        call: the function to call.
+        arguments: its argument in each call.
         ahead: number of calls that are submitted after the one whose future is yielded.
     """
     futures: deque[Future[T]] = deque()
     try:
-        for call in calls:
-            futures.append(pool.submit(call))
+        for argument in arguments:
+            futures.append(pool.submit(call, argument))
             if len(futures) > ahead:
                 yield futures.popleft()
         yield from futures
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _result(future: Future[np.ndarray]) -> np.ndarray | InputError:
-    try:
-        return future.result()
-    except InputError as error:
-        return error
-
-
-def _check_max_length(max_length: int, least: int, most: int) -> int:
-    """The limit in tokens. 8192, the default of `encode_text`, is lowered to what the model accepts."""
-    if type(max_length) is not int or not least <= max_length <= max(most, 8192):
-        expected = f"a whole number from {least} (<s>, </s> and the task's instruction count) to {most}"
-        raise InputError(f"max_length is {max_length!r}, expected {expected}")
-    return min(max_length, most)

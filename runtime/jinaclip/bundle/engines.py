@@ -38,10 +38,8 @@ def engine_key(facts: Mapping[str, Any]) -> str:
 
 def engines_of(bundle: Bundle, tower: str, precision: str, backend: str) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Directory and sidecar of every engine of a tower's graph. The sidecar is {} if it cannot be read."""
-    prefix = f"{tower}-{precision}-{backend}-"
     for path, sidecar in all_engines(bundle):
-        rest = path.name.removeprefix(prefix)
-        if rest != path.name and "-" not in rest:  # the prefix for tensorrt also matches tensorrt-rtx
+        if path.name.rpartition("-")[0] == f"{tower}-{precision}-{backend}":
             yield path, sidecar
 
 

@@ -76,13 +76,16 @@ class Bundle:
         cache_dir: directory for self-test results, certificates and engines when the bundle is read-only. None writes
             them to the bundle.
 
+    Attributes:
+        note_directory: directory for files made for this bundle: its own folder in `cache_dir`, or the bundle without
+            one.
+
     Raises:
         BundleError: the directory is not a bundle, is damaged, is newer than this reader, or names a file outside it.
     """
 
     def __init__(self, directory: str | os.PathLike[str], cache_dir: str | os.PathLike[str] | None = None):
         self.directory = Path(directory)
-        self.cache_dir = None if cache_dir is None else Path(cache_dir)
         try:
             self.manifest = _read_manifest(self.directory)
             self._read()
@@ -93,6 +96,8 @@ class Bundle:
             ) from error
         except (OSError, RuntimeError) as error:  # no permission, a name that is too long, circular links
             raise BundleError(f"{self.directory} cannot be read ({error!s:.300}); copy the bundle again") from error
+        key = facts_hash(self.manifest["files"])
+        self.note_directory = self.directory if cache_dir is None else Path(cache_dir) / key
 
     def _read(self) -> None:
         manifest = self.manifest
@@ -141,10 +146,8 @@ class Bundle:
             BundleError: the bundle was exported without the tower.
         """
         if name not in self.towers:
-            raise BundleError(
-                f"{self.directory} has no {name} tower (it has: {', '.join(self.towers)}); "
-                "export it with --towers text,image"
-            )
+            found = f"{self.directory} has no {name} tower (it has: {', '.join(self.towers)})"
+            raise BundleError(f"{found}; export it with --towers text,image")
         return self.towers[name]
 
     def graph(self, tower: str, precision: str) -> Path:
@@ -218,10 +221,8 @@ class Bundle:
         for name, (_, expected) in self.files.items():
             progress(name)
             if (found := file_sha256(self._inside(name))) != expected:
-                raise BundleError(
-                    f"{self.directory / name} has sha256 {found[:16]}…, expected {expected[:16]}…; "
-                    "the file is damaged or changed: copy or export the bundle again"
-                )
+                problem = f"{self.directory / name} has sha256 {found[:16]}…, expected {expected[:16]}…"
+                raise BundleError(f"{problem}; the file is damaged or changed: copy or export the bundle again")
 
     def graph_fingerprint(self, tower: str, precision: str) -> str:
         """Hash over the listed hashes of a graph's files and their modification times. It changes if a file does."""
@@ -236,8 +237,7 @@ class Bundle:
 
     def read_note(self, name: str) -> dict[str, Any] | None:
         """Read a JSON file of `cache_dir` or, if it is not there, of the bundle. None if neither has it."""
-        note = read_json(self.note_directory / name)
-        return read_json(self.directory / name) if note is None else note
+        return read_json(self.note_directory / name) or read_json(self.directory / name)
 
     def write_note(self, name: str, value: Mapping[str, Any]) -> bool:
         """Write a JSON file to `cache_dir`, or to the bundle without one, atomically. False if that is not possible."""
@@ -257,11 +257,6 @@ class Bundle:
         except OSError:
             return False
         return True
-
-    @property
-    def note_directory(self) -> Path:
-        """The directory for files made for this bundle: its own folder in `cache_dir`, or the bundle without one."""
-        return self.directory if self.cache_dir is None else self.cache_dir / facts_hash(self.manifest["files"])
 
     def _graph_files(self, tower: str, precision: str) -> list[str]:
         prefix = self.graph(tower, precision).relative_to(self.directory).as_posix()

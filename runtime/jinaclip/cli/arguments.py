@@ -17,15 +17,14 @@ from jinaclip.preprocessing.image import RESIZE_MODES
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2", ".ppm", ".pgm"}
 
 
-def add_bundle_arguments(parser: argparse.ArgumentParser, *, may_lack: bool = False) -> None:
-    nargs = "?" if may_lack else None
+def add_bundle_arguments(parser: argparse.ArgumentParser, *, nargs: str | None = None) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", nargs=nargs, help="directory made by `jinaclip export`")
     what = "directory for self-test results, certificates and engines when the bundle is read-only"
     parser.add_argument("--cache", metavar="DIR", help=what)
 
 
-def add_model_arguments(parser: argparse.ArgumentParser, *, bundle_may_lack: bool = False) -> None:
-    add_bundle_arguments(parser, may_lack=bundle_may_lack)
+def add_model_arguments(parser: argparse.ArgumentParser, *, nargs: str | None = None) -> None:
+    add_bundle_arguments(parser, nargs=nargs)
     parser.add_argument("--precision", choices=PRECISIONS, default="auto", help="precision of the graphs")
     parser.add_argument("--backend", choices=BACKENDS, default="auto", help="library that runs the graphs")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")

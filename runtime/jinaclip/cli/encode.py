@@ -58,7 +58,8 @@ def run(args: argparse.Namespace) -> int:
         args.usage_error(".npy cannot record the errors of --on-error skip; use --format jsonl or parquet")
     if form != "jsonl" and args.output is None and sys.stdout.isatty():
         args.usage_error(f"--format {form} is binary; name a file with --output, or use a pipe")
-    _check_output(args.output)
+    if args.output is not None:
+        _check_output(args.output)
     if form == "parquet":
         import_module("pyarrow.parquet")  # fails before encoding, not after it, if pyarrow is missing
     texts = [_checked(text) for text in args.texts]
@@ -70,9 +71,9 @@ def run(args: argparse.Namespace) -> int:
     images = find_images(args.images)
     wanted = {"text": args.texts or args.text_file is not None, "image": images}
     with open_model(args, [tower for tower in wanted if wanted[tower]]) as model:
+        args.truncate_dim = dim = check_dim(args.truncate_dim, model.dims)
         rows = [*_encode_texts(model, texts, args), *_encode_images(model, images, args)]
         provenance = model.provenance_of(resize_mode=args.resize_mode, exif_transpose=args.exif_transpose)
-        dim = check_dim(args.truncate_dim, model.dims)
     records = [{"id": index, **record, "provenance": provenance} for index, record in enumerate(rows)]
     _write(_serialise(records, form, dim), args.output)
     failed = sum("error" in record for record in records)
@@ -110,13 +111,12 @@ def _encode_texts(model: ClipModel, texts: Sequence[str | InputError], args: arg
 def _encode_images(model: ClipModel, images: Sequence[str], args: argparse.Namespace) -> Iterator[Record]:
     if not images:
         return
-    dim = check_dim(args.truncate_dim, model.dims)
     advance = progress("images", len(images))
     vectors = model.image_encoder.run_all(images, resize_mode=args.resize_mode, exif_transpose=args.exif_transpose)
     for path, vector in zip(images, vectors, strict=True):
         record = {"kind": "image", "path": "data:" if path[:5].lower() == "data:" else path}
         if not isinstance(vector, InputError):
-            yield record | {"embedding": truncate(vector[None], dim, normalize=not args.raw)[0]}
+            yield record | {"embedding": truncate(vector[None], args.truncate_dim, normalize=not args.raw)[0]}
         elif args.on_error == "skip":
             yield record | {"error": str(vector)}
         else:
@@ -127,8 +127,7 @@ def _encode_images(model: ClipModel, images: Sequence[str], args: argparse.Names
 def _serialise(records: Sequence[Record], form: str, dim: int) -> bytes:
     if form == "npy":
         buffer = io.BytesIO()
-        rows = [record["embedding"] for record in records]
-        np.save(buffer, np.stack(rows) if rows else np.empty((0, dim), np.float32))
+        np.save(buffer, np.array([record["embedding"] for record in records], np.float32).reshape(-1, dim))
         return buffer.getvalue()
     if form == "parquet":
         return _parquet(records)
@@ -153,9 +152,7 @@ def _parquet(records: Sequence[Record]) -> bytes:
     return buffer.getvalue()
 
 
-def _check_output(output: str | None) -> None:
-    if output is None:
-        return
+def _check_output(output: str) -> None:
     if not Path(output).parent.is_dir():
         raise InputError(f"--output {output}: {Path(output).parent} is not a directory; create it first")
     if Path(output).is_dir():

@@ -9,10 +9,8 @@ from __future__ import annotations
 import argparse
 import json
 
-import numpy as np
-
 from jinaclip.cli.arguments import add_encoding_arguments, add_model_arguments, find_images, open_model
-from jinaclip.embeddings import probabilities
+from jinaclip.embeddings import rankings
 
 EXTRA = None
 
@@ -36,16 +34,10 @@ def run(args: argparse.Namespace) -> int:
         both = {"truncate_dim": args.truncate_dim, "show_progress_bar": True}
         of_texts = model.encode_text(args.texts, task=args.task, max_length=args.max_length, **both)
         of_images = model.encode_image(images, resize_mode=args.resize_mode, exif_transpose=args.exif_transpose, **both)
-        cosines = model.similarity(of_texts, of_images)  # [texts, images]
-        odds = probabilities(cosines, model.logit_scale, over=args.over)
-    queries, candidates = args.texts, images
-    if args.over == "texts":
-        queries, candidates, cosines, odds = candidates, queries, cosines.T, odds.T
-    for query, similar, scores in zip(queries, cosines, odds, strict=True):
-        best = np.argsort(-scores, kind="stable")[: args.top]
-        results = [
-            {"candidate": candidates[i], "probability": float(scores[i]), "cosine": float(similar[i])} for i in best
-        ]
+        rows = rankings(model.similarity(of_texts, of_images), model.logit_scale, over=args.over, top=args.top)
+    queries, candidates = (images, args.texts) if args.over == "texts" else (args.texts, images)
+    for query, row in zip(queries, rows, strict=True):
+        results = [{"candidate": candidates[i], "probability": odds, "cosine": cosine} for i, odds, cosine in row]
         if args.json:
             print(json.dumps({"query": query, "results": results}, ensure_ascii=False))
         else:

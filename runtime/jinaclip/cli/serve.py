@@ -31,12 +31,7 @@ MAX_WORKERS = 4  # the default limit: every run reads all weights, so more worke
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    _add_options(parser)
-    parser.set_defaults(**_from_environment(parser))
-
-
-def _add_options(parser: argparse.ArgumentParser) -> None:
-    add_model_arguments(parser, bundle_may_lack=True)
+    add_model_arguments(parser, nargs="?")
     add = parser.add_argument_group("model").add_argument
     add("--towers", type=words_of(TOWERS), metavar="T,…", help="text, image or both")
     add("--model-name", action="append", default=[], metavar="NAME", help="another model name for clients; repeatable")
@@ -69,6 +64,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     batch_wait = "milliseconds that an idle queue waits for more items before it runs a batch"
     add("--batch-wait", type=float, default=0.0, metavar="MS", help=batch_wait)
     add("--grace", type=float, default=30.0, metavar="S", help="seconds to answer accepted requests at shutdown")
+    parser.set_defaults(**_from_environment(parser))
 
 
 def _from_environment(parser: argparse.ArgumentParser) -> dict[str, Any]:
@@ -76,8 +72,7 @@ def _from_environment(parser: argparse.ArgumentParser) -> dict[str, Any]:
 
     Several values of a repeatable option are separated by commas.
     """
-    reader = argparse.ArgumentParser(add_help=False, exit_on_error=False)
-    _add_options(reader)
+    reader = argparse.ArgumentParser(parents=[parser], add_help=False, exit_on_error=False)
     found = {}
     for name, default in vars(reader.parse_args([])).items():
         option, variable = f"--{name.replace('_', '-')}", f"{PREFIX}{name.upper()}"
@@ -121,11 +116,9 @@ def run(args: argparse.Namespace) -> int:
         info = model.info()["towers"].items()
         towers = ", ".join(f"{tower} {x['precision']} on {x['backend']} {x['device']}" for tower, x in info)
         licence = f"licence of the weights: {model.bundle.model.get('licence')}"
-        print(f"jinaclip: {server.rules.model_names[0]} at {url} ({towers}); {licence}", file=sys.stderr, flush=True)
+        print(f"jinaclip: {server.rules.model_names[0]} at {url} ({towers}); {licence}", file=sys.stderr)
         if unfinished := serve(server, listener, args.grace):
-            print(
-                f"jinaclip: {unfinished} items were not finished within {args.grace:g} s", file=sys.stderr, flush=True
-            )
+            print(f"jinaclip: {unfinished} items were not finished within {args.grace:g} s", file=sys.stderr)
         if any(batcher.running() for batcher in server.service.batchers.values()):
             os._exit(0)  # the usual exit would abort the process while onnxruntime's threads run
     return 0
@@ -140,7 +133,6 @@ def _server(args: argparse.Namespace, model: ClipModel, market: Marketplace | No
     from jinaclip.server.apis.requests import Rules
     from jinaclip.server.app import Server
     from jinaclip.server.fetch import Fetcher
-    from jinaclip.server.metrics import Metrics
     from jinaclip.server.middleware import ServerSettings
     from jinaclip.server.preparation import Limits
     from jinaclip.server.service import Service
@@ -159,9 +151,8 @@ def _server(args: argparse.Namespace, model: ClipModel, market: Marketplace | No
     if workers > 1:
         threads = next(iter(model.encoders.values())).session.threads
         parallel = stack.enter_context(model.reopened(threads=max(1, threads // workers)))
-    metrics = Metrics()
-    service = Service(model, limits, metrics, fetcher=fetcher, parallel_model=parallel, workers=workers)
-    return Server(service, rules, metrics, settings)
+    service = Service(model, limits, fetcher=fetcher, parallel_model=parallel, workers=workers)
+    return Server(service, rules, settings)
 
 
 def _workers(model: ClipModel, requested: int | None) -> int:

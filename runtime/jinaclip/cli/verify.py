@@ -35,8 +35,7 @@ def run(args: argparse.Namespace) -> int:
             session, _ = backend.open(bundle, tower, precision, threads=args.threads)
             with closing(session):
                 ratio = ENCODERS[tower](bundle, precision, session).check()["ratio"]
-                result = {"tower": tower, "precision": precision, "backend": session.backend, "error_ratio": ratio}
-            results.append(result)
+            results.append({"tower": tower, "precision": precision, "backend": session.backend, "error_ratio": ratio})
     if args.json:
         print(json.dumps({"files": len(bundle.files), "self_tests": results}))
     else:

@@ -122,29 +122,30 @@ def preprocess(
     Raises:
         InputError: the image cannot be used, or resize_mode is unknown.
     """
+    image = open_image(source, allow_urls=allow_urls)
     with reading(name_of(source)):
-        image = open_image(source, allow_urls=allow_urls)
         return resize(to_rgb(image, exif_transpose=exif_transpose), preprocessing, resize_mode)
 
 
 def to_rgb(image: Image.Image, *, exif_transpose: bool = False) -> Image.Image:
     """Convert an image to mode RGB, according to the table above. An RGB image is returned unchanged.
 
+    Call it inside of `reading`, because Pillow raises errors of several classes.
+
     Raises:
         InputError: the mode has no defined RGB values.
     """
-    with reading(name_of(image)):
-        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation)) if exif_transpose else None
-        if turn is not None:
-            image = image.transpose(turn)
-        if image.mode.startswith("I;16"):
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        if image.mode in ("I", "F", "La"):
-            raise InputError(f"mode {image.mode} has no defined 8-bit range; scale the image to mode L")
-        if "transparency" in image.info:  # avoids Pillow's warning that transparency is dropped
-            image = image.copy()
-            del image.info["transparency"]
-        return image if image.mode == "RGB" else image.convert("RGB")
+    turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation)) if exif_transpose else None
+    if turn is not None:
+        image = image.transpose(turn)
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F", "La"):
+        raise InputError(f"mode {image.mode} has no defined 8-bit range; scale the image to mode L")
+    if "transparency" in image.info:  # avoids Pillow's warning that transparency is dropped
+        image = image.copy()
+        del image.info["transparency"]
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def resize(image_rgb: Image.Image, preprocessing: ImagePreprocessing, resize_mode: str | None = None) -> Pixels:
@@ -189,7 +190,4 @@ def normalise(pixels: Pixels, preprocessing: ImagePreprocessing) -> npt.NDArray[
     """Convert pixels, uint8 [B, size, size, 3], to the publisher's input (x / 255 - mean) / std, [B, 3, size, size]."""
     mean, std = np.array((preprocessing.mean, preprocessing.std), np.float32)[:, :, None, None]
     scaled = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), dtype=np.float32)
-    scaled /= 255
-    scaled -= mean
-    scaled /= std
-    return scaled  # [B, 3, size, size]
+    return np.asarray((scaled / 255 - mean) / std, np.float32)  # [B, 3, size, size]

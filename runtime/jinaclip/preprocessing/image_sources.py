@@ -9,8 +9,6 @@ import urllib.error
 import urllib.request as web
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from contextvars import ContextVar
-from importlib import import_module
 from io import BytesIO
 from threading import Lock
 from typing import Any, BinaryIO, TypeAlias
@@ -18,7 +16,18 @@ from urllib.parse import unquote_to_bytes
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import (  # noqa: F401 - each plugin registers its format in Image.OPEN
+    AvifImagePlugin,
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    Jpeg2KImagePlugin,
+    JpegImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
 
 from jinaclip.errors import InputError
 
@@ -29,13 +38,6 @@ URL_MAX_BYTES = 32 << 20
 URL_TIMEOUT_S = 30.0
 # Accepted file formats, by their names in Pillow. Pillow supports more, but some start programs: EPS runs Ghostscript.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
-_PLUGINS = ("Png", "Jpeg", "WebP", "Gif", "Bmp", "Tiff", "Avif", "Jpeg2K", "Ppm")
-
-
-for _plugin in _PLUGINS:  # each registers its format in Image.OPEN
-    import_module(f"PIL.{_plugin}ImagePlugin")
-
-
 _LOADING = [Lock() for _ in range(61)]  # by id; a lazily opened PIL image must not be loaded by two threads at once
 
 
@@ -67,19 +69,9 @@ def open_image(source: ImageInput, *, allow_urls: bool = False, max_pixels: int 
         return image
 
 
-_reading_now = ContextVar("_reading_now", default=False)
-
-
 @contextmanager
 def reading(name: str) -> Iterator[None]:
-    """Turn Pillow's exceptions into an InputError that starts with `name`. Used around all calls of Pillow.
-
-    Of nested uses the outermost applies, because its name is the one that the caller used.
-    """
-    if _reading_now.get():
-        yield
-        return
-    token = _reading_now.set(True)
+    """Turn Pillow's exceptions into an InputError that starts with `name`. Used around all calls of Pillow."""
     try:
         yield
     except InputError as error:
@@ -87,8 +79,6 @@ def reading(name: str) -> Iterator[None]:
     except Exception as error:  # malformed files cause OSError, SyntaxError, struct.error, zlib.error, ...
         found = str(getattr(error, "strerror", None) or error) or type(error).__name__
         raise InputError(f"{name}: cannot be read as an image: {' '.join(found.split())}") from error
-    finally:
-        _reading_now.reset(token)
 
 
 def _identify(source: Any, allow_urls: bool) -> Image.Image:

@@ -16,6 +16,7 @@ from jinaclip.errors import BundleError, InputError
 
 logger = logging.getLogger("jinaclip")
 
+ADVICE = "expected the tokenizer of the same checkpoint"
 SPECIAL_TOKENS = {"bos": "<s>", "pad": "<pad>", "eos": "</s>"}
 
 
@@ -45,17 +46,13 @@ class TextTokenizer:
         self._tokenizer.no_padding()
         largest = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
         if largest >= vocab_size:
-            raise BundleError(
-                f"{path} has ids up to {largest}, but the text tower's embedding table has {vocab_size} rows; "
-                "expected the tokenizer of the same checkpoint"
-            )
+            problem = f"{path} has ids up to {largest}, but the text tower's embedding table has {vocab_size} rows"
+            raise BundleError(f"{problem}; {ADVICE}")
         for name, token in SPECIAL_TOKENS.items():
             found = self._tokenizer.token_to_id(token)
             if found != special_ids[name]:
-                raise BundleError(
-                    f"{path} has {'no' if found is None else f'id {found} for'} {token}, the text tower expects "
-                    f"{special_ids[name]}; expected the tokenizer of the same checkpoint"
-                )
+                problem = f"{path} has {'no' if found is None else f'id {found} for'} {token}"
+                raise BundleError(f"{problem}, the text tower expects {special_ids[name]}; {ADVICE}")
         self.bos, self.pad, self.eos = (special_ids[name] for name in ("bos", "pad", "eos"))
         empty = self.encode([""])[0]
         if empty != [self.bos, self.eos]:

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
-from prometheus_client import CONTENT_TYPE_LATEST
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -21,7 +21,6 @@ from jinaclip.server.apis.marketplaces import Marketplace
 from jinaclip.server.apis.requests import Request as AnyRequest
 from jinaclip.server.apis.requests import Rules, embedding_request, rank_request
 from jinaclip.server.errors import Problem
-from jinaclip.server.metrics import Metrics
 from jinaclip.server.middleware import Handling, ServerSettings
 from jinaclip.server.openapi import description, page
 from jinaclip.server.service import Service
@@ -36,12 +35,10 @@ class Server:
         in_flight: the number of embedding and rank requests that are not answered yet.
     """
 
-    def __init__(self, service: Service, rules: Rules, metrics: Metrics, settings: ServerSettings) -> None:
+    def __init__(self, service: Service, rules: Rules, settings: ServerSettings) -> None:
         self.service, self.rules, self.draining, self.in_flight = service, rules, False, 0
-        self._metrics = metrics
         self._description = description(rules, service.max_tokens, keyed=bool(settings.keys))
-        self._page = page(self._description)
-        self._handling = handled = Handling(metrics, settings, service.model.provenance)
+        self._handling = handled = Handling(service.metrics, settings, service.model.provenance)
         public = partial(handled, public=True)
         routes = [Route("/health", public(self._health)), Route("/ready", public(self._ready))]
         if settings.marketplace is None or settings.keys:
@@ -54,9 +51,8 @@ class Server:
                 Route("/docs", handled(self._docs)),
             ]
         if (market := settings.marketplace) is not None:  # the platform authenticates callers
-            predict = public(partial(self._embeddings, market=market))
             routes.insert(0, Route(market.health, public(self._health)))
-            routes.insert(0, Route(market.predict, predict, methods=["POST"]))
+            routes.insert(0, Route(market.predict, public(partial(self._embeddings, market=market)), methods=["POST"]))
         self.app = Starlette(routes=routes, exception_handlers={HTTPException: handled.no_route})
 
     async def _embeddings(self, request: Request, market: Marketplace | None = None) -> Response:
@@ -65,21 +61,18 @@ class Server:
             wanted = embedding_request(body, self.rules, field)
             await self._embed(wanted, wanted.input, partial=bool(wanted.partial))
             found = answer(self.rules.model_names[0], wanted.input, embedding_data(wanted))
-            return self._answered(wanted, market.answer(found) if market else found)
+            return self._handling.json(market.answer(found) if market else found, headers=wanted.headers)
 
     async def _rank(self, request: Request) -> Response:
         async with self._working(request) as body:
             wanted = rank_request(body, self.rules)
             items = [*wanted.texts, *wanted.images]
             await self._embed(wanted, items)
-            data = rank_data(wanted, self.service.model.logit_scale)
-            return self._answered(wanted, answer(self.rules.model_names[0], items, data))
+            found = answer(self.rules.model_names[0], items, rank_data(wanted, self.service.model.logit_scale))
+            return self._handling.json(found, headers=wanted.headers)
 
     async def _embed(self, wanted: AnyRequest, items: list[Item], *, partial: bool = False) -> None:
         await self.service.embed(items, task=wanted.task, truncate=bool(wanted.truncate), partial=partial)
-
-    def _answered(self, wanted: AnyRequest, answer: dict[str, Any]) -> Response:
-        return self._handling.json(answer, headers={"X-Jinaclip-Warning": wanted.warning} if wanted.warning else None)
 
     @asynccontextmanager
     async def _working(self, request: Request) -> AsyncIterator[Any]:
@@ -126,13 +119,13 @@ class Server:
         return self._handling.json({"status": "ok"})
 
     async def _exposed(self, request: Request) -> Response:
-        return Response(self._metrics.exposed(), media_type=CONTENT_TYPE_LATEST)
+        return Response(generate_latest(self.service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     async def _openapi(self, request: Request) -> Response:
         return self._handling.json(self._description)
 
     async def _docs(self, request: Request) -> Response:
-        return HTMLResponse(self._page)
+        return HTMLResponse(page(self._description))
 
 
 @asynccontextmanager

@@ -13,8 +13,9 @@ import os
 import socket
 import ssl
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from importlib.metadata import version
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import certifi
 import httpcore
@@ -25,6 +26,7 @@ from jinaclip.server.errors import Problem
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 REDIRECTS = 5
 AT_ONCE = 16  # concurrent downloads
+HEADERS = {"User-Agent": f"jinaclip/{version('jinaclip')}", "Accept": "image/*", "Accept-Encoding": "identity"}
 # IPv6 prefixes that count as public but embed an IPv4 address that may be private: NAT64, Teredo, 6to4.
 TUNNELS = [ipaddress.IPv6Network(net) for net in ("64:ff9b::/96", "64:ff9b:1::/48", "2001::/32", "2002::/16")]
 
@@ -58,10 +60,10 @@ class Fetcher:
         self._most_bytes, self._timeout_s = most_bytes, timeout_s
         # The CA certificates are those of certifi, or of the file in OpenSSL's variable SSL_CERT_FILE.
         context = ssl.create_default_context(cafile=os.environ.get("SSL_CERT_FILE") or certifi.where())
+        network = _PublicNetwork(tuple(allow))
         self._pool = httpcore.AsyncConnectionPool(
-            ssl_context=context, max_connections=AT_ONCE, max_keepalive_connections=0,
-            network_backend=_PublicNetwork(tuple(allow)),
-        )  # fmt: skip
+            ssl_context=context, max_connections=AT_ONCE, max_keepalive_connections=0, network_backend=network
+        )
         self._downloads = asyncio.Semaphore(AT_ONCE)
 
     async def fetch(self, url: str) -> bytes:
@@ -80,20 +82,15 @@ class Fetcher:
             except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, OSError) as error:
                 raise _failed(f"the connection failed ({type(error).__name__})") from None
 
-    async def _followed(self, url: str) -> bytes:
-        target = _parsed(url)
+    async def _followed(self, text: str) -> bytes:
+        url = _parsed(text)
         for _ in range(REDIRECTS + 1):
-            address = httpcore.URL(
-                scheme=target.raw_scheme, host=target.raw_host, port=target.port, target=target.raw_path
-            )
-            headers: list[tuple[str | bytes, str | bytes]] = [
-                ("Host", target.netloc), ("User-Agent", f"jinaclip/{version('jinaclip')}"), ("Accept", "image/*"),
-                ("Accept-Encoding", "identity"),
-            ]  # fmt: skip
+            address = httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
+            headers = httpx.Request("GET", url, headers=HEADERS).headers.raw  # with Host
             async with self._pool.stream("GET", address, headers=headers) as response:
-                location = _header(response, b"location")
+                location = httpx.Headers(response.headers).get("location")
                 if response.status in (301, 302, 303, 307, 308) and location:
-                    target = _parsed(location, target)
+                    url = _parsed(location, url)
                     continue
                 if response.status != 200:
                     raise _failed(f"the host returned status {response.status}")
@@ -101,7 +98,7 @@ class Fetcher:
         raise _failed(f"the URL redirects more than {REDIRECTS} times")
 
     async def _content(self, response: httpcore.Response) -> bytes:
-        if _header(response, b"content-encoding").lower() not in ("", "identity"):
+        if httpx.Headers(response.headers).get("content-encoding", "").lower() not in ("", "identity"):
             raise _failed("the host sent a compressed response, which was not requested")
         content = bytearray()
         async for chunk in response.aiter_stream():
@@ -114,35 +111,27 @@ class Fetcher:
         await self._pool.aclose()
 
 
-class _PublicNetwork(httpcore.AsyncNetworkBackend):
+class _PublicNetwork(httpcore.AnyIOBackend):
     """Connects only to public IP addresses and to those in `allow`."""
 
     def __init__(self, allow: Sequence[Network]) -> None:
-        self._allow, self._network = allow, httpcore.AnyIOBackend()
+        self._allow = allow
 
-    async def connect_tcp(
-        self, host: str, port: int, timeout: float | None = None, local_address: str | None = None,
-        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
-    ) -> httpcore.AsyncNetworkStream:  # fmt: skip
+    async def connect_tcp(self, host: str, port: int, *rest: Any, **options: Any) -> httpcore.AsyncNetworkStream:
         loop = asyncio.get_running_loop()
         try:
             found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError):
             raise _failed("the host name cannot be resolved") from None
-        addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
+        addresses = dict.fromkeys(str(entry[4][0]) for entry in found)
         permitted = [address for address in addresses if is_public(address, self._allow)]
         if not permitted:
             raise Problem(403, "address_not_allowed", "cannot be fetched: the host's IP address is not public; the "
                           "operator can allow more networks with --fetch-allow")  # fmt: skip
-        for address in permitted[:-1]:
-            try:
-                return await self._network.connect_tcp(address, port, timeout, local_address, socket_options)
-            except (httpcore.ConnectError, httpcore.ConnectTimeout):
-                continue
-        return await self._network.connect_tcp(permitted[-1], port, timeout, local_address, socket_options)
-
-    async def sleep(self, seconds: float) -> None:
-        await self._network.sleep(seconds)
+        for address in permitted:
+            with suppress(httpcore.ConnectError, httpcore.ConnectTimeout):
+                return await super().connect_tcp(address, port, *rest, **options)
+        raise httpcore.ConnectError("none of the addresses accepts a connection")
 
 
 def _parsed(text: str, base: httpx.URL | None = None) -> httpx.URL:
@@ -166,10 +155,6 @@ def _parsed(text: str, base: httpx.URL | None = None) -> httpx.URL:
     if url.userinfo:
         raise _failed("the URL contains a user name; send the image itself")
     return url
-
-
-def _header(response: httpcore.Response, name: bytes) -> str:
-    return next((value.decode("latin-1") for key, value in response.headers if key.lower() == name), "")
 
 
 def _failed(reason: str) -> Problem:

@@ -29,7 +29,6 @@ def listen(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as error:
         listener.close()
         raise InputError(f"cannot listen on {host} port {port}: {getattr(error, 'strerror', None) or error}") from error
-    listener.set_inheritable(True)
     return listener
 
 
@@ -47,7 +46,7 @@ def serve(server: Server, listener: socket.socket, grace_s: float) -> int:
     config = uvicorn.Config(server.app, log_config=None, access_log=False, server_header=False, lifespan="off")
     running = _DrainingServer(config, server, grace_s)
     running.run(sockets=[listener])
-    return running.unfinished or server.service.close(0.0)
+    return running.unfinished or server.service.close()
 
 
 class _DrainingServer(uvicorn.Server):
@@ -76,7 +75,7 @@ class _DrainingServer(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         """Called by uvicorn every 0.1 s. It stops when this returns True."""
         if self._server.draining and (not self._server.in_flight or time.monotonic() >= self.deadline):
-            self.unfinished = self._server.service.close(0.0)
+            self.unfinished = self._server.service.close()
             # For sending the answers, in seconds. Without it, uvicorn waits for clients that do not read.
             self.config.timeout_graceful_shutdown = max(1, round(self.deadline - time.monotonic()))
             return True

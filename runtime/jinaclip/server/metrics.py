@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -16,10 +17,14 @@ SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 1
 STAGES = ("fetch", "decode", "tokenise", "wait", "run")
 
 
-class Metrics:
-    """The counters and histograms of a server.
+class Metrics(Collector):
+    """The counters and histograms of a server, and the state of its queues and admission limits.
+
+    Args:
+        batchers, limiters: the queue and the admission limit of each tower.
 
     Attributes:
+        registry: all metrics.
         requests: answered requests, by path and status.
         seconds: request latency in seconds, by path.
         items: answered items, by tower.
@@ -27,33 +32,18 @@ class Metrics:
             for the texts that one thread tokenises together; the other stages are counted per item.
     """
 
-    def __init__(self) -> None:
-        self._registry = CollectorRegistry()
-        self.requests = Counter("jinaclip_requests", "answered requests", ("path", "status"), registry=self._registry)
-        self.seconds = Histogram(
-            "jinaclip_request_seconds", "request latency", ("path",), buckets=SECONDS, registry=self._registry
-        )
-        self.items = Counter("jinaclip_items", "answered texts and images", ("tower",), registry=self._registry)
-        self.stages = Histogram(
-            "jinaclip_stage_seconds", "time in a stage", ("tower", "stage"), buckets=SECONDS, registry=self._registry
-        )
-
-    def watch(self, batchers: Mapping[str, Batcher[Any]], limiters: Mapping[str, Limiter]) -> None:
-        """Export the state of queues and admission limits too, by tower."""
-        self._registry.register(_Queues(batchers, limiters))
-
-    def exposed(self) -> bytes:
-        """All metrics in the Prometheus text format."""
-        return generate_latest(self._registry)
-
-
-class _Queues(Collector):
-    """Collects the metrics of the queues when /metrics is requested."""
-
     def __init__(self, batchers: Mapping[str, Batcher[Any]], limiters: Mapping[str, Limiter]) -> None:
         self._batchers, self._limiters = batchers, limiters
+        self.registry = CollectorRegistry()
+        self.registry.register(self)
+        histogram = partial(Histogram, buckets=SECONDS, registry=self.registry)
+        self.requests = Counter("jinaclip_requests", "answered requests", ("path", "status"), registry=self.registry)
+        self.seconds = histogram("jinaclip_request_seconds", "request latency", ("path",))
+        self.items = Counter("jinaclip_items", "answered texts and images", ("tower",), registry=self.registry)
+        self.stages = histogram("jinaclip_stage_seconds", "time in a stage", ("tower", "stage"))
 
     def collect(self) -> Iterator[Metric]:
+        """The state of the queues and limits. Called by the registry when /metrics is requested."""
         waiting = GaugeMetricFamily("jinaclip_queue_items", "queued items", labels=["tower"])
         oldest = GaugeMetricFamily("jinaclip_queue_oldest_seconds", "age of the oldest queued item", labels=["tower"])
         in_use = GaugeMetricFamily("jinaclip_accepted_items", "items accepted and not yet answered", labels=["tower"])

@@ -112,7 +112,7 @@ class Handling:
         kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
         if kind != "application/json":
             raise Problem(415, "unsupported_media_type", f"The request body is {kind:.80}, expected application/json.")
-        reserved = 0
+        reserved = 0  # one number: a client may send a body in very many chunks
         content = bytearray()
         try:
             try:

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jinaclip.errors import InputError, JinaClipError
+from jinaclip.errors import InputError
 from jinaclip.model import ClipModel
 from jinaclip.preprocessing.image import resize, to_rgb
-from jinaclip.preprocessing.image_sources import MAX_PIXELS, open_image
+from jinaclip.preprocessing.image_sources import MAX_PIXELS, name_of, open_image, reading
 from jinaclip.server.apis.answers import image_tokens
 from jinaclip.server.apis.items import ImageFile, ImageUrl, Item, Text, TokenIds, decode_image_file
-from jinaclip.server.errors import Problem, invalid, problem_of
+from jinaclip.server.errors import Problem, invalid
 from jinaclip.server.fetch import Fetcher
 from jinaclip.server.metrics import Metrics
 
@@ -88,12 +88,7 @@ class Preparation:
     def _prepare_texts(self, items: Sequence[Item], task: str | None, truncate: bool) -> None:
         with self._metrics.stages.labels("text", "tokenise").time():
             texts = [item.content.text for item in items if isinstance(item.content, Text)]
-            try:
-                rows = iter(self._model.text_encoder.prepare(texts, task=task))
-            except JinaClipError as error:
-                for item in items:
-                    item.fail(problem_of(error))
-                return
+            rows = iter(self._model.text_encoder.prepare(texts, task=task))
             for item in items:
                 try:
                     given = item.content
@@ -154,6 +149,8 @@ class Preparation:
             file = decode_image_file(content, self._limits.image_bytes) if isinstance(content, str) else content
             try:
                 image = open_image(file, max_pixels=self._limits.pixels)
-                return resize(to_rgb(image), self._model.bundle.preprocessing), image_tokens(image.width, image.height)
+                with reading(name_of(file)):
+                    pixels = resize(to_rgb(image), self._model.bundle.preprocessing)
+                return pixels, image_tokens(image.width, image.height)
             except InputError as error:
                 raise invalid("input", f"cannot be decoded as an image: {error}", code="invalid_input") from None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -41,7 +42,7 @@ class Counts:
     dropped: int = 0
     failed: int = 0
     failing: int = 0
-    batches: dict[int, int] = field(default_factory=dict)
+    batches: Counter[int] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True)
@@ -68,19 +69,15 @@ class Batcher(Generic[T]):
     def __init__(
         self, name: str, run: Callable[[Sequence[T], bool], np.ndarray],
         choose: Callable[[Sequence[T]], Sequence[int]], *, workers: int = 1, gather_s: float = 0.0,
-        observe: Callable[[Sequence[float], float], None] | None = None,
+        observe: Callable[[Sequence[float], float], None] = lambda waited, seconds: None,
     ) -> None:  # fmt: skip
         self.name, self.counts = name, Counts()
         self._run, self._choose, self._gather_s, self._observe = run, choose, gather_s, observe
         self._queued: list[_Entry[T]] = []
         self._changed = threading.Condition()
         self._open, self._running = True, 0
-        self._threads = [
-            threading.Thread(target=self._work, name=f"jinaclip-{name}-{number}", daemon=True)
-            for number in range(workers)
-        ]
-        for thread in self._threads:
-            thread.start()
+        for number in range(workers):
+            threading.Thread(target=self._work, name=f"jinaclip-{name}-{number}", daemon=True).start()
 
     def submit(self, items: Sequence[T]) -> list[Future[Vector]]:
         """Add items to the queue. The queue itself has no size limit; the caller limits it with a `Limiter`.
@@ -91,8 +88,7 @@ class Batcher(Generic[T]):
         Raises:
             Overloaded: the queue is closed.
         """
-        now = time.monotonic()
-        entries = [_Entry(item, Future[Vector](), now) for item in items]
+        entries = [_Entry(item, Future[Vector](), time.monotonic()) for item in items]
         with self._changed:
             if not self._open:
                 raise Overloaded(f"the {self.name} queue is closed because the server is shutting down")
@@ -132,8 +128,6 @@ class Batcher(Generic[T]):
         for entry in unfinished:
             if entry.future.set_running_or_notify_cancel():
                 entry.future.set_exception(BackendError("the server shut down before this item was run"))
-        for thread in self._threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
         return len(unfinished)
 
     def _work(self) -> None:
@@ -143,7 +137,6 @@ class Batcher(Generic[T]):
                     self._changed.wait()
                     self._gather()  # another worker may empty the queue meanwhile
                 if not self._queued:
-                    self._changed.notify_all()
                     return
                 batch = self._take()
                 alone = not self._running and not self._queued
@@ -189,9 +182,8 @@ class Batcher(Generic[T]):
             return
         self.counts.failing = 0
         self.counts.run += len(batch)
-        self.counts.batches[len(batch)] = self.counts.batches.get(len(batch), 0) + 1
-        if self._observe is not None:
-            self._observe([start - entry.since for entry in batch], time.monotonic() - start)
+        self.counts.batches[len(batch)] += 1
+        self._observe([start - entry.since for entry in batch], time.monotonic() - start)
         for entry, vector in zip(batch, vectors, strict=True):
             entry.future.set_result(vector)
 

@@ -6,10 +6,10 @@ import asyncio
 import functools
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,28 +27,12 @@ from jinaclip.server.queue import Batcher, choose_images, choose_texts
 TESTED_AGAIN_S = 10.0  # the shortest time between two self-tests of a tower whose runs fail
 
 
-@dataclass
-class _SelfTest:
-    """The last self-test of a tower.
-
-    Attributes:
-        result: what the test measured when it last passed.
-        time: when it was last run, in seconds since the epoch.
-        error: why it failed, or None.
-    """
-
-    result: dict[str, Any]
-    time: float
-    error: str | None = None
-
-
 class Service:
     """Computes the embeddings of requests with one model. Use it from one event loop.
 
     Args:
         model: the open model. The caller closes it.
         limits: limits on requests and queues; None for the defaults.
-        metrics: the counters to update; None for unexported ones.
         fetcher: downloads images from URLs; None to reject URLs.
         parallel_model: the same model opened with fewer threads, used for batches that run at the same time under
             load; None to run batches one after the other.
@@ -58,37 +42,36 @@ class Service:
         max_tokens: the most tokens in a text.
         batchers: the queue of each tower.
         limiters: the admission limit of each tower, in items that are accepted and not answered yet.
+        metrics: the counters that the service and the server update.
     """
 
     def __init__(
-        self, model: ClipModel, limits: Limits | None = None, metrics: Metrics | None = None, *,
+        self, model: ClipModel, limits: Limits | None = None, *,
         fetcher: Fetcher | None = None, parallel_model: ClipModel | None = None, workers: int = 1,
     ) -> None:  # fmt: skip
-        self.model, self._parallel_model, self._workers = model, parallel_model, workers
+        self.model, self._parallel_model, self._workers = model, parallel_model or model, workers
         self._long_text = threading.Lock()  # one long text at a time: it uses much memory and all cores
-        self._limits, self._metrics = limits or Limits(), metrics or Metrics()
+        self._limits = limits or Limits()
         self.max_tokens = min(self._limits.tokens or model.max_tokens, model.max_tokens)
         self.batchers: dict[str, Batcher[Any]] = {}
         self.limiters: dict[str, Limiter] = {}
-        info = model.info()["towers"]
-        self._self_tests = {tower: _SelfTest(facts["self_test"], time.time()) for tower, facts in info.items()}
+        self.metrics = Metrics(self.batchers, self.limiters)
+        self._tested_at = dict.fromkeys(model.encoders, time.time())  # the last self-test of each tower
+        self._failures: dict[str, str] = {}  # of the towers that did not pass it
         if "text" in model.encoders:
             cost = model.text_encoder.session.cost
             # The work is divided among the workers, but a batch stays large enough that its fixed cost is at most 1/8.
             share = replace(cost, tokens=max(cost.tokens // workers, 8 * cost.opening_tokens))
             choose = functools.partial(choose_texts, tower=model.bundle.tower("text"), cost=share)
-            self._open_queue("text", self._run_texts, choose, self._limits.queue_texts)
+            self._open_queue("text", choose, self._limits.queue_texts)
         if "image" in model.encoders:
             choose = functools.partial(choose_images, cost=model.image_encoder.session.cost)
-            self._open_queue("image", self._run_images, choose, self._limits.queue_images)
-        self._metrics.watch(self.batchers, self.limiters)
-        self._preparation = Preparation(model, self.max_tokens, self._limits, self._metrics, fetcher)
+            self._open_queue("image", choose, self._limits.queue_images)
+        self._preparation = Preparation(model, self.max_tokens, self._limits, self.metrics, fetcher)
 
-    def _open_queue(
-        self, tower: str, run: Callable[..., np.ndarray], choose: Callable[..., Sequence[int]], limit: int
-    ) -> None:
+    def _open_queue(self, tower: str, choose: Callable[..., Sequence[int]], limit: int) -> None:
         workers = max(self._workers, self.model.encoders[tower].session.concurrency)
-        observe = functools.partial(self._observe, tower)
+        run, observe = functools.partial(self._run_batch, tower), functools.partial(self._observe, tower)
         self.limiters[tower] = Limiter(f"{tower}s", limit)
         self.batchers[tower] = Batcher(
             tower, run, choose, workers=workers, gather_s=self._limits.gather_s, observe=observe
@@ -104,8 +87,9 @@ class Service:
             partial: True to set the problem of each invalid item instead of raising it, unless all items are invalid.
 
         Raises:
-            Overloaded: the queue limit would be exceeded.
-            Problem: an item is invalid; the message contains its field and index.
+            Overloaded: the queue limit would be exceeded; retry later.
+            Problem: an item is invalid; the message contains its field and index. Or the request has more items than
+                the queue limit.
         """
         for item in items:
             if item.problem is None and item.tower not in self.batchers:
@@ -113,7 +97,13 @@ class Service:
                 what = f"is {kind}, but this server has no {item.tower} tower"
                 item.fail(invalid("input", what, code=f"no_{item.tower}_tower"))
         valid = valid_items(items, partial=partial)
-        with self._reserved(valid):
+        with ExitStack() as reserved:  # capacity of the queues, before any of the items is fetched or decoded
+            for tower, limiter in self.limiters.items():
+                count = sum(item.tower == tower for item in valid)
+                if count > limiter.limit:
+                    what = f"{count} {limiter.resource} exceed this server's limit of {limiter.limit}"
+                    raise invalid("input", f"{what}; send fewer per request", code="too_many_items")
+                reserved.enter_context(limiter.reserved(count))
             await self._preparation.prepare(valid, task=task, truncate=truncate)
             valid = valid_items(items, partial=partial)
             await self._run(valid)
@@ -121,24 +111,7 @@ class Service:
             if not np.isfinite(item.vector).all():  # JSON would contain null, which some clients store
                 what = "has an embedding with NaN or infinite values"
                 raise Problem(500, "not_finite", what).at(item.field, item.index)
-            self._metrics.items.labels(item.tower).inc()
-
-    @contextmanager
-    def _reserved(self, items: Sequence[Item]) -> Iterator[None]:
-        """Reserve queue capacity for items during the block, before any of them is fetched or decoded.
-
-        Raises:
-            Overloaded: the capacity is in use; retry later.
-            Problem: the request has more items than the total capacity.
-        """
-        with ExitStack() as stack:
-            for tower, limiter in self.limiters.items():
-                count = sum(item.tower == tower for item in items)
-                if count > limiter.limit:
-                    what = f"{count} {limiter.resource} exceed this server's limit of {limiter.limit}"
-                    raise invalid("input", f"{what}; send fewer per request", code="too_many_items")
-                stack.enter_context(limiter.reserved(count))
-            yield
+            self.metrics.items.labels(item.tower).inc()
 
     async def _run(self, items: Sequence[Item]) -> None:
         """Run prepared items in batches. If the caller is cancelled, its queued items are dropped."""
@@ -163,59 +136,49 @@ class Service:
         Returns:
             True if every tower works, and for each tower its status, backend and last self-test.
         """
-        info = self.model.info()["towers"]
+        for tower, tested_at in self._tested_at.items():
+            failing = self.batchers[tower].counts.failing or tower in self._failures
+            if failing and time.time() - tested_at > TESTED_AGAIN_S:
+                self._test(tower)
         towers = {}
-        for tower, batcher in self.batchers.items():
-            test = self._self_tests[tower]
-            if (batcher.counts.failing or test.error) and time.time() - test.time > TESTED_AGAIN_S:
-                self._test(tower, test)
-            names = ("backend", "device", "providers", "precision")
+        for tower, facts in self.model.info()["towers"].items():
             towers[tower] = {
-                "status": "failing" if test.error else "ok",
-                **{name: info[tower][name] for name in names if name in info[tower]},
-                "self_test": {**test.result, "age_seconds": round(time.time() - test.time, 1)},
-                **({"error": test.error} if test.error else {}),
+                "status": "failing" if tower in self._failures else "ok",
+                **{name: facts[name] for name in ("backend", "device", "providers", "precision") if name in facts},
+                "self_test": {**facts["self_test"], "age_seconds": round(time.time() - self._tested_at[tower], 1)},
+                **({"error": self._failures[tower]} if tower in self._failures else {}),
             }
-        return not any(test.error for test in self._self_tests.values()), towers
+        return not self._failures, towers
 
-    def close(self, grace_s: float) -> int:
-        """Finish accepted items and stop.
-
-        Args:
-            grace_s: the longest time to wait, in seconds.
+    def close(self) -> int:
+        """Stop without waiting for the items that are queued.
 
         Returns:
-            The number of items that were not finished in time.
+            Their number.
         """
-        deadline = time.monotonic() + grace_s
-        unfinished = sum(batcher.close(max(0.0, deadline - time.monotonic())) for batcher in self.batchers.values())
+        unfinished = sum(batcher.close() for batcher in self.batchers.values())
         self._preparation.close()
         return unfinished
 
-    def _test(self, tower: str, test: _SelfTest) -> None:
-        test.time = time.time()
+    def _test(self, tower: str) -> None:
+        self._tested_at[tower] = time.time()
         try:
-            test.result = self.model.encoders[tower].check()
-            if self._parallel_model is not None:
-                self._parallel_model.encoders[tower].check()
+            for model in {self.model, self._parallel_model}:
+                model.encoders[tower].check()
         except JinaClipError as error:
-            test.error = str(error)
+            self._failures[tower] = str(error)
         else:
-            test.error, self.batchers[tower].counts.failing = None, 0
+            self._failures.pop(tower, None)
+            self.batchers[tower].counts.failing = 0
 
-    def _run_texts(self, rows: Sequence[list[int]], alone: bool) -> np.ndarray:
-        if len(rows[0]) > self.model.text_encoder.session.cost.tokens:  # such a text is a batch of its own
-            with self._long_text:
-                return self.model.text_encoder.run(rows)
-        return self._model_for_batch(alone).text_encoder.run(rows)
-
-    def _run_images(self, pixels: Sequence[np.ndarray], alone: bool) -> np.ndarray:
-        return self._model_for_batch(alone).image_encoder.run(pixels)
-
-    def _model_for_batch(self, alone: bool) -> ClipModel:
-        return self.model if alone or self._parallel_model is None else self._parallel_model
+    def _run_batch(self, tower: str, inputs: Sequence[Any], alone: bool) -> np.ndarray:
+        if tower == "text" and len(inputs[0]) > self.model.text_encoder.session.cost.tokens:
+            with self._long_text:  # such a text is a batch of its own
+                return self.model.text_encoder.run(inputs)
+        model = self.model if alone else self._parallel_model
+        return model.encoders[tower].run(inputs)
 
     def _observe(self, tower: str, waited: Sequence[float], seconds: float) -> None:
         for wait in waited:
-            self._metrics.stages.labels(tower, "wait").observe(wait)
-        self._metrics.stages.labels(tower, "run").observe(seconds)
+            self.metrics.stages.labels(tower, "wait").observe(wait)
+        self.metrics.stages.labels(tower, "run").observe(seconds)

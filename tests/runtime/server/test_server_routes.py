@@ -171,7 +171,7 @@ def test_a_run_leaves_something_for_the_others(small_bundle: Path, workers: int,
         assert np.abs(found - model.text_encoder.run([row])).max() <= 1e-5
         assert sum(size * runs for size, runs in service.batchers["text"].counts.batches.items()) == 8
         assert max(service.batchers["text"].counts.batches) == most
-        assert service.close(5) == 0
+        assert service.close() == 0
 
 
 def test_health_runs_the_goldens_when_a_tower_fails(small_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,7 +189,7 @@ def test_health_runs_the_goldens_when_a_tower_fails(small_bundle: Path, monkeypa
             healthy, towers = service.health()
             assert healthy == works and towers["text"]["status"] == ("ok" if works else "failing")
             assert ("the device is lost" in towers["text"].get("error", "")) != works
-        service.close(1)
+        service.close()
 
 
 class Broken:

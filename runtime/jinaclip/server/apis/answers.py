@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jinaclip.embeddings import probabilities, truncate
+from jinaclip.embeddings import rankings, truncate
 from jinaclip.server.apis.items import Item
 from jinaclip.server.apis.requests import EmbeddingRequest, RankRequest
 
@@ -69,13 +69,9 @@ def embedding_data(request: EmbeddingRequest) -> list[dict[str, Any]]:
 def rank_data(request: RankRequest, logit_scale: float) -> list[dict[str, Any]]:
     """The value of "data" in a response to POST /v1/rank: the candidates of each query, best first."""
     cosines = _vectors(request.texts, request.dimensions) @ _vectors(request.images, request.dimensions).T
-    odds = probabilities(cosines, logit_scale, over=request.over)
-    if request.over == "texts":  # images are the queries, texts the candidates
-        cosines, odds = cosines.T, odds.T
     data = []
-    for index, (row, similarities) in enumerate(zip(odds, cosines, strict=True)):
-        best = np.argsort(-row, kind="stable")[: request.top_n]
-        results = [{"index": int(i), "probability": float(row[i]), "cosine": float(similarities[i])} for i in best]
+    for index, row in enumerate(rankings(cosines, logit_scale, over=request.over, top=request.top_n)):
+        results = [{"index": i, "probability": odds, "cosine": cosine} for i, odds, cosine in row]
         data.append({"object": "ranking", "index": index, "results": results})
     return data
 

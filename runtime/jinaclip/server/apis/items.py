@@ -91,9 +91,8 @@ def valid_items(items: Sequence[Item], *, partial: bool) -> list[Item]:
         Problem: the first problem, unless `partial` is true and another item is valid.
     """
     valid = [item for item in items if item.problem is None]
-    problem = next((item.problem for item in items if item.problem is not None), None)
-    if problem is not None and not (partial and valid):
-        raise problem
+    if len(valid) < len(items) and not (partial and valid):
+        raise next(item.problem for item in items if item.problem is not None)
     return valid
 
 

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
 from itertools import pairwise
+from operator import not_
 from typing import Annotated, Any, Literal, Self, TypeVar
 
+from annotated_types import Predicate
 from pydantic import (
-    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -24,18 +25,11 @@ from jinaclip.server.apis.items import IMAGE_FIELDS, kind_of, read_items
 from jinaclip.server.errors import Problem, invalid
 
 EmbeddingType = Literal["float", "base64", "binary", "ubinary"]
-EmbeddingTypes = EmbeddingType | Annotated[list[EmbeddingType], Field(min_length=1)]
+EmbeddingTypes = EmbeddingType | Annotated[list[EmbeddingType], Field(min_length=1)] | None
 R = TypeVar("R", bound="Request")
 
-
-def _check_false(value: bool | None) -> bool | None:
-    if value:
-        raise ValueError("not supported")
-    return value
-
-
 # For options that clients of other models always send. Literal[False] would accept 0 too.
-FalseOnly = Annotated[bool | None, AfterValidator(_check_false), WithJsonSchema({"enum": [False, None]})]
+FalseOnly = Annotated[bool | None, Predicate(not_), WithJsonSchema({"enum": [False, None]})]
 
 
 @dataclass(frozen=True)
@@ -73,12 +67,12 @@ class Request(BaseModel):
     truncate: bool | None = Field(False, description="true or false: truncate texts that are too long")
     user: str | None = Field(None, description="a string, which is ignored")
 
-    _warning: str | None = PrivateAttr(None)
+    _headers: dict[str, str] = PrivateAttr(default_factory=dict)
 
     @property
-    def warning(self) -> str | None:
-        """A message about an ignored option, or None."""
-        return self._warning
+    def headers(self) -> dict[str, str]:
+        """Headers of the response: a warning about an ignored option."""
+        return self._headers
 
     @model_validator(mode="after")
     def _apply_rules(self, info: ValidationInfo[Rules]) -> Self:
@@ -95,7 +89,8 @@ class Request(BaseModel):
                 advice = "Remove task, or start the server with --unknown-task ignore."
                 raise invalid("task", f"{what}. {advice}", code="unknown_task")
             self.task = None
-            self._warning = f"The requested task is not supported and was ignored. Supported tasks: {known}"
+            warning = f"The requested task is not supported and was ignored. Supported tasks: {known}"
+            self._headers = {"X-Jinaclip-Warning": warning}
         if self.dimensions is None:
             self.dimensions = max(rules.dims)
         if type(self.dimensions) not in (int, str) or str(self.dimensions) not in map(str, rules.dims):
@@ -110,11 +105,9 @@ class EmbeddingRequest(Request):
 
     input: Any = Field(description="a text, an image, or a list of texts and images")
     normalized: bool | None = Field(True, description="true or false: normalize embeddings to length 1")
-    embedding_type: EmbeddingTypes | None = Field(
-        None, description="float, base64, binary or ubinary, or a list of these"
-    )
-    encoding_type: EmbeddingTypes | None = Field(None, description="the same as embedding_type")
-    encoding_format: EmbeddingTypes | None = Field(None, description="the same as embedding_type")
+    embedding_type: EmbeddingTypes = Field(None, description="float, base64, binary or ubinary, or a list of these")
+    encoding_type: EmbeddingTypes = Field(None, description="the same as embedding_type")
+    encoding_format: EmbeddingTypes = Field(None, description="the same as embedding_type")
     late_chunking: FalseOnly = Field(None, description="false: this model returns one vector per text")
     return_multivector: FalseOnly = Field(None, description="false: this model returns one vector per text")
     partial: bool | None = Field(
