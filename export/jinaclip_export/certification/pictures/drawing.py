@@ -27,11 +27,12 @@ def palette(rng: np.random.Generator, count: int) -> Array:
     colours = rng.random((count, 3))
     grey = colours.mean(axis=1, keepdims=True)
     colours = grey + (colours - grey) * rng.uniform(0.3, 1.8)
-    tint = rng.random(3)
-    colours += (tint - colours) * rng.uniform(0, 0.6)
-    low, high = np.sort(rng.uniform(-0.25, 1.25, 2))
-    colours = low + colours * max(high - low, 0.6)
-    return np.asarray(np.clip(colours * 255, 0, 255), np.uint8)
+    colours += (rng.random(3) - colours) * rng.uniform(0, 0.6)
+    low = rng.uniform(0, 0.45)
+    high = rng.uniform(low + 0.45, 1)
+    if count > 1:  # at least some contrast
+        colours = (colours - colours.min()) / (colours.max() - colours.min())
+    return np.asarray(np.clip(low + colours * (high - low), 0, 1) * 255, np.uint8)
 
 
 def colour(rng: np.random.Generator, low: int = 0, high: int = 255) -> Colour:
@@ -136,19 +137,36 @@ def letters(text: str, zoom: int) -> Image.Image:
 
 
 def finished(rng: np.random.Generator, pixels: Array) -> Array:
-    """The picture as a camera might have taken it: as it is, grey, dark, pale, grainy, or with uneven light."""
+    """The picture as a camera might have taken it: as it is, grey, dark, pale, grainy, tinted or in uneven light."""
     height, width = pixels.shape[:2]
-    way = int(rng.integers(0, 9))
+    way = int(rng.integers(0, 10))
     if way == 0:
         return np.repeat(np.uint8(pixels @ np.float32([0.3, 0.59, 0.11]))[..., None], 3, axis=2)
     if way == 1:
-        return np.uint8(pixels * np.float32(rng.uniform(0.25, 0.5, 3)))
+        return np.uint8(pixels * np.float32(rng.uniform(0.4, 0.9, 3)))
     if way == 2:
-        return np.uint8(255 - (255 - pixels) * np.float32(rng.uniform(0.3, 0.6, 3)))
+        return np.uint8(255 - (255 - pixels) * np.float32(rng.uniform(0.4, 0.8, 3)))
     if way == 3:
         grain = rng.integers(-40, 41, (height, width, 1))
         return np.uint8(np.clip(pixels.astype(np.int16) + grain, 0, 255))
-    if way == 4:
-        light = 0.3 + 0.7 * noise(rng, width, height, 2)
-        return np.uint8(pixels * light[..., None])
-    return pixels
+    return lit(rng, pixels) if way < 7 else pixels
+
+
+def lit(rng: np.random.Generator, pixels: Array) -> Array:
+    """The picture in coloured light that is brighter in some places than in others."""
+    height, width = pixels.shape[:2]
+    light = coloured(noise(rng, width, height, 2), palette(rng, 3)) + np.float32(30)
+    return np.uint8(np.minimum(pixels * (light / light.mean()), 255))
+
+
+def lying(rng: np.random.Generator, pixels: Array) -> Array:
+    """A sheet of paper that lies on a table, turned a little; or the sheet alone."""
+    if rng.random() < 0.3:
+        return pixels
+    height, width = (int(n * rng.uniform(1.1, 1.5)) for n in pixels.shape[:2])
+    table = Image.fromarray(coloured(clouds(rng, width, height, rng.uniform(1, 6)), palette(rng, 3)))
+    sheet = Image.fromarray(pixels)
+    mask = Image.new("L", sheet.size, 255)
+    angle, at = rng.uniform(-20, 20), (int(rng.uniform(0, width / 4)), int(rng.uniform(0, height / 4)))
+    table.paste(sheet.rotate(angle, expand=True), at, mask.rotate(angle, expand=True))
+    return np.asarray(table)

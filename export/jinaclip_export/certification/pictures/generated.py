@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from jinaclip_export.certification.pictures import pages, scenes, textures
-from jinaclip_export.certification.pictures.drawing import finished
+from jinaclip_export.certification.pictures.drawing import finished, lit, lying
 
 KINDS: tuple[Callable[[np.random.Generator], np.ndarray], ...] = (
     *(textures.gradient, textures.sky, textures.marble, textures.wood, textures.mosaic, textures.stripes),
@@ -28,5 +28,10 @@ def generated_pictures() -> list[Image.Image]:
     for kind in KINDS:
         for number in range(OF_EACH):
             rng = np.random.default_rng([number, *kind.__name__.encode()])
-            pictures.append(Image.fromarray(finished(rng, kind(rng))))
+            pixels = kind(rng)
+            if kind.__module__ == textures.__name__:
+                pixels = lit(rng, pixels)
+            if kind.__module__ == pages.__name__:
+                pixels = lying(rng, pixels)
+            pictures.append(Image.fromarray(finished(rng, pixels)))
     return pictures

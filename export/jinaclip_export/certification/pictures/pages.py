@@ -25,10 +25,10 @@ def words(rng: np.random.Generator, count: int) -> str:
     return " ".join(made)
 
 
-def sheet(rng: np.random.Generator, low: int = 200) -> Canvas:
+def sheet(rng: np.random.Generator, low: int = 150) -> Canvas:
     """An empty sheet with the colour of paper, or of a dark screen."""
     width, height = random_size(rng)
-    paper = colour(rng, low, 255) if rng.random() < 0.75 else colour(rng, 0, 70)
+    paper = colour(rng, low, 255) if rng.random() < 0.7 else colour(rng, 0, 90)
     return Canvas(np.full((height, width, 3), paper, np.uint8))
 
 

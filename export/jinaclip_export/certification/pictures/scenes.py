@@ -39,7 +39,7 @@ def shapes(rng: np.random.Generator) -> Array:
     """Circles, polygons and stars that cover each other."""
     canvas = shaded(rng, texture=0.3)
     for fill in tuples(palette(rng, int(rng.integers(5, 30)))):
-        x, y, radius = rng.uniform(0, 1), rng.uniform(0, 1), rng.uniform(0.04, 0.3)
+        x, y, radius = rng.uniform(0, 1), rng.uniform(0, 1), rng.uniform(0.06, 0.4)
         kind = rng.integers(0, 4)
         if kind == 0:
             canvas.ellipse(x, y, radius, fill, ry=radius * rng.uniform(0.3, 1))
@@ -134,7 +134,7 @@ def face(rng: np.random.Generator) -> Array:
 def skyline(rng: np.random.Generator) -> Array:
     """Towers at night with lit windows."""
     canvas = shaded(rng, texture=0.5)
-    canvas = Canvas(np.uint8(canvas.pixels() * rng.uniform(0.15, 0.5)))
+    canvas = Canvas(np.uint8(canvas.pixels() * rng.uniform(0.3, 0.7)))
     light = tuples(palette(rng, 3) // 2 + 127)
     for x in np.sort(rng.uniform(-0.1, 1, int(rng.integers(8, 20)))):
         wide, top, wall = rng.uniform(0.05, 0.18), rng.uniform(0.1, 0.8), colour(rng, 0, 60)
@@ -149,8 +149,8 @@ def skyline(rng: np.random.Generator) -> Array:
 def stars(rng: np.random.Generator) -> Array:
     """Stars, a planet and a nebula."""
     width, height = random_size(rng)
-    mist = clouds(rng, width, height, 2) ** 3
-    canvas = Canvas(np.uint8(coloured(mist, palette(rng, 4)) * mist[..., None] * rng.uniform(0.4, 1.0)))
+    mist = clouds(rng, width, height, 2) ** 2
+    canvas = Canvas(np.uint8(coloured(mist, palette(rng, 4)) * rng.uniform(0.2, 0.8)))
     for _ in range(int(rng.integers(40, 400))):
         canvas.ellipse(rng.random(), rng.random(), rng.uniform(0.001, 0.006), colour(rng, 150))
     x, y, r = rng.uniform(0.2, 0.8), rng.uniform(0.2, 0.8), rng.uniform(0.05, 0.35)

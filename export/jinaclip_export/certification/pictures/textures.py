@@ -49,7 +49,7 @@ def wood(rng: np.random.Generator) -> Array:
     x, y = grid(width, height)
     stretch = rng.uniform(2, 8)
     rings = np.hypot(x / stretch - rng.uniform(-0.5, 0.5), y * 1.5 + rng.uniform(0.5, 1.5))
-    values = (rings * rng.uniform(8, 20) + noise(rng, width, height, 6)) % 1
+    values = (rings * rng.uniform(3, 9) + noise(rng, width, height, 6)) % 1
     return coloured(values * 0.8 + 0.2 * rng.random((height, width)), palette(rng, 2))
 
 
