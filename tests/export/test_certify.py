@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import unicodedata
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,10 +30,14 @@ from jinaclip.backends.onnxruntime.cpu import onnxruntime_facts
 from jinaclip.bundle.certificates import BOUNDS, MIN_ITEMS, note_name, verdict_of
 from jinaclip.bundle.manifest import Bundle
 from jinaclip.cli import main
+from jinaclip.embeddings import truncate
+from jinaclip.errors import InputError
+from jinaclip_export import certify
+from jinaclip_export.certification import captions, known_answers
 from jinaclip_export.certification import inputs as certify_inputs
-from jinaclip_export.certification import known_answers
 from jinaclip_export.certification import measure as certify_measure
 from jinaclip_export.certification import metrics as certify_numbers
+from jinaclip_export.certification.pictures.generated import generated_pictures
 from jinaclip_export.checkpoint.random_weights import SIZES
 from tests.conftest import PHOTOS, MakeCheckpoint
 from tests.runtime.bundle.test_bundle import unprivileged
@@ -90,11 +95,25 @@ def bundle(small_bundle: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def sentences(tmp_path: Path) -> Path:
-    """As many texts as a certificate needs."""
+def sentences(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A hundred texts, with which a certificate passes here; the real number would only take longer."""
+    monkeypatch.setitem(MIN_ITEMS, "text", 100)
     path = tmp_path / "texts.txt"
-    path.write_text("\n".join(certify_inputs.built_in_texts().items[:MIN_ITEMS]), "utf-8")  # type: ignore[arg-type]
+    path.write_text("\n".join(captions.built_in_texts()[:100]), "utf-8")
     return path
+
+
+@pytest.fixture(scope="module")
+def built_in_images() -> certify_inputs.Items:
+    return certify_inputs.built_in_images()
+
+
+@pytest.fixture
+def few_images(built_in_images: certify_inputs.Items, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of six built-in images, with which a certificate passes here."""
+    monkeypatch.setitem(MIN_ITEMS, "image", 40)
+    items = certify_inputs.Items(built_in_images.items[::6], "built-in")
+    monkeypatch.setattr(certify, "built_in_images", lambda: items)
 
 
 @dataclass
@@ -146,7 +165,7 @@ def test_every_precision_passes_on_the_built_in_inputs(certified: Certified) -> 
         found = certificate(certified.bundle, precision)
         assert found["passed"] and found["precision"] == precision
         assert found["session"] | onnxruntime_facts() == found["session"]
-        for tower, count in (("text", 260), ("image", 144)):
+        for tower, count in (("text", 1230), ("image", 246)):
             entry = found["towers"][tower]
             assert (entry["verdict"], entry["reasons"]) == ("passed", [])
             assert (entry["items"], entry["source"]) == (count, "built-in")
@@ -179,13 +198,14 @@ def test_the_format_page_names_every_field(certified: Certified) -> None:
 
 def test_numbers_are_those_of_the_model(certified: Certified) -> None:
     """The same cosines, from ClipModel's own vectors in batches."""
-    texts = [str(text) for text in certify_inputs.built_in_texts().items]
+    texts = captions.built_in_texts()
     with (
         ClipModel(certified.bundle, towers=("text",), precision="fp32") as reference,
         ClipModel(certified.bundle, towers=("text",), precision="int8") as model,
     ):
+        whole = [m.encode_text(texts) for m in (reference, model)]
         for dim in model.dims:
-            a, b = (m.encode_text(texts, truncate_dim=dim).astype(np.float64) for m in (reference, model))
+            a, b = (truncate(vectors, dim).astype(np.float64) for vectors in whole)
             stated = certificate(certified.bundle)["towers"]["text"]["dims"][str(dim)]
             assert stated["cosine"]["min"] == pytest.approx((a * b).sum(axis=1).min(), abs=1e-6)
             assert stated["max_abs"] == pytest.approx(np.abs(a - b).max(), abs=1e-5)
@@ -221,7 +241,7 @@ def test_a_broken_graph_is_refused(change: Change, bundle: Path, sentences: Path
     assert entry["verdict"] == "failed" and "dims" not in entry and "the error of" in entry["error"]
 
 
-def test_a_graph_that_scales_a_batch_by_its_largest_is_found(bundle: Path) -> None:
+def test_a_graph_that_scales_a_batch_by_its_largest_is_found(bundle: Path, few_images: None) -> None:
     """Dynamic quantisation with one scale for all activations: close to fp32 alone, another vector in company."""
     quantize_dynamic(
         bundle / "image-fp32.onnx", bundle / "image-int8.onnx", per_channel=True, weight_type=QuantType.QInt8,
@@ -272,8 +292,10 @@ def test_few_items_are_indicative(bundle: Path, sentences: Path, tmp_path: Path,
     found = certificate(bundle)
     entry = found["towers"]["text"]
     assert not found["passed"] and (entry["items"], entry["verdict"]) == (99, "indicative")
-    assert entry["source"].startswith("sha256:") and "expected at least 100" in entry["reasons"][0]
-    assert certificate(bundle, "fp32")["towers"]["image"]["items"] == 3
+    assert entry["source"].startswith("sha256:")
+    assert entry["reasons"] == ["measured on 99 different texts, expected at least 100"]
+    entry = certificate(bundle, "fp32")["towers"]["image"]
+    assert entry["items"] == 3 and "measured on 3 different images, expected at least 200" in entry["reasons"]
     assert chosen(bundle) == ("fp32", "int8: certificate's verdict is 'indicative', expected 'passed'")
     capsys.readouterr()
 
@@ -387,7 +409,7 @@ def test_identity_is_that_of_the_files(certified: Certified, small_bundle: Path)
 # Where certificates go
 
 
-def test_one_tower_after_the_other(bundle: Path, sentences: Path) -> None:
+def test_one_tower_after_the_other(bundle: Path, sentences: Path, few_images: None) -> None:
     for tower in ("text", "image"):
         add_graph(bundle, tower, "fp16", half)
     words = ["certify", str(bundle), "--precision", "fp16", "--texts", str(sentences)]
@@ -457,7 +479,7 @@ def test_wrong_words(bundle: Path, sentences: Path, tmp_path: Path, capsys: Capt
         assert (found, out) == (status, "") and message in err, words
     (tmp_path / "one.txt").write_text("cat\ncat\n", "utf-8")
     assert main(["certify", str(bundle), "--texts", str(tmp_path / "one.txt")]) == 1
-    assert "1 different items, expected at least 2" in capsys.readouterr().err
+    assert "1 different texts, expected at least 2 (a certificate needs 100)" in capsys.readouterr().err
     (tmp_path / "bad.txt").write_bytes(b"cat\n\xff\n")
     assert main(["certify", str(bundle), "--texts", str(tmp_path / "bad.txt")]) == 1
     assert "line 2 is not UTF-8" in capsys.readouterr().err
@@ -501,28 +523,82 @@ def test_the_plot_is_drawn(suffix: str, bundle: Path, sentences: Path, tmp_path:
 # Inputs
 
 
-def test_sentences() -> None:
-    path = ROOT / "export/jinaclip_export/certificate_texts.tsv"
-    rows = [line.split("\t") for line in path.read_text("utf-8").splitlines()]
-    assert all(len(row) == 2 and row[1] == row[1].strip() for row in rows)
-    languages, texts = {row[0] for row in rows}, [row[1] for row in rows]
-    assert certify_inputs.built_in_texts().items == texts
-    assert len(texts) == len(set(texts)) >= 240 and len(languages) >= 20
-    words = [len(text.split()) for text in texts if text.isascii()]
-    assert min(words) <= 2 and max(words) >= 55
-    scripts = {unicodedata.name(letter).split()[0] for text in texts for letter in text if letter.isalpha()}
+def rows(name: str) -> list[list[str]]:
+    """A file of texts: one with the cells of each line."""
+    content = (ROOT / "export/jinaclip_export" / name).read_text("utf-8")
+    return [line.split("\t") for line in content.splitlines()]
+
+
+def test_texts() -> None:
+    texts = certify_inputs.built_in_texts().items
+    assert texts == captions.built_in_texts() and len(texts) == len(set(texts)) >= MIN_ITEMS["text"]
+    assert len(texts) == 1230  # what certify's help says
+    words = [len(str(text).split()) for text in texts if str(text).isascii()]
+    assert words.count(1) > 10 and min(words) == 1 and sum(40 <= n <= 80 for n in words) >= 3 and max(words) <= 80
+    scripts = {unicodedata.name(c).split()[0] for text in texts for c in str(text) if c.isalpha()}
     assert len(scripts) >= 12, scripts
 
 
-def test_crops() -> None:
-    crops = certify_inputs.built_in_images().items
-    again = certify_inputs.built_in_images().items
-    pixels = [np.asarray(crop) for crop in crops]
-    assert all(np.array_equal(p, np.asarray(crop)) for p, crop in zip(pixels, again, strict=True))
-    assert len({p.tobytes() for p in pixels}) == len(crops) >= 128
-    heights, widths = np.array([p.shape[:2] for p in pixels]).T
-    assert len(set(zip(heights, widths, strict=True))) > 120
-    assert (widths / heights).min() < 0.6 and (widths / heights).max() > 2 and heights.min() < 150 < 700 < heights.max()
+def test_sentences() -> None:
+    sentences = rows("certificate_texts.tsv")
+    assert all(len(row) == 2 and row[1] == row[1].strip() for row in sentences)
+    assert len(sentences) == len({row[1] for row in sentences}) == 260
+    assert {row[1] for row in sentences} <= set(captions.built_in_texts())
+
+
+def test_captions() -> None:
+    """Every language has all parts, and no part is that of another language."""
+    parts = rows("certificate_captions.tsv")
+    assert all(len(row) == 3 and row[2] == row[2].strip() == unicodedata.normalize("NFC", row[2]) for row in parts)
+    assert {row[1] for row in parts} == {"order", "noun", "place", "whole"}
+    languages = {row[0] for row in rows("certificate_texts.tsv")}
+    count = Counter((language, part) for language, part, _ in parts)
+    for language in languages:
+        assert [count[language, part] for part in ("order", "noun", "place", "whole")] == [1, 8, 5, 2], language
+    texts = [text for _, part, text in parts if part != "order"]
+    assert len(texts) == len(set(texts))
+    found = captions.captions({"order": ["{noun} {place}"], "noun": ["a", "b", "c"], "place": ["1", "2"]})
+    assert found == ["a 2", "b 1", "c 2"]
+
+
+def test_pictures(built_in_images: certify_inputs.Items) -> None:
+    pictures, again = ([np.asarray(picture) for picture in generated_pictures()] for _ in range(2))
+    assert all(np.array_equal(a, b) for a, b in zip(pictures, again, strict=True))
+    assert len({p.tobytes() for p in pictures}) == len(pictures) >= MIN_ITEMS["image"]
+    assert all(p.dtype == np.uint8 and p.ndim == 3 and p.std() > 3 for p in pictures)
+    assert len(pictures) == 234 and len(built_in_images) == 246  # what certify's help says
+    heights, widths = np.array([p.shape[:2] for p in pictures]).T
+    assert len(set(zip(heights, widths, strict=True))) > 200
+    assert (widths / heights).min() < 0.5 and (widths / heights).max() > 2
+    assert min(heights.min(), widths.min()) >= 200 and max(heights.max(), widths.max()) > 700
+    saturation = np.array([np.ptp(p.reshape(-1, 3).mean(axis=0)) for p in pictures])
+    assert (saturation < 1).sum() > 5  # grey ones
+
+
+def test_no_two_pictures_are_nearly_the_same(model: ClipModel, built_in_images: certify_inputs.Items) -> None:
+    """The nearest pair had a cosine of 0.9933, and two crops of one photo up to 0.9997."""
+    vectors = model.encode_image(built_in_images.items).astype(np.float64)  # type: ignore[arg-type]
+    cosine = vectors @ vectors.T
+    np.fill_diagonal(cosine, -1)
+    nearest = cosine.max(axis=1)
+    assert nearest.max() < 0.995 and np.median(nearest) < 0.9
+
+
+def test_items_that_are_equal_for_the_graph_count_once(small_bundle: Path, tmp_path: Path) -> None:
+    bundle = Bundle(small_bundle)
+    texts = certify_inputs.Items(["a cat", " a  cat", "a dog", "a cat\u3000"], "sha256:1")
+    found = certify_measure.without_duplicates(bundle, "text", texts)
+    assert (found.items, found.source) == (["a cat", "a dog"], "sha256:1")
+    picture = generated_pictures()[0]
+    for name in ("a.png", "b.bmp"):  # other bytes, the same pixels
+        picture.save(tmp_path / name)
+    shutil.copy(PHOTOS[0], tmp_path / "c.png")
+    images = certify_inputs.images_of(str(tmp_path))
+    assert len(images) == 3
+    found = certify_measure.without_duplicates(bundle, "image", images)
+    assert [Path(str(path)).name for path in found.items] == ["a.png", "c.png"] and found.source == images.source
+    with pytest.raises(InputError, match="1 different images, expected at least 2"):
+        certify_measure.without_duplicates(bundle, "image", certify_inputs.Items([picture, picture], "x"))
 
 
 # Statistics, each beside its plain formula
@@ -593,27 +669,35 @@ def test_every_bound_is_held_at_every_dim(precision: str) -> None:
     def entry(**changes: Any) -> dict[str, Any]:
         exact = {"cosine": {"min": 1.0}, "max_abs": 0.0}
         return {
-            "items": 100,
+            "items": 1000,
             "reference": "r",
             "dims": {"32": exact, "64": exact},
             "batch": {"max_abs": 0.0, "cosine": 1.0},
         } | changes
 
     bounds = BOUNDS[precision]
-    assert verdict_of(precision, entry()) == ("passed", [])
+    assert verdict_of(precision, "text", entry()) == ("passed", [])
     worse = {"cosine": {"min": 0.5}, "max_abs": 0.5}
     for dim in ("32", "64"):
         for value in (worse, {"cosine": {"min": float("nan")}, "max_abs": float("nan")}):
-            verdict, reasons = verdict_of(precision, entry(dims=entry()["dims"] | {dim: value}))
+            verdict, reasons = verdict_of(precision, "text", entry(dims=entry()["dims"] | {dim: value}))
             assert verdict == "failed" and len(reasons) == 1 and f"dim {dim}" in reasons[0]
-    verdict, reasons = verdict_of(precision, entry(batch={"max_abs": 0.5, "cosine": 0.5}))
+    verdict, reasons = verdict_of(precision, "text", entry(batch={"max_abs": 0.5, "cosine": 0.5}))
     assert verdict == "failed" and len(reasons) == 1 and "in a batch with another item" in reasons[0]
     at_bound = {"cosine": {"min": bounds.cosine or 0}, "max_abs": bounds.max_abs or 1}
     batch = {"cosine": bounds.batch_cosine or 0, "max_abs": bounds.batch_max_abs or 1}
-    assert verdict_of(precision, entry(dims={"32": at_bound}, batch=batch))[0] == "passed"
-    assert verdict_of(precision, entry(items=99))[0] == "indicative"
-    assert verdict_of(precision, entry(items=99, batch={"max_abs": 0.5, "cosine": 0.5}))[0] == "failed"
-    assert verdict_of(precision, {"error": "no"}) == ("failed", ["no"])
+    assert verdict_of(precision, "text", entry(dims={"32": at_bound}, batch=batch))[0] == "passed"
+    assert verdict_of(precision, "text", entry(items=999))[0] == "indicative"
+    assert verdict_of(precision, "text", entry(items=999, batch={"max_abs": 0.5, "cosine": 0.5}))[0] == "failed"
+    assert verdict_of(precision, "text", {"error": "no"}) == ("failed", ["no"])
+
+
+@pytest.mark.parametrize(("tower", "least"), [("text", 1000), ("image", 200)])
+def test_a_tower_needs_its_number_of_items(tower: str, least: int) -> None:
+    entry = {"items": least, "reference": "r", "batch": {"max_abs": 0.0, "cosine": 1.0}}
+    assert verdict_of("int8", tower, entry) == ("passed", [])
+    reason = f"measured on {least - 1} different {tower}s, expected at least {least}"
+    assert verdict_of("int8", tower, entry | {"items": least - 1}) == ("indicative", [reason])
 
 
 def test_name_of_the_file() -> None:
