@@ -16,6 +16,11 @@ Colour = tuple[int, ...]
 Point = tuple[float, float]
 
 
+def as_uint8(values: Array) -> Array:
+    """Values from 0 to 255, rounded down."""
+    return np.asarray(values).astype(np.uint8)
+
+
 def random_size(rng: np.random.Generator) -> tuple[int, int]:
     """Width and height: up to 900, and about 120,000 to 240,000 pixels."""
     area, aspect = rng.uniform(120_000, 240_000), np.exp(rng.uniform(-0.8, 0.8))
@@ -49,15 +54,16 @@ def grid(width: int, height: int) -> tuple[Array, Array]:
     longer = max(width, height) / 2
     x = (np.arange(width, dtype=np.float32) - width / 2) / longer
     y = (np.arange(height, dtype=np.float32) - height / 2) / longer
-    return np.float32(x)[None], np.float32(y)[:, None]
+    return x.astype(np.float32)[None], y.astype(np.float32)[:, None]
 
 
 def noise(rng: np.random.Generator, width: int, height: int, cells: float) -> Array:
     """Smooth random values [height, width] with about `cells` hills along the longer side."""
     longer = max(width, height)
     shape = max(2, round(cells * height / longer)) + 1, max(2, round(cells * width / longer)) + 1
-    small = Image.fromarray(np.float32(rng.random(shape)))
-    return np.clip(np.asarray(small.resize((width, height), Image.Resampling.BICUBIC)), 0, 1)
+    small = Image.fromarray(rng.random(shape).astype(np.float32))
+    values: Array = np.clip(np.asarray(small.resize((width, height), Image.Resampling.BICUBIC)), 0, 1)
+    return values
 
 
 def clouds(rng: np.random.Generator, width: int, height: int, cells: float = 3.0, octaves: int = 5) -> Array:
@@ -66,20 +72,22 @@ def clouds(rng: np.random.Generator, width: int, height: int, cells: float = 3.0
     for octave in range(octaves):
         total += noise(rng, width, height, cells * 2**octave) * np.float32(0.5**octave)
     low, high = total.min(), total.max()
-    return (total - low) / max(high - low, np.float32(1e-6))
+    values: Array = (total - low) / max(high - low, np.float32(1e-6))
+    return values
 
 
 def coloured(values: Array, colours: Array) -> Array:
     """Pixels [..., 3] for values: 0 is the first colour, 1 the last, and those between are blended."""
     at = np.linspace(0, len(colours) - 1, 256)
     table = np.stack([np.interp(at, np.arange(len(colours)), colours[:, i]) for i in range(3)], axis=1)
-    return np.uint8(table)[np.uint8(np.clip(values, 0, 1) * 255)]
+    pixels: Array = as_uint8(table)[as_uint8(np.clip(values, 0, 1) * 255)]
+    return pixels
 
 
 def blend(below: Array, above: Array, share: Array) -> Array:
     """`above` over `below` with a share [height, width] from 0 to 1."""
-    share = np.float32(share)[..., None]
-    return np.uint8(below * (1 - share) + above * share)
+    share = np.asarray(share, np.float32)[..., None]
+    return as_uint8(below * (1 - share) + above * share)
 
 
 class Canvas:
@@ -141,14 +149,16 @@ def finished(rng: np.random.Generator, pixels: Array) -> Array:
     height, width = pixels.shape[:2]
     way = int(rng.integers(0, 10))
     if way == 0:
-        return np.repeat(np.uint8(pixels @ np.float32([0.3, 0.59, 0.11]))[..., None], 3, axis=2)
+        return np.repeat(
+            as_uint8((pixels * np.asarray([0.3, 0.59, 0.11], np.float32)).sum(axis=2))[..., None], 3, axis=2
+        )
     if way == 1:
-        return np.uint8(pixels * np.float32(rng.uniform(0.4, 0.9, 3)))
+        return as_uint8(pixels * rng.uniform(0.4, 0.9, 3))
     if way == 2:
-        return np.uint8(255 - (255 - pixels) * np.float32(rng.uniform(0.4, 0.8, 3)))
+        return as_uint8(255 - (255 - pixels) * rng.uniform(0.4, 0.8, 3))
     if way == 3:
         grain = rng.integers(-40, 41, (height, width, 1))
-        return np.uint8(np.clip(pixels.astype(np.int16) + grain, 0, 255))
+        return as_uint8(np.clip(pixels.astype(np.int16) + grain, 0, 255))
     return lit(rng, pixels) if way < 7 else pixels
 
 
@@ -156,7 +166,7 @@ def lit(rng: np.random.Generator, pixels: Array) -> Array:
     """The picture in coloured light that is brighter in some places than in others."""
     height, width = pixels.shape[:2]
     light = coloured(noise(rng, width, height, 2), palette(rng, 3)) + np.float32(30)
-    return np.uint8(np.minimum(pixels * (light / light.mean()), 255))
+    return as_uint8(np.minimum(pixels * (light / light.mean()), 255))
 
 
 def lying(rng: np.random.Generator, pixels: Array) -> Array:

@@ -8,6 +8,7 @@ from jinaclip_export.certification.pictures.drawing import (
     Array,
     Canvas,
     Colour,
+    as_uint8,
     clouds,
     colour,
     coloured,
@@ -28,7 +29,7 @@ def shaded(rng: np.random.Generator, *, texture: float = 0.0) -> Canvas:
 
 def ridge(rng: np.random.Generator, canvas: Canvas, level: float, rough: float, fill: Colour) -> Array:
     """A range of hills; returns its height [width] as shares of the picture."""
-    line = level + (noise(rng, canvas.width, 2, rng.uniform(2, 9))[0] - 0.5) * rough
+    line: Array = level + (noise(rng, canvas.width, 2, rng.uniform(2, 9))[0] - 0.5) * rough
     xs = np.linspace(0, 1, 60)
     tops = line[np.int64(xs * (canvas.width - 1))]
     canvas.polygon([(0, 1), *((float(x), float(y)) for x, y in zip(xs, tops, strict=True)), (1, 1)], fill)
@@ -134,7 +135,7 @@ def face(rng: np.random.Generator) -> Array:
 def skyline(rng: np.random.Generator) -> Array:
     """Towers at night with lit windows."""
     canvas = shaded(rng, texture=0.5)
-    canvas = Canvas(np.uint8(canvas.pixels() * rng.uniform(0.3, 0.7)))
+    canvas = Canvas(as_uint8(canvas.pixels() * rng.uniform(0.3, 0.7)))
     light = tuples(palette(rng, 3) // 2 + 127)
     for x in np.sort(rng.uniform(-0.1, 1, int(rng.integers(8, 20)))):
         wide, top, wall = rng.uniform(0.05, 0.18), rng.uniform(0.1, 0.8), colour(rng, 0, 60)
@@ -150,7 +151,7 @@ def stars(rng: np.random.Generator) -> Array:
     """Stars, a planet and a nebula."""
     width, height = random_size(rng)
     mist = clouds(rng, width, height, 2) ** 2
-    canvas = Canvas(np.uint8(coloured(mist, palette(rng, 4)) * rng.uniform(0.2, 0.8)))
+    canvas = Canvas(as_uint8(coloured(mist, palette(rng, 4)) * rng.uniform(0.2, 0.8)))
     for _ in range(int(rng.integers(40, 400))):
         canvas.ellipse(rng.random(), rng.random(), rng.uniform(0.001, 0.006), colour(rng, 150))
     x, y, r = rng.uniform(0.2, 0.8), rng.uniform(0.2, 0.8), rng.uniform(0.05, 0.35)

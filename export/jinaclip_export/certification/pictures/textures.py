@@ -6,6 +6,7 @@ import numpy as np
 
 from jinaclip_export.certification.pictures.drawing import (
     Array,
+    as_uint8,
     blend,
     clouds,
     coloured,
@@ -83,7 +84,8 @@ def stripes(rng: np.random.Generator) -> Array:
     across = y * np.cos(angle) - x * np.sin(angle)
     waves = rng.uniform(0, 0.15) * np.sin(across * rng.uniform(2, 12))
     colours = palette(rng, int(rng.integers(3, 9)))
-    return colours[np.int64(np.floor((along + waves + 3) * count)) % len(colours)]
+    pixels: Array = colours[np.int64(np.floor((along + waves + 3) * count)) % len(colours)]
+    return pixels
 
 
 def floor(rng: np.random.Generator) -> Array:
@@ -129,7 +131,7 @@ def lights(rng: np.random.Generator) -> Array:
         radius = rng.uniform(0.03, 0.25)
         away = np.hypot(x - rng.uniform(-1, 1), y - rng.uniform(-0.7, 0.7)) / radius
         total += (np.clip((1 - away) * 6, 0, 1) * 0.5)[..., None] * np.float32(row)
-    return np.uint8(np.clip(total, 0, 255))
+    return as_uint8(np.clip(total, 0, 255))
 
 
 def bricks(rng: np.random.Generator) -> Array:
@@ -143,7 +145,7 @@ def bricks(rng: np.random.Generator) -> Array:
     pixels = colours[shades[np.int64(v), np.int64(u)]]
     joint = (u % 1 < 0.06) | (v % 1 < 0.12)
     pixels[joint] = colours[4]
-    return np.uint8(pixels * (0.6 + 0.4 * clouds(rng, width, height, 4, 6))[..., None])
+    return as_uint8(pixels * (0.6 + 0.4 * clouds(rng, width, height, 4, 6))[..., None])
 
 
 def plaid(rng: np.random.Generator) -> Array:
@@ -178,7 +180,8 @@ def dots(rng: np.random.Generator) -> Array:
     angle = rng.uniform(0, np.pi / 2)
     u, v = (x * np.cos(angle) + y * np.sin(angle)) * cells, (y * np.cos(angle) - x * np.sin(angle)) * cells
     size = 0.1 + 0.55 * noise(rng, width, height, 2.5)
-    return palette(rng, 2)[np.int64(np.hypot(u % 1 - 0.5, v % 1 - 0.5) < size)]
+    pixels: Array = palette(rng, 2)[np.int64(np.hypot(u % 1 - 0.5, v % 1 - 0.5) < size)]
+    return pixels
 
 
 def pebbles(rng: np.random.Generator) -> Array:
