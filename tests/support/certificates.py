@@ -48,7 +48,7 @@ CHECKPOINTS = {
 HEAD = """# Certificates of random checkpoints
 
 This page shows the accuracy of each precision, as measured by `jinaclip certify BUNDLE --against CHECKPOINT` on four
-random checkpoints. The inputs are its built-in 260 sentences and 144 crops of photos.
+random checkpoints. The inputs are its built-in texts and pictures, whose number each verdict names.
 
 - fp32 is compared with torch.
 - fp16 and int8 are compared with fp32.
@@ -63,10 +63,10 @@ random checkpoints. The inputs are its built-in 260 sentences and 144 crops of p
 | `top 10` | mean share of the ten nearest items that are the same as in the reference |
 | `across` | the same, for the ten nearest items of the other tower |
 
-The line of each tower below a table has the verdict, and the difference between an embedding computed alone and in a
-batch with an outlier. The bounds are in [the bundle format](bundle.md#certificates). One verdict is "failed": with
-the outlier channels of the checkpoint `outliers`, even the fp32 text tower differs from torch by more than the bound
-([decision 015](decisions/015-float32-blocks.md)).
+The line of each tower below a table has the verdict, the number of different texts or pictures, and the difference
+between an embedding computed alone and in a batch with an outlier. The bounds are in [the bundle
+format](bundle.md#certificates). One verdict is "failed": with the outlier channels of the checkpoint `outliers`, even
+the fp32 text tower differs from torch by more than the bound ([decision 015](decisions/015-float32-blocks.md)).
 
 `python -m tests.support.certificates --full --write` measures the tables again.
 """

@@ -1,4 +1,9 @@
-"""The generated pictures: 35 kinds, six of each, drawn with fixed seeds."""
+"""The generated pictures: 39 kinds, six of each, drawn with fixed seeds in less than two seconds.
+
+They have to be as different as photos are, because a certificate judges whether a precision finds the same nearest
+items. With the small random model, the largest cosine of two of them is 0.993. Other versions of numpy and Pillow than
+those they were made with may change single values by one or two: numpy 2.0 and Pillow 12.0 change 1,113 of 150 million.
+"""
 
 from __future__ import annotations
 
