@@ -31,6 +31,7 @@ from jinaclip_export.certification.measure import (
     run_graph,
     try_graph,
     with_other_towers,
+    without_duplicates,
 )
 from jinaclip_export.certification.table import render
 from jinaclip_export.errors import CertificationError
@@ -45,8 +46,8 @@ PLOTS = (".png", ".svg")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", help="directory made by `jinaclip export`")
     parser.add_argument("--against", metavar="CHECKPOINT", help="directory that the bundle was exported from")
-    parser.add_argument("--images", metavar="DIR", help="images to measure on (default: 144 crops of public photos)")
-    parser.add_argument("--texts", metavar="FILE", help="texts, one per line (default: 260 in 26 languages)")
+    parser.add_argument("--images", metavar="DIR", help="images to measure on (default: 246 generated and public ones)")
+    parser.add_argument("--texts", metavar="FILE", help="texts, one per line (default: 1230 in 26 languages)")
     precisions = "fp32, fp16, int8 (default: every precision of the bundle)"
     parser.add_argument("--precision", type=words_of(tuple(PRECISION_CLASS)), help=precisions)
     parser.add_argument("--towers", type=words_of(TOWERS), help="text, image (default: those of the bundle)")
@@ -68,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     _check(args, bundle, towers, precisions)
     draw = _plotter(args, precisions)
     torch_reference = _torch_reference(args, bundle)
-    items = {tower: _items(args, tower) for tower in towers}
+    items = {tower: without_duplicates(bundle, tower, _items(args, tower)) for tower in towers}
     fp32_backend = _fp32_backend(backend)
     fp32 = {tower: run_graph(bundle, tower, items[tower], "fp32", fp32_backend, args.threads) for tower in towers}
     measurements: list[Measurement] = []

@@ -232,6 +232,7 @@ def test_wheel_has_the_packages_and_nothing_else(tmp_path: Path) -> None:
         "jinaclip_engines/tensorrt/profile-sets/server.toml",
         "jinaclip_export/cli.py",
         "jinaclip_export/certificate_texts.tsv",
+        "jinaclip_export/certificate_captions.tsv",
     ):
         assert name in names
     assert any(name.endswith("licenses/NOTICE") for name in names)

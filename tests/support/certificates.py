@@ -48,7 +48,8 @@ CHECKPOINTS = {
 HEAD = """# Certificates of random checkpoints
 
 This page shows the accuracy of each precision, as measured by `jinaclip certify BUNDLE --against CHECKPOINT` on four
-random checkpoints. The inputs are the 260 sentences and 144 crops of photos that are built into the command.
+random checkpoints. The inputs are the texts and pictures that are built into the command. Each verdict
+has their number.
 
 - fp32 is compared with torch.
 - fp16 and int8 are compared with fp32.
@@ -63,10 +64,10 @@ random checkpoints. The inputs are the 260 sentences and 144 crops of photos tha
 | `top 10` | mean share of the ten nearest items of the same tower that are the same as in the reference |
 | `across` | the same for the ten nearest items of the other tower |
 
-The line of each tower below a table has the verdict, and the difference between an embedding computed alone and in a
-batch with an outlier. The bounds are in [the bundle format](bundle.md#certificates). One verdict is "failed": the fp32
-text tower of the checkpoint `outliers` differs from torch by more than the bound. The cause is its outlier channels
-([decision 015](decisions/015-float32-blocks.md)).
+The line of each tower below a table has the verdict, the number of different texts or pictures, and the difference
+between an embedding computed alone and in a batch with an outlier. The bounds are in [the bundle
+format](bundle.md#certificates). One verdict is "failed": the fp32 text tower of the checkpoint `outliers` differs from
+torch by more than the bound. The cause is its outlier channels ([decision 015](decisions/015-float32-blocks.md)).
 
 `python -m tests.support.certificates --full --write` measures the tables again.
 """

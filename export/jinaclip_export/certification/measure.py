@@ -1,21 +1,23 @@
 """Run a bundle's graphs on real inputs and make certificates from the results.
 
-Every item is run alone. A sample of the items is run again in a batch with an outlier. The reference of a precision is
-the bundle's fp32 graph. The reference of fp32 is torch, if a checkpoint is given.
+Texts with equal token ids and images with equal pixels count once. Every item is run alone. A sample of the items is
+run again in a batch with an outlier. The reference of a precision is the bundle's fp32 graph. The reference of fp32 is
+torch, if a checkpoint is given.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
-from jinaclip.backends.base import Backend
-from jinaclip.bundle.certificates import FORMAT_VERSION, note_name, verdict_of
+from jinaclip.backends.base import Backend, Session
+from jinaclip.bundle.certificates import FORMAT_VERSION, MIN_ITEMS, note_name, verdict_of
 from jinaclip.bundle.engines import difference
 from jinaclip.bundle.manifest import Bundle
 from jinaclip.encoders import ENCODERS, Encoder, TextEncoder
@@ -65,6 +67,25 @@ class Measurement:
     found: Mapping[str, Vectors | str]
     references: Mapping[str, np.ndarray]
     reference_name: str | None = None
+
+
+def without_duplicates(bundle: Bundle, tower: str, items: Items) -> Items:
+    """The items without those that are equal to an earlier one for the graph: in token ids, or in pixels.
+
+    Raises:
+        InputError: an item is invalid, or fewer than two are different.
+    """
+    encoder = ENCODERS[tower](bundle, "fp32", cast(Session, None))  # preparing items needs no session
+    different: dict[bytes, Any] = {}
+    advance = progress(f"read {tower}s", len(items))
+    for index, item in enumerate(items.items):
+        prepared = np.asarray(_prepared(encoder, item, index))
+        different.setdefault(hashlib.sha256(prepared.tobytes()).digest(), item)
+        advance(1)
+    if len(different) < 2:
+        expected = f"expected at least 2 (a certificate needs {MIN_ITEMS[tower]})"
+        raise InputError(f"{len(different)} different {tower}s, {expected}")
+    return Items(list(different.values()), items.source)
 
 
 def run_graph(
@@ -177,7 +198,7 @@ def certificate(
             "source": items[tower].source,
         }
         entry |= {"error": vectors} if isinstance(vectors, str) else _numbers(bundle, measurement, tower, vectors)
-        entry["verdict"], entry["reasons"] = verdict_of(measurement.precision, entry)
+        entry["verdict"], entry["reasons"] = verdict_of(measurement.precision, tower, entry)
         towers[tower] = entry
     return {
         "format_version": FORMAT_VERSION,

@@ -13,7 +13,7 @@ from typing import Any
 from jinaclip.bundle.files import safe_name
 
 FORMAT_VERSION = 1
-MIN_ITEMS = 100  # per tower; a certificate measured on fewer is indicative
+MIN_ITEMS = {"text": 1000, "image": 200}  # by tower; a certificate measured on fewer is indicative
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,12 @@ def note_name(precision: str, facts: Mapping[str, Any]) -> str:
     return f"certificates/{safe_name('-'.join((precision, facts['backend'], facts['device'])))}.json"
 
 
-def verdict_of(precision: str, measured: Mapping[str, Any]) -> tuple[str, list[str]]:
+def verdict_of(precision: str, tower: str, measured: Mapping[str, Any]) -> tuple[str, list[str]]:
     """Compare one tower's measured errors with the bounds.
 
     Args:
         precision: the measured precision.
+        tower: the measured tower.
         measured: the tower's entry in a certificate. If the measurement failed, it has `error` and no numbers. Without
             `reference`, the vectors were not compared with torch.
 
@@ -85,6 +86,6 @@ def verdict_of(precision: str, measured: Mapping[str, Any]) -> tuple[str, list[s
         return "failed", reasons
     if measured.get("reference") is None:
         reasons.append("fp32 was not compared with torch; pass --against CHECKPOINT")
-    if measured["items"] < MIN_ITEMS:
-        reasons.append(f"measured on {measured['items']} items, expected at least {MIN_ITEMS}")
+    if measured["items"] < MIN_ITEMS[tower]:
+        reasons.append(f"measured on {measured['items']} different {tower}s, expected at least {MIN_ITEMS[tower]}")
     return ("indicative" if reasons else "passed"), reasons
