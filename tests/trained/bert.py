@@ -7,6 +7,7 @@ rotary tables are set to an angle of zero, which rotates nothing. Everything els
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -87,9 +88,10 @@ def bert_reference(weights: Mapping[str, Tensor], config: TextConfig) -> Referen
         layer_norm_eps=config.layer_norm_eps,
         pad_token_id=config.pad_token_id,
         hidden_act="gelu",
-        attn_implementation="eager",
     )
-    model = BertModel(settings, add_pooling_layer=False).eval()
+    settings._attn_implementation = "eager"
+    model: Any = BertModel(settings, add_pooling_layer=False)
+    model.eval()
     model.load_state_dict(dict(weights), strict=True)
 
     def reference(ids: Tensor) -> Tensor:

@@ -84,4 +84,6 @@ def _run(command: Sequence[str], what: str, cwd: str | None = None) -> None:
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
     if done.returncode:
         said = (done.stderr.strip() or done.stdout.strip()).splitlines()
-        raise FetchError(f"{what} cannot be downloaded here: {said[-1] if said else done.returncode}; `{command[0]}` failed")
+        raise FetchError(
+            f"{what} cannot be downloaded here: {said[-1] if said else done.returncode}; `{command[0]}` failed"
+        )

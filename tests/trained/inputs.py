@@ -21,13 +21,16 @@ from tests.trained.fetch import stamps, wheel
 from tests.trained.mapped import IMAGENET
 
 # Directory of the language in Django -> language of the captions.
-LANGUAGES = {name: name for name in "ar bg cs da de el es fa fi fr he hu id it ko lv nl pl ro ru sk sv th tr uk vi".split()}
+LANGUAGES = {
+    name: name for name in "ar bg cs da de el es fa fi fr he hu id it ko lv nl pl ro ru sk sv th tr uk vi".split()
+}
 LANGUAGES |= {"ja": "ja", "pt_BR": "pt_BR", "zh_Hans": "zh_CN", "hi": "hi"}
 MESSAGES = 30  # of each language other than English
 CAPTIONS = 12
 ENGLISH = 150  # captions, and as many docstrings
 LEAST_BYTES, MOST_CHARACTERS = 20, 400  # of a message or a docstring
 PLACEHOLDERS = re.compile(r"[%{}<>&`*]|::")
+LEAST_PIXELS = 64  # of each side of a picture
 # Directories of stamps that are drawings, or photos of one thing many times.
 DRAWINGS = {"symbols", "cartoon", "seasonal", "roadsigns", "flags"}
 
@@ -36,7 +39,9 @@ def messages(content: str) -> Iterator[str]:
     """The translations of a .po file, without those that are fuzzy, obsolete, empty or in several numbers."""
     for entry in re.split(r"\n\s*\n", content):
         lines = entry.splitlines()
-        if any(line.startswith(("#~", "msgid_plural")) or (line.startswith("#,") and "fuzzy" in line) for line in lines):
+        if any(
+            line.startswith(("#~", "msgid_plural")) or (line.startswith("#,") and "fuzzy" in line) for line in lines
+        ):
             continue
         # A field is a name and strings, on as many lines as there are strings.
         fields: dict[str, str] = {}
@@ -84,7 +89,7 @@ def texts(tokenizer: TextTokenizer, unknown: int, *, prefix: str = "") -> dict[s
     def choose(pool: Iterable[str | None], count: int, seed: str) -> list[str]:
         shuffled = sorted({text for text in pool if text})
         random.Random(seed).shuffle(shuffled)
-        chosen = []
+        chosen: list[str] = []
         for text in shuffled:
             ids = tuple(tokenizer.encode([text], instruction=prefix)[0])
             if len(chosen) < count and unknown not in ids and ids not in seen:
@@ -114,8 +119,11 @@ def pictures() -> dict[str, Image.Image]:
     found: dict[bytes, tuple[str, Image.Image]] = {}
     for path in sorted(directory.rglob("*.png")):
         place = path.relative_to(directory)
-        if DRAWINGS.isdisjoint(place.parts) and not path.stem.endswith("_mirror"):
-            picture = on_white(path)
+        if not DRAWINGS.isdisjoint(place.parts) or path.stem.endswith("_mirror"):
+            continue
+        picture = on_white(path)
+        one_colour = picture.getcolors(maxcolors=1) is not None
+        if min(picture.size) >= LEAST_PIXELS and not one_colour:
             found.setdefault(resize(picture, IMAGENET).tobytes(), ("-".join(place.with_suffix("").parts), picture))
     return dict(found.values())
 

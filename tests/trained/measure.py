@@ -32,17 +32,17 @@ COMPARED = 64  # number of items that are compared with the reference
 BATCH = 8
 
 
-def measure(model: MappedModel, reference: Reference, items: Items, scratch: Path, threads: int | None) -> dict[str, Any]:
+def measure(
+    model: MappedModel, reference: Reference, items: Items, scratch: Path, threads: int | None
+) -> dict[str, Any]:
     """Export the model and measure its graphs: the three of the bundle, then those prepared for this CPU.
 
     Returns:
-        `reference_error`, the precision of each layer, and `graphs`: the certificate of each graph as `jinaclip certify`
-        writes it, but with torch as the reference of every precision; with `prepared`, and `standard_error`, the
-        standard error of top10 by dim.
+        `tower`, `reference_error`, `precisions` (what the manifest has about fp16 and int8), and `graphs`: the
+        certificate of each graph as `jinaclip certify` writes it, but with torch as the reference of every precision.
+        A certificate also has `prepared`, and `standard_error`: the standard error of `top10` by dim.
     """
-    export_bundle(
-        model, scratch / "bundle", identity=Identity(model.name), towers=[model.tower], precisions=PRECISIONS
-    )
+    export_bundle(model, scratch / "bundle", identity=Identity(model.name), towers=[model.tower], precisions=PRECISIONS)
     bundle, tower = Bundle(scratch / "bundle"), model.tower
     error = reference_error(model, bundle, items, reference)
     expected = torch_vectors(model, bundle, tower, items)

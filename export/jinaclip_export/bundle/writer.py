@@ -1,4 +1,4 @@
-"""Export a checkpoint, or another model, to a bundle. The output directory appears only when every step has succeeded."""
+"""Export a checkpoint to a bundle. The output directory appears only when every step has succeeded."""
 
 from __future__ import annotations
 
