@@ -10,8 +10,9 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -38,16 +39,21 @@ def main() -> None:
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    results = json.loads(RESULTS.read_text("utf-8")) if RESULTS.is_file() else {}
     for name in args.names or MODELS:
         with tempfile.TemporaryDirectory() as scratch:
             model, reference, items, languages = OPEN[name](Path(scratch))
-            results[name] = measure(model, reference, items, Path(scratch), args.threads) | {"languages": languages}
-    results = {name: results[name] for name in MODELS if name in results}
-    if args.write:
-        RESULTS.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
-        PAGE.write_text(page(results), "utf-8")
-    print(page(results))
+            found = measure(model, reference, items, Path(scratch), args.threads) | {"languages": languages}
+        print(page({name: found}))
+        if args.write:
+            write(name, found)
+
+
+def write(name: str, found: Mapping[str, Any]) -> None:
+    """Write the result of one model to the results, and the page."""
+    results = json.loads(RESULTS.read_text("utf-8")) if RESULTS.is_file() else {}
+    results = {model: (results | {name: found})[model] for model in MODELS if model in {*results, name}}
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
+    PAGE.write_text(page(results), "utf-8")
 
 
 def open_minilm(scratch: Path) -> Opened:

@@ -49,7 +49,7 @@ def measure(
     graphs = [_measure_graph(bundle, tower, items, precision, expected, threads) for precision in PRECISIONS]
     for precision in PREPARED_PRECISIONS["cpu"]:
         prepare(bundle, tower, precision)
-        graphs.append(_measure_graph(bundle, tower, items, precision, expected, threads) | {"prepared": True})
+        graphs.append(_measure_graph(bundle, tower, items, precision, expected, threads))
     lowered = {
         precision: entry for precision, entry in bundle.manifest["precisions"][tower].items() if precision in PRECISIONS
     }
@@ -97,4 +97,4 @@ def _measure_graph(
         found, reference = unit(vectors.alone, dim), unit(expected, dim)
         shares = shared_neighbours(found, found, reference, reference, same_set=True)
         errors[str(dim)] = float(shares.std(ddof=1)) / math.sqrt(len(shares))
-    return whole | {"prepared": False, "standard_error": errors}
+    return whole | {"prepared": vectors.session["graph"] != "standard", "standard_error": errors}

@@ -45,6 +45,7 @@ the Debian package {STAMPS} with apt-get, into jinaclip's cache directory.
 - The pictures are stamps of {STAMPS} on a white background: photos and a few drawings. All are different, and no two
   show parts of the same photo.
 - Every item runs alone. Every graph, also fp32, is compared with the tower in torch.
+- The graphs run on a CPU. There, ONNX Runtime sums the products of fp16 graphs in float32. GPU kernels may differ.
 
 | column | meaning |
 |---|---|
