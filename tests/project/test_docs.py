@@ -274,6 +274,14 @@ def test_tables_of_the_certificates_are_the_ones_in_the_results() -> None:
     assert certificates.PAGE.read_text("utf-8") == certificates.page(results), "run `make certificates`"
 
 
+def test_page_of_the_trained_weights_is_that_of_the_results() -> None:
+    from tests.trained import table
+
+    results = json.loads(table.RESULTS.read_text("utf-8"))
+    assert list(results) == list(table.MODELS)
+    assert table.PAGE.read_text("utf-8") == table.page(results), "run `make trained`"
+
+
 def test_every_decision_has_its_sections_and_its_row_in_the_index() -> None:
     index = (ROOT / "docs/decisions/index.md").read_text("utf-8")
     rows = re.findall(r"^\| (\d{3}) \| \[(.+)\]\((.+)\) \|", index, re.MULTILINE)

@@ -30,21 +30,21 @@ def unpad(model: ir.Model, heads: int) -> int:
     if ids is None:
         return 0
     attentions = nodes(model, "Attention")
-    embeddings = [node for node in nodes(model, "Gather") if node.inputs[1] is ids]
-    mask = mask_of(attentions[0])
-    if not embeddings or mask is None:
-        raise PassError("the text graph has no attention mask or no token embedding; export the bundle again")
-    with Ops(model, before=embeddings[0]) as op:
+    norms, mask = nodes(model, "LayerNormalization"), mask_of(attentions[0])
+    if not norms or mask is None:
+        raise PassError("the text graph has no attention mask or no norm; export the bundle again")
+    embeddings = norms[0]
+    with Ops(model, before=embeddings) as op:
         every = op.const(np.array([-1]))
         flat = op("Reshape", [mask, every])  # [B T], of [B, 1, 1, T]
         positions = op("NonZero", [flat])  # [1, N]: positions of tokens that are not padding
-        tokens = op("Gather", [op("Reshape", [ids, every]), positions])
+        rows = op("Reshape", [embeddings.inputs[0], op.const(np.array([-1, _width(embeddings)]))])  # [B T, width]
+        tokens = op("Gather", [rows, positions], axis=0)  # [1, N, width]
         count = op("CumSum", [op("Cast", [flat], to=ir.DataType.INT64), op.const(np.int64(0))])
         # Index of each position's token among the N. Padding may get any index, because its values are masked.
         token = op("Max", [op("Sub", [count, op.const(np.int64(1))]), op.const(np.int64(0))])
         token = op("Reshape", [token, op("Shape", [ids])])  # [B, T]
-    for node in embeddings:
-        node.replace_input_with(1, tokens)
+    embeddings.replace_input_with(0, tokens)
     for attention in attentions:
         _unpad_around(model, attention, positions, token)
     pooled = _pooled(model)
@@ -63,7 +63,7 @@ def _unpad_around(model: ir.Model, attention: ir.Node, positions: ir.Value, toke
     with Ops(model, before=split) as op:
         padded = _padded(op, split.inputs[0], token)
     split.replace_input_with(0, padded)
-    width = constant(nodes(model, "LayerNormalization")[-1].inputs[1]).size
+    width = _width(nodes(model, "LayerNormalization")[-1])
     users = list(attention.outputs[0].uses())
     readers = {use.node for use in users}
     with Ops(model, before=next(node for node in model.graph if node in readers)) as op:
@@ -71,6 +71,10 @@ def _unpad_around(model: ir.Model, attention: ir.Node, positions: ir.Value, toke
         tokens = op("Gather", [rows, positions], axis=0)
     for use in users:
         use.node.replace_input_with(use.idx, tokens)
+
+
+def _width(norm: ir.Node) -> int:
+    return constant(norm.inputs[1]).size
 
 
 def _padded(op: Ops, tokens: ir.Value | None, token: ir.Value) -> ir.Value:

@@ -15,8 +15,8 @@ from jinaclip.bundle.files import file_sha256
 from jinaclip.bundle.manifest import FORMAT, FORMAT_VERSION, MANIFEST
 from jinaclip.errors import BundleError
 from jinaclip.preprocessing.image import ImagePreprocessing
+from jinaclip_export.bundle.source import Source
 from jinaclip_export.checkpoint.hub import PUBLISHED_ID, PUBLISHED_LICENCE, PUBLISHED_SHA256
-from jinaclip_export.checkpoint.reader import Checkpoint
 from jinaclip_export.errors import CheckpointError
 from jinaclip_export.onnx_export.graphs import OPSET
 from jinaclip_export.towers.config import ImageConfig, TextConfig
@@ -31,13 +31,13 @@ class Identity:
     licence: str | None = None
 
 
-def new_manifest(checkpoint: Checkpoint, identity: Identity) -> dict[str, Any]:
+def new_manifest(source: Source, identity: Identity) -> dict[str, Any]:
     """A manifest with the sections common to both towers. The towers' own sections are empty.
 
     Raises:
         CheckpointError: preprocessor_config.json is invalid, or does not match this checkpoint.
     """
-    weights = checkpoint.weights_sha256()
+    weights = source.weights_sha256()
     published = weights == PUBLISHED_SHA256
     return {
         "format": FORMAT,
@@ -47,7 +47,7 @@ def new_manifest(checkpoint: Checkpoint, identity: Identity) -> dict[str, Any]:
             "revision": identity.revision,
             "licence": PUBLISHED_LICENCE if published else identity.licence,
             "weights_sha256": weights,
-            "adaptation": checkpoint.adaptation,
+            "adaptation": source.adaptation,
         },
         "created_by": {
             "jinaclip": version("jinaclip"),
@@ -55,11 +55,11 @@ def new_manifest(checkpoint: Checkpoint, identity: Identity) -> dict[str, Any]:
             "onnx": onnx.__version__,
             "opset": OPSET,
         },
-        "dims": list(checkpoint.config.matryoshka_dimensions),
-        "logit_scale": checkpoint.logit_scale,
+        "dims": list(source.config.matryoshka_dimensions),
+        "logit_scale": source.logit_scale,
         # These two are written even if their tower is not exported, because the provenance covers the whole model.
-        "tokenizer_sha256": file_sha256(checkpoint.file("tokenizer.json")),
-        "image": read_preprocessing(checkpoint).to_manifest(),
+        "tokenizer_sha256": file_sha256(source.file("tokenizer.json")),
+        "image": read_preprocessing(source).to_manifest(),
         "towers": {},
         "goldens": {},
         "parity": {},
@@ -112,17 +112,17 @@ def special_ids(config: TextConfig) -> dict[str, int]:
     return {"bos": config.bos_token_id, "pad": config.pad_token_id, "eos": config.eos_token_id}
 
 
-def read_preprocessing(checkpoint: Checkpoint) -> ImagePreprocessing:
+def read_preprocessing(source: Source) -> ImagePreprocessing:
     """Read preprocessor_config.json.
 
     Raises:
         CheckpointError: the file is invalid, or does not match this checkpoint.
     """
     try:
-        preprocessing = ImagePreprocessing.from_manifest(checkpoint.read_json("preprocessor_config.json"))
+        preprocessing = ImagePreprocessing.from_manifest(source.read_json("preprocessor_config.json"))
     except BundleError as error:
         raise CheckpointError(f"preprocessor_config.json: {error}") from error
-    size = checkpoint.config.image.image_size
+    size = source.config.image.image_size
     if preprocessing.size != size:
         raise CheckpointError(
             f"preprocessor_config.json has size {preprocessing.size}, config.json has image_size {size}; "

@@ -34,7 +34,8 @@ from jinaclip_export.bundle.manifest import (
     special_ids,
     write_manifest,
 )
-from jinaclip_export.checkpoint.reader import Checkpoint, image_shapes, text_shapes
+from jinaclip_export.bundle.source import Source
+from jinaclip_export.checkpoint.reader import image_shapes, text_shapes
 from jinaclip_export.errors import CheckpointError, ExportError
 from jinaclip_export.onnx_export.graphs import export_image, export_text
 
@@ -42,7 +43,7 @@ WEIGHT_BYTES = {"fp32": 4, "fp16": 2, "int8": 1}  # size of a weight
 
 
 def export_bundle(
-    checkpoint: Checkpoint,
+    source: Source,
     output: Path,
     *,
     identity: Identity,
@@ -53,7 +54,7 @@ def export_bundle(
     """Write a bundle.
 
     Args:
-        checkpoint: the checkpoint to export.
+        source: the checkpoint to export, or another source.
         output: directory to create. It must not exist, or must be empty.
         identity: name, revision and licence of the model.
         towers: "text", "image" or both.
@@ -69,11 +70,11 @@ def export_bundle(
         ExportError: `output` cannot be written. After any of these errors, `output` has no partial files.
     """
     check_output(output)
-    _check_disk(checkpoint, output, towers, precisions)
-    checkpoint.check(towers)
-    manifest = new_manifest(checkpoint, identity)
+    _check_disk(source, output, towers, precisions)
+    source.check(towers)
+    manifest = new_manifest(source, identity)
     with _new_bundle(output) as directory:
-        writer = _TowerWriter(checkpoint, directory, manifest, precisions)
+        writer = _TowerWriter(source, directory, manifest, precisions)
         if "text" in towers:
             writer.add_text()
         if "image" in towers:
@@ -92,21 +93,21 @@ def export_bundle(
 class _TowerWriter:
     """Writes the graphs and goldens of towers to a directory, and their sections to the manifest."""
 
-    checkpoint: Checkpoint
+    source: Source
     directory: Path
     manifest: dict[str, Any]
     precisions: Sequence[str]
 
     def add_text(self) -> None:
-        config = self.checkpoint.config.text
-        source = self.checkpoint.file("tokenizer.json")
+        config = self.source.config.text
+        file = self.source.file("tokenizer.json")
         try:
-            tokenizer = TextTokenizer(source, vocab_size=config.vocab_size, special_ids=special_ids(config))
+            tokenizer = TextTokenizer(file, vocab_size=config.vocab_size, special_ids=special_ids(config))
         except BundleError as error:
             raise CheckpointError(str(error)) from error
-        shutil.copyfile(source, self.directory / "tokenizer.json")
+        shutil.copyfile(file, self.directory / "tokenizer.json")
         say("text tower: reading the weights")
-        tower = self.checkpoint.text_tower()
+        tower = self.source.text_tower()
         with _timed("text tower: exporting"):
             self.manifest["parity"]["text"] = {"fp32": export_text(tower, self.directory / "text-fp32.onnx")}
         self.manifest["goldens"]["text"] = text_goldens(tower, tokenizer)
@@ -116,9 +117,9 @@ class _TowerWriter:
         self._add_graphs("text", [{"input_ids": tokenizer.padded([row])} for row in ids])
 
     def add_image(self, pixels: str) -> None:
-        config, preprocessing = self.checkpoint.config.image, read_preprocessing(self.checkpoint)
+        config, preprocessing = self.source.config.image, read_preprocessing(self.source)
         say("image tower: reading the weights")
-        tower = self.checkpoint.image_tower()
+        tower = self.source.image_tower()
         with _timed("image tower: exporting"):
             parity = export_image(tower, preprocessing, pixels, self.directory / "image-fp32.onnx")
         self.manifest["parity"]["image"] = {"fp32": parity}
@@ -184,8 +185,8 @@ def check_output(output: Path) -> None:
         raise ExportError(f"{output.parent} is not a directory; create it first or choose another --output")
 
 
-def _check_disk(checkpoint: Checkpoint, output: Path, towers: Sequence[str], precisions: Sequence[str]) -> None:
-    config = checkpoint.config
+def _check_disk(source: Source, output: Path, towers: Sequence[str], precisions: Sequence[str]) -> None:
+    config = source.config
     shapes = {"text": text_shapes(config.text), "image": image_shapes(config.image)}
     weights = sum(math.prod(shape) for tower in towers for name, shape in shapes[tower].items() if "lora_" not in name)
     # The fp32 graphs are always written, because the other precisions are made from them.

@@ -48,9 +48,9 @@ def compare(
     f, r = unit(found, dim), unit(reference, dim)
     same = cosines(f, r)
     ratios = np.linalg.norm(f - r, axis=1) / np.maximum(distance_to_nearest(r), 1e-6)
-    top10 = {"within": agreement(f, f, r, r, same_set=True)}
+    top10 = {"within": float(shared_neighbours(f, f, r, r, same_set=True).mean())}
     if across is not None:
-        top10["across"] = agreement(f, unit(across[0], dim), r, unit(across[1], dim))
+        top10["across"] = float(shared_neighbours(f, unit(across[0], dim), r, unit(across[1], dim)).mean())
     return {
         "cosine": {"min": float(same.min()), "p1": float(np.percentile(same, 1)), "mean": float(same.mean())},
         "max_abs": float(np.abs(f - r).max()),
@@ -70,10 +70,10 @@ def distance_to_nearest(units: np.ndarray) -> np.ndarray:
     return nearest
 
 
-def agreement(
+def shared_neighbours(
     queries: np.ndarray, items: np.ndarray, old_queries: np.ndarray, old_items: np.ndarray, *, same_set: bool = False
-) -> float:
-    """Mean share of each query's ten nearest items that are also among the old query's ten nearest old items.
+) -> np.ndarray:
+    """Share of each query's ten nearest items that are also among the old query's ten nearest old items: [N].
 
     Args:
         queries, old_queries: unit vectors [N, D] of the same queries.
@@ -88,7 +88,7 @@ def agreement(
         new = _nearest(queries[rows] @ items.T, count, own)
         old = _nearest(old_queries[rows] @ old_items.T, count, own)
         shares += [len(set(a) & set(b)) / count for a, b in zip(new.tolist(), old.tolist(), strict=True)]
-    return float(np.mean(shares))
+    return np.array(shares)
 
 
 def batch_effect(alone: np.ndarray, batched: np.ndarray, dims: Sequence[int]) -> dict[str, float]:

@@ -14,6 +14,7 @@ from jinaclip.backends.cost import GPU_COST
 from jinaclip.bundle.manifest import Bundle
 from jinaclip.encoders import ENCODERS
 from jinaclip.terminal import say
+from jinaclip_export.bundle.source import Source
 from jinaclip_export.certification.inputs import Items
 from jinaclip_export.certification.measure import run_items
 from jinaclip_export.checkpoint.reader import Checkpoint
@@ -50,14 +51,22 @@ class TorchReference:
 
     def vectors(self, tower: str, items: Items) -> np.ndarray:
         """Raw vectors [N, D] of the items, each run alone."""
-        say(f"torch {tower}")
-        graph: TextGraph | ImageGraph
-        if tower == "text":
-            graph = TextGraph(self.checkpoint.text_tower())
-        else:
-            pixels = self.bundle.tower("image").input_dtype
-            graph = ImageGraph(self.checkpoint.image_tower(), self.bundle.preprocessing, pixels)
-        return run_items(ENCODERS[tower](self.bundle, "fp32", TorchSession(graph)), items, range(len(items)))
+        return torch_vectors(self.checkpoint, self.bundle, tower, items)
+
+
+def torch_vectors(source: Source, bundle: Bundle, tower: str, items: Items) -> np.ndarray:
+    """Raw vectors [N, D] of the items, each run alone by torch.
+
+    Args:
+        source: what the bundle was made from.
+    """
+    say(f"torch {tower}")
+    graph: TextGraph | ImageGraph
+    if tower == "text":
+        graph = TextGraph(source.text_tower())
+    else:
+        graph = ImageGraph(source.image_tower(), bundle.preprocessing, bundle.tower("image").input_dtype)
+    return run_items(ENCODERS[tower](bundle, "fp32", TorchSession(graph)), items, range(len(items)))
 
 
 class TorchSession:
