@@ -68,7 +68,7 @@ class ClipModel:
         self._reopen = partial(there, precision=precision, threads=threads, towers=tuple(towers), self_test=self_test)
         if self_test not in ("auto", "always"):
             raise InputError(f"self_test is {self_test!r}, expected one of auto, always")
-        _check_count("threads", threads)
+        check_count("threads", threads)
         if isinstance(towers, str) or not towers or not set(towers) <= set(TOWERS):
             raise InputError(f"towers is {towers!r}, expected some of {TOWERS}")
         self.bundle = Bundle(bundle, cache_dir)
@@ -161,7 +161,7 @@ class ClipModel:
             (2, 64)
         """
         dim = check_dim(truncate_dim, self.dims)
-        _check_count("batch_size", batch_size)
+        check_count("batch_size", batch_size)
         rows = [texts] if isinstance(texts, str) else _as_list(texts, "texts")
         ids = self.text_encoder.prepare(rows, task=task, max_length=max_length)
         result = np.empty((len(rows), dim), np.float32)
@@ -206,7 +206,7 @@ class ClipModel:
             (2, 64)
         """
         dim = check_dim(truncate_dim, self.dims)
-        _check_count("batch_size", batch_size)
+        check_count("batch_size", batch_size)
         single = _is_one_image(images)
         rows: list[Any] = [images] if single else _as_list(images, "images")
         result = np.empty((len(rows), dim), np.float32)
@@ -378,6 +378,11 @@ def _as_list(items: object, what: str) -> list[Any]:
     return list(items)
 
 
-def _check_count(name: str, value: int | None) -> None:
+def check_count(name: str, value: int | None) -> None:
+    """Check an argument that is None or a whole number from 1.
+
+    Raises:
+        InputError: it is something else; the message contains its name.
+    """
     if value is not None and (type(value) is not int or value < 1):
         raise InputError(f"{name} is {value!r}, expected None or a whole number from 1")

@@ -102,5 +102,5 @@ def test_items_that_are_equal_for_the_graph_count_once(small_bundle: Path, tmp_p
     assert len(images) == 3
     found = without_duplicates(bundle, "image", images)
     assert [Path(str(path)).name for path in found.items] == ["a.png", "c.png"] and found.source == images.source
-    with pytest.raises(InputError, match="1 different images, expected at least 2"):
+    with pytest.raises(InputError, match="--images has 1 different images, expected at least 2"):
         without_duplicates(bundle, "image", inputs.Items([picture, picture], "x"))

@@ -475,7 +475,7 @@ def test_wrong_words(bundle: Path, sentences: Path, tmp_path: Path, capsys: Capt
         assert (found, out) == (status, "") and message in err, words
     (tmp_path / "one.txt").write_text("cat\ncat\n", "utf-8")
     assert main(["certify", str(bundle), "--texts", str(tmp_path / "one.txt")]) == 1
-    assert "1 different texts, expected at least 2 (a certificate needs 100)" in capsys.readouterr().err
+    assert "--texts has 1 different texts, expected at least 2 (a certificate needs 100)" in capsys.readouterr().err
     (tmp_path / "bad.txt").write_bytes(b"cat\n\xff\n")
     assert main(["certify", str(bundle), "--texts", str(tmp_path / "bad.txt")]) == 1
     assert "line 2 is not UTF-8" in capsys.readouterr().err

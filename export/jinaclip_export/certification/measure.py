@@ -84,7 +84,7 @@ def without_duplicates(bundle: Bundle, tower: str, items: Items) -> Items:
         advance(1)
     if len(different) < 2:
         expected = f"expected at least 2 (a certificate needs {MIN_ITEMS[tower]})"
-        raise InputError(f"{len(different)} different {tower}s, {expected}")
+        raise InputError(f"--{tower}s has {len(different)} different {tower}s, {expected}")
     return Items(list(different.values()), items.source)
 
 

@@ -78,10 +78,13 @@ def _from_environment(parser: argparse.ArgumentParser) -> dict[str, Any]:
         option, variable = f"--{name.replace('_', '-')}", f"{PREFIX}{name.upper()}"
         if (value := os.environ.get(variable)) is None:
             continue
+        values = value.split(",") if isinstance(default, list) else [value]
+        if "--" in values:  # argparse would drop it
+            parser.error(f"{variable} has the value '--', which cannot be used")
         if name == "bundle":
-            words = [value]
+            words = ["--", value]
         elif isinstance(default, list):
-            words = [f"{option}={word}" for word in value.split(",") if word]
+            words = [f"{option}={word}" for word in values if word]
         elif not isinstance(default, bool):
             words = [f"{option}={value}"]
         elif value.lower() in ("1", "true", "yes", "0", "false", "no", ""):

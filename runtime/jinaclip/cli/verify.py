@@ -10,6 +10,7 @@ from jinaclip.backends.selection import BACKENDS, choose_backend
 from jinaclip.bundle.manifest import Bundle
 from jinaclip.cli.arguments import add_bundle_arguments
 from jinaclip.encoders import ENCODERS
+from jinaclip.model import check_count
 from jinaclip.terminal import say
 
 EXTRA = None
@@ -24,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    check_count("threads", args.threads)
     bundle = Bundle(args.bundle, args.cache)
     device = "cpu" if (args.backend, args.device) == ("onnxruntime", "auto") else args.device
     backend = choose_backend(bundle, tuple(bundle.towers), backend=args.backend, device=device)

@@ -23,6 +23,7 @@ from jinaclip.server.apis.requests import Rules, embedding_request, rank_request
 from jinaclip.server.errors import Problem
 from jinaclip.server.middleware import Handling, ServerSettings
 from jinaclip.server.openapi import description, page
+from jinaclip.server.queue import QueueClosed
 from jinaclip.server.service import Service
 
 
@@ -78,15 +79,25 @@ class Server:
     async def _working(self, request: Request) -> AsyncIterator[Any]:
         """Read the body of an embedding or rank request and count the request as in flight during the block.
 
-        The block is cancelled if the client disconnects. A shutdown waits for it.
+        The block is cancelled if the client disconnects. A shutdown waits for it until the grace period ends.
+
+        Raises:
+            Problem: 503, the server is shutting down; or the body cannot be used.
         """
+        message = "This server is shutting down; send the request to another server."
+        closed = Problem(503, "shutting_down", message, headers={"Retry-After": "1", "Connection": "close"})
         if self.draining:
-            message = "This server is shutting down; send the request to another server."
-            raise Problem(503, "shutting_down", message, headers={"Retry-After": "1", "Connection": "close"})
+            raise closed
         self.in_flight += 1
         try:
             async with self._handling.body(request) as body, _cancelled_if_client_leaves(request):
                 yield body
+        except QueueClosed:
+            raise closed from None
+        except asyncio.CancelledError:
+            if not self.draining:
+                raise
+            raise closed from None  # the grace period is over
         finally:
             self.in_flight -= 1
 

@@ -18,12 +18,16 @@ import numpy as np
 
 from jinaclip.backends.cost import RunCost
 from jinaclip.bundle.manifest import TowerManifest
-from jinaclip.errors import BackendError, Overloaded
+from jinaclip.errors import BackendError
 from jinaclip.packing import pack_texts
 
 CANDIDATES = 256  # the oldest queued texts that are considered for a batch; more do not improve it and take longer
 T = TypeVar("T")
 Vector = np.ndarray  # an unnormalized embedding, float32 [D]
+
+
+class QueueClosed(BackendError):
+    """The server shut down before an item was run."""
 
 
 @dataclass
@@ -86,12 +90,12 @@ class Batcher(Generic[T]):
             One future per item. Cancelling a future removes its item if it is still queued.
 
         Raises:
-            Overloaded: the queue is closed.
+            QueueClosed: the queue is closed.
         """
         entries = [_Entry(item, Future[Vector](), time.monotonic()) for item in items]
         with self._changed:
             if not self._open:
-                raise Overloaded(f"the {self.name} queue is closed because the server is shutting down")
+                raise QueueClosed(f"the {self.name} queue is closed because the server is shutting down")
             self._queued.extend(entries)
             self._changed.notify_all()  # the items may be enough for several workers
         return [entry.future for entry in entries]
@@ -127,7 +131,7 @@ class Batcher(Generic[T]):
             unfinished, self._queued = self._queued, []
         for entry in unfinished:
             if entry.future.set_running_or_notify_cancel():
-                entry.future.set_exception(BackendError("the server shut down before this item was run"))
+                entry.future.set_exception(QueueClosed("the server shut down before this item was run"))
         return len(unfinished)
 
     def _work(self) -> None:

@@ -516,6 +516,7 @@ def test_verify_reads_every_byte(small_bundle: Path, tmp_path: Path, refused: Re
     facts = json.loads(capsysbinary.readouterr().out)
     assert facts["files"] == 7 and [test["tower"] for test in facts["self_tests"]] == ["text", "image"]
     assert all(0 <= test["error_ratio"] <= 0.001 for test in facts["self_tests"])
+    refused(["verify", bundle, "--threads", "0"], "threads is 0, expected None or a whole number from 1")
     with (bundle / "image-fp32.onnx.data").open("r+b") as file:
         file.seek(-1000, os.SEEK_END)
         file.write(b"x")

@@ -15,7 +15,7 @@ from jinaclip import ClipModel
 from jinaclip.backends.cost import CPU_COST, GPU_COST, UNPADDED_CPU_COST, RunCost
 from jinaclip.errors import BackendError, Overloaded
 from jinaclip.server.admission import Limiter
-from jinaclip.server.queue import Batcher, choose_images, choose_texts
+from jinaclip.server.queue import Batcher, QueueClosed, choose_images, choose_texts
 from tests.conftest import TEXTS
 from tests.runtime.test_packing import FULL
 from tests.support.running import until
@@ -206,7 +206,7 @@ def test_closing_finishes_what_was_accepted() -> None:
     threading.Timer(0.2, gate.go.set).start()
     assert batcher.close(10) == 0
     assert [future.result(0)[0] for future in futures] == [1, 2, 3]
-    with pytest.raises(Overloaded, match="closed"):
+    with pytest.raises(QueueClosed, match="closed"):
         batcher.submit([4])
 
 

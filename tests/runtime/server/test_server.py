@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -386,9 +387,23 @@ def test_the_grace_period_ends(small_bundle: Path) -> None:
         answer = pool.submit(server.post, {"input": ["word " * 8000] * 40, "truncate": True})
         until(lambda: server.metric('jinaclip_queue_items{tower="text"}') > 30)
         server.process.send_signal(signal.SIGTERM)
-        assert answer.result().status_code == 500
+        refused = answer.result()
+    assert refused.status_code == 503 and refused.json()["error"]["code"] == "shutting_down"
     assert server.process.wait(60) == 0
     assert "were not finished within 0.5 s" in server.log and "terminate called" not in server.log
+    server.end()
+
+
+def test_a_body_that_does_not_arrive_is_answered_at_shutdown(small_bundle: Path) -> None:
+    server = Running(small_bundle, "--towers", "text", "--threads", "1", "--grace", "0.5")
+    host, port = httpx.URL(server.url).host, httpx.URL(server.url).port
+    with socket.create_connection((host, port)) as client:
+        client.sendall(b'POST /v1/embeddings HTTP/1.1\r\nHost: here\r\nContent-Length: 20\r\n\r\n{"input": ')
+        time.sleep(0.3)
+        server.process.send_signal(signal.SIGTERM)
+        answer = b"".join(iter(lambda: client.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.1 503 ") and b'"code":"shutting_down"' in answer
+    assert server.process.wait(60) == 0 and "Traceback" not in server.log
     server.end()
 
 
