@@ -24,7 +24,6 @@ from jinaclip_bench.cases.settings import BenchSettings
 from jinaclip_bench.cases.table import CASES, PHOTO_SIZE, SUITES, photo_jpeg, random_ids
 from jinaclip_bench.errors import BenchError
 from jinaclip_bench.measuring import cache
-from jinaclip_bench.measuring import timing as measure
 from jinaclip_bench.measuring.machine import commit, machine_info, memory_of_this_process
 from jinaclip_bench.measuring.timing import Sample, agreement, interleave, paired_ratio, summary, timed
 from jinaclip_bench.reporting.record import FIELDS, run_fields, to_line
@@ -33,23 +32,12 @@ from jinaclip_bench.scenarios.in_process import KINDS
 from jinaclip_bench.scenarios.new_process import process
 from jinaclip_bench.sides import random_model
 from jinaclip_bench.sides.torch_cpu import matching_checkpoint, open_torch
+from tests.bench.conftest import logged
 
 Records = list[dict[str, Any]]
 BASIC = SUITES["basic"]
 STEADY = [name for name in BASIC if not name.startswith("process-")]
 SIDES = ["jinaclip fp32", "torch-fp32", "torch-bf16"]
-
-
-def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """The messages of jinaclip's logger. torch writes to others."""
-    return [record.getMessage() for record in caplog.records if record.name == "jinaclip"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_pauses() -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measure, "SETTLE_S", 0.0)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,6 @@ from jinaclip_bench.cases.gpu_backends import backends_on_gpu
 from jinaclip_bench.cases.settings import BenchSettings, OpenCase
 from jinaclip_bench.cases.table import CASES, ON_GPU, SUITES, Case, random_ids
 from jinaclip_bench.errors import BenchError, NotCompiled
-from jinaclip_bench.measuring import timing as measure
 from jinaclip_bench.measuring.device_profile import DEVICE_STAGES, UNAVAILABLE, stages_of
 from jinaclip_bench.measuring.machine import gpu_versions
 from jinaclip_bench.measuring.timing import Sample, jinaclip_side, precision_of
@@ -62,13 +61,6 @@ from jinaclip_export.towers.text import TextTower
 Records = list[dict[str, Any]]
 GPU = Gpu(index=0, name="Some GPU", capability="9.0", sm_count=132, memory_mib=143_771, driver="13.0")
 without_a_gpu = pytest.mark.skipif(driver_problem() is None, reason="there is a GPU here")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_pauses() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measure, "SETTLE_S", 0.0)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,6 @@ from jinaclip.cli import main
 from jinaclip_bench.cases.settings import BenchSettings, OpenCase
 from jinaclip_bench.cases.table import CASES
 from jinaclip_bench.errors import BenchError
-from jinaclip_bench.measuring import timing as measure
 from jinaclip_bench.measuring.machine import cpu_seconds
 from jinaclip_bench.measuring.timing import Requests, Sample
 from jinaclip_bench.reporting.bounds import BOUNDS
@@ -36,13 +35,6 @@ from tests.conftest import TEXTS
 
 Records = list[dict[str, Any]]
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="by Linux's prctl and /proc")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_pauses() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measure, "SETTLE_S", 0.0)
-        yield
 
 
 @pytest.fixture

@@ -23,7 +23,6 @@ from jinaclip_bench.cases.settings import BenchSettings
 from jinaclip_bench.cases.table import CASES, SUITES, Case, random_ids
 from jinaclip_bench.errors import BenchError
 from jinaclip_bench.measuring import cache
-from jinaclip_bench.measuring import timing as measure
 from jinaclip_bench.measuring.machine import reset_peak, resident_mib
 from jinaclip_bench.reporting.bounds import BOUNDS, Bound, Measured
 from jinaclip_bench.reporting.record import run_fields
@@ -33,21 +32,10 @@ from jinaclip_bench.scenarios.in_process import KINDS, USES_TORCH
 from jinaclip_bench.sides.fused_onnx import FusedSession, fused_graph, write_fused
 from jinaclip_bench.sides.torch_cpu import matching_checkpoint, open_torch
 from jinaclip_export.checkpoint.reader import Checkpoint
+from tests.bench.conftest import logged
 from tests.conftest import PHOTOS, TEXTS
 
 Records = list[dict[str, Any]]
-
-
-def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """The messages of jinaclip's logger. torch writes to others."""
-    return [record.getMessage() for record in caplog.records if record.name == "jinaclip"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_pauses() -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measure, "SETTLE_S", 0.0)
-        yield
 
 
 @pytest.fixture(scope="module")
